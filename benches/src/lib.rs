@@ -1,0 +1,1 @@
+//! Criterion benchmarks: kernels, whole models, swaps.

@@ -1,0 +1,249 @@
+//! What a backend promises: compile a plan once, run it many times.
+
+use crate::{CompileError, ResourceError, RunError};
+use cutover_graph::{Fact, Graph, Node, Plan};
+use cutover_tensor::{TensorView, TensorViewMut, Value};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Something that runs plans.
+pub trait Backend: Send + Sync {
+    fn describe(&self) -> DeviceInfo;
+
+    /// Whether this backend runs `node` of `graph`, and how; if not, why not.
+    fn supports(&self, graph: &Graph, node: &Node) -> Support;
+
+    /// Chooses layouts and kernels and packs the weights.
+    fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError>;
+}
+
+/// A compiled plan: immutable, shared, and the unit that is swapped.
+pub trait Executable: Send + Sync {
+    fn signature(&self) -> &Signature;
+
+    /// Bytes it holds, and that one session will need.
+    fn footprint(&self) -> Footprint;
+
+    /// Which kernel runs each node, and why.
+    fn placement(&self) -> &Placement;
+
+    fn session(self: Arc<Self>, memory: SessionMemory) -> Result<Box<dyn Session>, ResourceError>;
+}
+
+/// One worker's memory for running an executable.
+pub trait Session: Send {
+    /// Runs the model. `inputs` and `outputs` are in the order of the signature.
+    ///
+    /// # Errors
+    /// An input or output that contradicts the signature, an operator's error on these values, a passed deadline. The
+    /// session can be used again after any of them but [`RunError::DeviceLost`].
+    fn run(
+        &mut self,
+        inputs: &[Input<'_>],
+        outputs: &mut [Output<'_>],
+        context: &RunContext<'_>,
+    ) -> Result<(), RunError>;
+}
+
+/// The inputs and outputs of a model, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Signature {
+    pub inputs: Vec<Binding>,
+    pub outputs: Vec<Binding>,
+}
+
+/// A named input or output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Binding {
+    pub name: String,
+    pub fact: Fact,
+}
+
+impl Signature {
+    pub fn of(graph: &Graph) -> Signature {
+        let bind = |ids: &[cutover_graph::ValueId]| {
+            let values = ids.iter().map(|&id| graph.value(id));
+            values.map(|v| Binding { name: v.name.clone(), fact: v.fact.clone() }).collect()
+        };
+        Signature { inputs: bind(graph.inputs()), outputs: bind(graph.outputs()) }
+    }
+}
+
+/// What the caller hands in.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// The caller's memory, read during the run and not copied where its alignment allows.
+    View(TensorView<'a>),
+    Value(&'a Value),
+}
+
+/// Where a result goes.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// Into the caller's buffer, whose type and shape must be those of the result.
+    Write(TensorViewMut<'a>),
+    /// Into a new value that the run leaves here.
+    Allocate(Option<Value>),
+    /// Nobody reads it.
+    Discard,
+}
+
+/// What may differ from run to run.
+#[derive(Clone, Copy, Default)]
+pub struct RunContext<'a> {
+    pub deadline: Option<Instant>,
+    pub cancellation: Option<&'a Cancellation>,
+    pub limits: RunLimits,
+    /// Told how long every node took; measuring costs two clock reads a node.
+    pub profiler: Option<&'a dyn Profiler>,
+}
+
+impl RunContext<'_> {
+    /// Between nodes: whether the run must stop before `node`.
+    pub fn check(&self, node: &str) -> Result<(), RunError> {
+        if self.cancellation.is_some_and(Cancellation::is_cancelled) {
+            return Err(RunError::Cancelled { node: node.to_string() });
+        }
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(RunError::Deadline { node: node.to_string() });
+        }
+        Ok(())
+    }
+}
+
+/// Set from any thread to stop a run at its next node.
+#[derive(Debug, Default)]
+pub struct Cancellation(AtomicBool);
+
+impl Cancellation {
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Bounds on what a run may take.
+#[derive(Clone, Copy, Debug)]
+pub struct RunLimits {
+    /// Bytes of one session's arena for one set of input shapes.
+    pub arena_bytes: u64,
+}
+
+impl Default for RunLimits {
+    fn default() -> Self {
+        RunLimits { arena_bytes: 16 << 30 }
+    }
+}
+
+/// Receives measurements while a model runs.
+pub trait Profiler: Sync {
+    fn record(&self, timing: OpTiming<'_>);
+}
+
+/// How long one step took.
+#[derive(Clone, Copy, Debug)]
+pub struct OpTiming<'a> {
+    pub node: &'a str,
+    pub op: &'a str,
+    pub kernel: &'a str,
+    pub duration: Duration,
+}
+
+/// Where sessions get their memory from.
+#[derive(Clone, Debug, Default)]
+pub struct SessionMemory {
+    /// Bytes the session may hold; `None` for no bound of its own.
+    pub budget_bytes: Option<u64>,
+}
+
+/// What a plan is compiled for.
+#[derive(Clone, Debug, Default)]
+pub struct CompileOptions {
+    pub precision: Precision,
+    pub numerics: Numerics,
+}
+
+/// The type that floating-point products are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// As the model says.
+    #[default]
+    F32,
+    BF16,
+    F16,
+}
+
+/// How far a backend may rearrange arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Numerics {
+    #[default]
+    Default,
+    /// No algorithm whose rounding error exceeds a direct sum's.
+    Strict,
+}
+
+/// The device behind a backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceInfo {
+    /// As written on command lines: `cpu`, `reference`.
+    pub backend: &'static str,
+    /// E.g. the processor's name.
+    pub device: String,
+    /// Instruction set or interface in use: `avx512`, `avx2`, `scalar`.
+    pub isa: String,
+    pub threads: usize,
+}
+
+/// Whether a backend runs a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Support {
+    /// With a kernel of its own.
+    Native {
+        kernel: &'static str,
+    },
+    /// By the reference evaluation of the operator.
+    Fallback {
+        reason: String,
+    },
+    No {
+        reason: String,
+    },
+}
+
+/// Bytes, counted before the executable takes traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Weights as this executable holds them, packed or mapped.
+    pub weight_bytes: u64,
+    /// The part of `weight_bytes` that other executables of this backend hold too, at this moment.
+    pub shared_bytes: u64,
+    /// One session's arena, where every shape is static or was declared; otherwise for symbols at 1.
+    pub session_bytes: u64,
+}
+
+/// Where each node runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Placement {
+    pub nodes: Vec<PlacedNode>,
+}
+
+/// One node of the plan as it was compiled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlacedNode {
+    pub node: String,
+    pub op: String,
+    pub backend: &'static str,
+    /// Name of the kernel, `fused into NODE`, `view`, or `reference`.
+    pub kernel: String,
+    pub dtype: String,
+    /// Why a fallback is used; empty otherwise.
+    pub reason: String,
+}

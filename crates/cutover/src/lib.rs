@@ -1,0 +1,1 @@
+//! The facade: what `cargo add cutover` gives.

@@ -1,0 +1,134 @@
+//! What is known of a value before any input is seen.
+
+use crate::{Dim, OpError};
+use cutover_tensor::{DType, Tensor};
+use std::fmt;
+
+/// The type of a value and what is known of its contents.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    Tensor(TensorFact),
+    Sequence(Box<Fact>),
+    Optional(Box<Fact>),
+    Map { key: DType, value: Box<Fact> },
+}
+
+/// Element type, extents and, for small integer and boolean tensors, the elements themselves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorFact {
+    pub dtype: DType,
+    /// `None` where even the rank is unknown.
+    pub shape: Option<Vec<Dim>>,
+    /// Elements in row-major order, booleans as 0 and 1. Known for integer and boolean tensors of at most
+    /// [`TensorFact::VALUE_LIMIT`] elements whose shape is constant.
+    pub value: Option<Vec<Dim>>,
+}
+
+impl TensorFact {
+    /// Exporters compute shapes with tensors of a few elements; anything larger is data.
+    pub const VALUE_LIMIT: usize = 64;
+
+    pub fn new(dtype: DType, shape: impl Into<Vec<Dim>>) -> TensorFact {
+        TensorFact { dtype, shape: Some(shape.into()), value: None }
+    }
+
+    pub fn of_constant_shape(dtype: DType, shape: &[usize]) -> TensorFact {
+        TensorFact::new(dtype, shape.iter().map(|&d| Dim::from(d)).collect::<Vec<_>>())
+    }
+
+    pub fn unknown_rank(dtype: DType) -> TensorFact {
+        TensorFact { dtype, shape: None, value: None }
+    }
+
+    /// The fact of a known tensor, its elements included where they are small integers or booleans.
+    pub fn of_tensor(tensor: &Tensor) -> TensorFact {
+        let mut fact = TensorFact::of_constant_shape(tensor.dtype(), tensor.shape());
+        if tensor.element_count() <= TensorFact::VALUE_LIMIT {
+            fact.value = match tensor.dtype() {
+                DType::I64 => tensor.to_vec::<i64>().ok().map(|v| v.into_iter().map(Dim::Const).collect()),
+                DType::I32 => {
+                    tensor.to_vec::<i32>().ok().map(|v| v.into_iter().map(|x| Dim::Const(x.into())).collect())
+                }
+                DType::Bool => tensor.to_bools().ok().map(|v| v.into_iter().map(|x| Dim::Const(x.into())).collect()),
+                _ => None,
+            };
+        }
+        fact
+    }
+
+    /// Attaches `value` where it may be kept: an integer or boolean type, a constant shape, few elements.
+    pub fn with_value(mut self, value: Option<Vec<Dim>>) -> TensorFact {
+        let kept = matches!(self.dtype, DType::I64 | DType::I32 | DType::Bool);
+        self.value = value.filter(|v| {
+            kept && v.len() <= TensorFact::VALUE_LIMIT
+                && self.constant_shape().is_some_and(|s| s.iter().product::<usize>() == v.len())
+        });
+        self
+    }
+
+    pub fn rank(&self) -> Option<usize> {
+        self.shape.as_ref().map(Vec::len)
+    }
+
+    /// The extents, where all are known.
+    pub fn constant_shape(&self) -> Option<Vec<usize>> {
+        self.shape.as_ref()?.iter().map(|d| d.as_const().and_then(|d| usize::try_from(d).ok())).collect()
+    }
+
+    /// The elements, where all are known numbers.
+    pub fn constant_value(&self) -> Option<Vec<i64>> {
+        self.value.as_ref()?.iter().map(Dim::as_const).collect()
+    }
+
+    /// Number of elements as an expression, where the rank is known.
+    pub fn element_count(&self) -> Option<Dim> {
+        Some(self.shape.as_ref()?.iter().fold(Dim::Const(1), |n, d| n * d.clone()))
+    }
+}
+
+impl Fact {
+    pub fn as_tensor(&self) -> Option<&TensorFact> {
+        match self {
+            Fact::Tensor(fact) => Some(fact),
+            _ => None,
+        }
+    }
+
+    /// The tensor's fact, or an error that says what came instead.
+    pub fn tensor(&self) -> Result<&TensorFact, OpError> {
+        self.as_tensor().ok_or_else(|| OpError::input(format!("expected a tensor, got {self}")))
+    }
+}
+
+impl From<TensorFact> for Fact {
+    fn from(fact: TensorFact) -> Fact {
+        Fact::Tensor(fact)
+    }
+}
+
+impl fmt::Display for TensorFact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.dtype)?;
+        match &self.shape {
+            None => f.write_str("[..]"),
+            Some(shape) => {
+                f.write_str("[")?;
+                for (i, dim) in shape.iter().enumerate() {
+                    write!(f, "{}{dim}", if i > 0 { ", " } else { "" })?;
+                }
+                f.write_str("]")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Fact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fact::Tensor(fact) => fact.fmt(f),
+            Fact::Sequence(of) => write!(f, "sequence({of})"),
+            Fact::Optional(of) => write!(f, "optional({of})"),
+            Fact::Map { key, value } => write!(f, "map({key}, {value})"),
+        }
+    }
+}

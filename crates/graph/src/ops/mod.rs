@@ -1,0 +1,229 @@
+//! The operators: one file each, holding attributes, import for every opset, facts, reference evaluation and cases.
+//!
+//! A line in [`operators!`] below lists an operator's file, its type and the ONNX names it is imported from
+//! (`Name`, or `domain.Name` outside the default domain). Everything else about it is in its own file.
+
+mod activation;
+mod evaluate;
+mod read;
+mod window;
+
+pub use activation::Activation;
+pub use evaluate::{Inputs, Wide, broadcast_index, broadcast_shape, indices, select, select_from};
+pub use read::NodeReader;
+pub use window::{Padding, Window, WindowAxis};
+
+use crate::{Dim, Fact, ImportError, OpError, TensorFact};
+use cutover_tensor::Value;
+use std::{any::Any, fmt, sync::Arc};
+
+/// What an operator's file implements.
+pub trait Operator: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
+    /// Reads one ONNX node of any opset into the newest form: attributes that became inputs are added as constant
+    /// inputs ([`NodeReader::push_constant`]), removed attributes become what they meant.
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError>;
+
+    /// The ONNX node this is written as, at opset [`EXPORT_OPSET`]; inputs and outputs stay as they are.
+    fn export(&self) -> Spelling;
+
+    /// Type and shape of every output, symbolic where inputs are, with elements where [`TensorFact::value`] can hold them.
+    /// Inputs that contradict the operator's definition are an error.
+    fn infer(&self, inputs: Facts<'_>, context: &InferContext<'_>) -> Result<Vec<Fact>, OpError>;
+
+    /// The definition: slow, plain, every type. At least as many values as `context.outputs`.
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError>;
+}
+
+/// The opset of the default domain that graphs are held in and exported at.
+pub const EXPORT_OPSET: i64 = 21;
+
+/// An operator as ONNX spells it.
+#[derive(Clone, Debug)]
+pub struct Spelling {
+    /// Empty for the default domain.
+    pub domain: &'static str,
+    pub op_type: &'static str,
+    pub attributes: Vec<(&'static str, Attribute)>,
+    /// One-input activations applied to the first output after it, in order: fused operators are written as several nodes.
+    pub then: Vec<Spelling>,
+    /// Where this is a bias fused into a product: the index of the input that is written as an `Add` after it.
+    pub added_input: Option<usize>,
+}
+
+impl Spelling {
+    pub fn new(op_type: &'static str) -> Spelling {
+        Spelling { domain: "", op_type, attributes: Vec::new(), then: Vec::new(), added_input: None }
+    }
+
+    pub fn in_domain(mut self, domain: &'static str) -> Spelling {
+        self.domain = domain;
+        self
+    }
+
+    pub fn with(mut self, name: &'static str, value: impl Into<Attribute>) -> Spelling {
+        self.attributes.push((name, value.into()));
+        self
+    }
+}
+
+/// An attribute's value.
+#[derive(Clone, Debug)]
+pub enum Attribute {
+    Int(i64),
+    Float(f32),
+    String(String),
+    Tensor(cutover_tensor::Tensor),
+    Ints(Vec<i64>),
+    Floats(Vec<f32>),
+    Strings(Vec<String>),
+    Graph(Arc<crate::Graph>),
+}
+
+macro_rules! attribute_from {
+    ($($t:ty => $v:ident),*) => { $(impl From<$t> for Attribute { fn from(v: $t) -> Attribute { Attribute::$v(v.into()) } })* };
+}
+attribute_from!(i64 => Int, f32 => Float, &str => String, String => String, cutover_tensor::Tensor => Tensor,
+    Vec<i64> => Ints, Vec<f32> => Floats, Vec<String> => Strings);
+
+/// The facts of a node's inputs, omitted ones `None`.
+#[derive(Clone, Copy)]
+pub struct Facts<'a>(pub &'a [Option<&'a Fact>]);
+
+impl<'a> Facts<'a> {
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The tensor at `index`; an error where it is omitted or not a tensor.
+    pub fn tensor(&self, index: usize) -> Result<&'a TensorFact, OpError> {
+        self.get(index).ok_or_else(|| OpError::input(format!("input {index} is missing")))?.tensor()
+    }
+
+    /// The tensor at `index`, or `None` where it is omitted.
+    pub fn optional_tensor(&self, index: usize) -> Result<Option<&'a TensorFact>, OpError> {
+        self.get(index).map(Fact::tensor).transpose()
+    }
+
+    pub fn get(&self, index: usize) -> Option<&'a Fact> {
+        self.0.get(index).copied().flatten()
+    }
+}
+
+/// What inference may know besides the inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct InferContext<'a> {
+    /// The node's name, from which fresh symbols get theirs.
+    pub node: &'a str,
+    /// How many outputs the node names.
+    pub outputs: usize,
+}
+
+impl InferContext<'_> {
+    /// A symbol for an extent that only data decides.
+    pub fn fresh(&self, what: &str) -> Dim {
+        Dim::symbol(format!("{}.{what}", self.node))
+    }
+}
+
+/// What evaluation may know besides the inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct EvalContext {
+    pub outputs: usize,
+    /// Largest number of elements an output may have.
+    pub max_elements: usize,
+}
+
+impl Default for EvalContext {
+    fn default() -> Self {
+        EvalContext { outputs: 1, max_elements: 1 << 32 }
+    }
+}
+
+/// An operator of the user's own.
+pub trait CustomOp: fmt::Debug + Send + Sync {
+    /// `domain.Name`.
+    fn name(&self) -> &str;
+    fn infer(&self, inputs: Facts<'_>, context: &InferContext<'_>) -> Result<Vec<Fact>, OpError>;
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError>;
+    fn as_any(&self) -> &dyn Any;
+}
+
+macro_rules! operators {
+    ($($file:ident :: $op:ident [$($name:literal),+ $(,)?];)*) => {
+        $(mod $file; pub use $file::*;)*
+
+        /// Every operator Cutover knows.
+        #[derive(Clone, Debug)]
+        pub enum Op {
+            $($op($op),)*
+            Custom(Arc<dyn CustomOp>),
+        }
+
+        /// The ONNX names of every operator (`domain.Name` outside the default domain).
+        pub const OPERATOR_NAMES: &[&str] = &[$($($name),+),*];
+
+        impl Op {
+            /// Reads the ONNX node; `None` where its operator is unknown.
+            pub(crate) fn import(qualified_name: &str, node: &mut NodeReader) -> Option<Result<Op, ImportError>> {
+                match qualified_name {
+                    $($($name)|+ => Some(<$op as Operator>::import(node)),)*
+                    _ => None,
+                }
+            }
+
+            pub fn infer(&self, inputs: Facts<'_>, context: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+                match self {
+                    $(Op::$op(op) => op.infer(inputs, context),)*
+                    Op::Custom(op) => op.infer(inputs, context),
+                }
+            }
+
+            pub fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+                match self {
+                    $(Op::$op(op) => op.eval(inputs, context),)*
+                    Op::Custom(op) => op.eval(inputs, context),
+                }
+            }
+
+            /// How ONNX spells it; `None` for a custom operator.
+            pub fn spelling(&self) -> Option<Spelling> {
+                match self {
+                    $(Op::$op(op) => Some(op.export()),)*
+                    Op::Custom(_) => None,
+                }
+            }
+        }
+
+        $(impl From<$op> for Op { fn from(op: $op) -> Op { Op::$op(op) } })*
+    };
+}
+
+impl Op {
+    /// The ONNX name, for messages and tables.
+    pub fn name(&self) -> String {
+        match (self.spelling(), self) {
+            (Some(s), _) if s.domain.is_empty() => s.op_type.to_string(),
+            (Some(s), _) => format!("{}.{}", s.domain, s.op_type),
+            (None, Op::Custom(op)) => op.name().to_string(),
+            (None, _) => String::new(),
+        }
+    }
+}
+
+operators! {
+    // Elementwise, logic, types
+    unary::Unary ["Abs", "Relu", "Neg", "Exp", "Sqrt", "Tanh", "Sigmoid", "Erf"];
+
+    // Shapes and movement
+
+    // Products and windows
+    conv::Conv ["Conv"];
+    matmul::MatMul ["MatMul"];
+    gemm::Gemm ["Gemm"];
+
+    // Normalisation, reduction, recurrence, quantization
+}

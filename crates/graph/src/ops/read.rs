@@ -1,0 +1,155 @@
+//! How an operator's `import` reads an ONNX node.
+
+use super::Attribute;
+use crate::ImportError;
+use cutover_tensor::Tensor;
+use std::collections::BTreeMap;
+
+/// One ONNX node while it is read: its attributes are taken one by one, and any left at the end is an error.
+#[derive(Debug)]
+pub struct NodeReader {
+    /// For messages.
+    pub node: String,
+    /// Without its domain.
+    pub op_type: String,
+    pub domain: String,
+    /// Version of the node's domain that the model imports.
+    pub opset: i64,
+    /// For each input in order, whether it is there (an empty name is an omitted input).
+    pub inputs: Vec<bool>,
+    /// Number of outputs that the node names (trailing omitted ones don't count).
+    pub outputs: usize,
+    attributes: BTreeMap<String, Attribute>,
+    constants: Vec<(usize, Tensor)>,
+}
+
+impl NodeReader {
+    pub fn new(
+        node: impl Into<String>,
+        domain: impl Into<String>,
+        op_type: impl Into<String>,
+        opset: i64,
+        inputs: Vec<bool>,
+        outputs: usize,
+        attributes: BTreeMap<String, Attribute>,
+    ) -> NodeReader {
+        let (node, domain, op_type) = (node.into(), domain.into(), op_type.into());
+        NodeReader { node, op_type, domain, opset, inputs, outputs, attributes, constants: Vec::new() }
+    }
+
+    pub fn has_input(&self, index: usize) -> bool {
+        self.inputs.get(index).copied().unwrap_or(false)
+    }
+
+    pub fn has_attribute(&self, name: &str) -> bool {
+        self.attributes.contains_key(name)
+    }
+
+    /// Takes the attribute, or `None` where the node does not have it.
+    pub fn optional_int(&mut self, name: &str) -> Result<Option<i64>, ImportError> {
+        self.take(name, "an integer", |a| if let Attribute::Int(v) = a { Some(v) } else { None })
+    }
+
+    pub fn int(&mut self, name: &str, default: i64) -> Result<i64, ImportError> {
+        Ok(self.optional_int(name)?.unwrap_or(default))
+    }
+
+    /// An integer that ONNX uses as a flag; anything but 0 and 1 is an error.
+    pub fn flag(&mut self, name: &str, default: bool) -> Result<bool, ImportError> {
+        match self.int(name, default.into())? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(self.corrupt(format!("attribute '{name}' must be 0 or 1, got {other}"))),
+        }
+    }
+
+    pub fn optional_float(&mut self, name: &str) -> Result<Option<f32>, ImportError> {
+        self.take(name, "a float", |a| if let Attribute::Float(v) = a { Some(v) } else { None })
+    }
+
+    pub fn float(&mut self, name: &str, default: f32) -> Result<f32, ImportError> {
+        Ok(self.optional_float(name)?.unwrap_or(default))
+    }
+
+    pub fn optional_string(&mut self, name: &str) -> Result<Option<String>, ImportError> {
+        self.take(name, "a string", |a| if let Attribute::String(v) = a { Some(v) } else { None })
+    }
+
+    pub fn string(&mut self, name: &str, default: &str) -> Result<String, ImportError> {
+        Ok(self.optional_string(name)?.unwrap_or_else(|| default.to_string()))
+    }
+
+    pub fn optional_ints(&mut self, name: &str) -> Result<Option<Vec<i64>>, ImportError> {
+        self.take(name, "a list of integers", |a| if let Attribute::Ints(v) = a { Some(v) } else { None })
+    }
+
+    pub fn optional_floats(&mut self, name: &str) -> Result<Option<Vec<f32>>, ImportError> {
+        self.take(name, "a list of floats", |a| match a {
+            Attribute::Floats(v) => Some(v),
+            // An empty list has no type in some writers.
+            Attribute::Ints(v) if v.is_empty() => Some(Vec::new()),
+            _ => None,
+        })
+    }
+
+    pub fn optional_strings(&mut self, name: &str) -> Result<Option<Vec<String>>, ImportError> {
+        self.take(name, "a list of strings", |a| if let Attribute::Strings(v) = a { Some(v) } else { None })
+    }
+
+    pub fn optional_tensor(&mut self, name: &str) -> Result<Option<Tensor>, ImportError> {
+        self.take(name, "a tensor", |a| if let Attribute::Tensor(v) = a { Some(v) } else { None })
+    }
+
+    pub fn optional_graph(&mut self, name: &str) -> Result<Option<std::sync::Arc<crate::Graph>>, ImportError> {
+        self.take(name, "a graph", |a| if let Attribute::Graph(v) = a { Some(v) } else { None })
+    }
+
+    /// Makes input `index`, which the node must not have, the constant `tensor`: how an attribute of an old opset becomes
+    /// the input it is today.
+    pub fn push_constant(&mut self, index: usize, tensor: Tensor) {
+        debug_assert!(!self.has_input(index));
+        if self.inputs.len() <= index {
+            self.inputs.resize(index + 1, false);
+        }
+        self.inputs[index] = true;
+        self.constants.push((index, tensor));
+    }
+
+    /// An error about this node.
+    pub fn corrupt(&self, message: impl Into<String>) -> ImportError {
+        ImportError::Corrupt { place: self.place(), message: message.into() }
+    }
+
+    pub fn unsupported(&self, message: impl Into<String>) -> ImportError {
+        ImportError::Unsupported { place: self.place(), message: message.into() }
+    }
+
+    /// Ends the reading: the constants that became inputs.
+    pub(crate) fn finish(self) -> Result<Vec<(usize, Tensor)>, ImportError> {
+        match self.attributes.keys().next() {
+            Some(name) => {
+                Err(self.corrupt(format!("has attribute '{name}', which opset {} does not define", self.opset)))
+            }
+            None => Ok(self.constants),
+        }
+    }
+
+    fn place(&self) -> String {
+        format!("node '{}' ({})", self.node, self.op_type)
+    }
+
+    fn take<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        get: impl FnOnce(Attribute) -> Option<T>,
+    ) -> Result<Option<T>, ImportError> {
+        match self.attributes.remove(name) {
+            None => Ok(None),
+            Some(attribute) => match get(attribute) {
+                Some(value) => Ok(Some(value)),
+                None => Err(self.corrupt(format!("attribute '{name}' must be {expected}"))),
+            },
+        }
+    }
+}

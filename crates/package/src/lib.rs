@@ -1,0 +1,1 @@
+//! The package a model version travels in.

@@ -1,0 +1,1 @@
+//! Versions of models on a device: store, swap, rollout and routing. Synchronous.

@@ -1,0 +1,1 @@
+//! Open Inference Protocol, administration and metrics over HTTP.

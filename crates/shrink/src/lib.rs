@@ -1,0 +1,1 @@
+//! Smaller models with measured evidence: Graph to Graph, and the training that needs.

@@ -1,0 +1,1 @@
+//! Suites that use Cutover as its users do: conformance, import, swap, rollout.
