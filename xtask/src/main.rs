@@ -1,3 +1,81 @@
-//! Project tasks.
+//! Project tasks, run as `cargo xtask TASK`.
+//!
+//! This binary stays small, since it is built before anything else can be checked: tasks that need the engine
+//! run it through cargo.
 
-fn main() {}
+mod check;
+mod rules;
+mod soak;
+mod test;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use std::{path::PathBuf, process::Command};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Project tasks of Cutover")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Formatting, the rules of the workspace, clippy and rustdoc: everything that needs no run.
+    Check,
+    /// Everything that must pass before a change lands: `check`, then every test.
+    Test,
+    /// Runs for hours what `test` runs a seeded sample of, and writes dated evidence to docs/evidence/.
+    Soak {
+        /// One of the soaks; leave it out to list them.
+        name: Option<String>,
+    },
+    /// Converts a model to a package, as `cutover convert` does. Example: cargo xtask convert in.onnx -o out.cutover
+    #[command(disable_help_flag = true)]
+    Convert {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() {
+    if let Err(error) = run(Arguments::parse().task) {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Check => check::check(),
+        Task::Test => test::test(),
+        Task::Soak { name } => soak::soak(name.as_deref()),
+        Task::Convert { arguments } => {
+            let mut convert = vec!["run", "--release", "--quiet", "--package", "cutover-cli", "--", "convert"];
+            convert.extend(arguments.iter().map(String::as_str));
+            // The converter's exit code is the answer; cargo hands it on.
+            let status = Command::new(env!("CARGO")).args(convert).status().context("cannot start cargo")?;
+            std::process::exit(status.code().unwrap_or(2));
+        }
+    }
+}
+
+/// The workspace's root folder.
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
+}
+
+/// Runs cargo at the root, with `environment` added; an error names the command.
+fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    eprintln!("$ cargo {}", arguments.join(" "));
+    let status = Command::new(env!("CARGO"))
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .current_dir(root())
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("`cargo {}` failed", arguments.join(" "));
+    }
+    Ok(())
+}

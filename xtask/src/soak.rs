@@ -1,0 +1,64 @@
+//! Long runs of what the tests sample, with evidence that says when, on what, and what came out.
+
+use crate::root;
+use anyhow::{Context, Result, bail};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    process::{Command, Stdio},
+};
+
+/// A test binary that does more when `CUTOVER_SOAK` says how many times its sample.
+struct Soak {
+    name: &'static str,
+    package: &'static str,
+    test: &'static str,
+    /// How many times the sample that `cargo xtask test` runs.
+    factor: &'static str,
+    about: &'static str,
+}
+
+const SOAKS: &[Soak] = &[];
+
+pub fn soak(name: Option<&str>) -> Result<()> {
+    let Some(soak) = SOAKS.iter().find(|s| Some(s.name) == name) else {
+        for soak in SOAKS {
+            println!("{:12} {}", soak.name, soak.about);
+        }
+        match name {
+            None => return Ok(()),
+            Some(name) => bail!("there is no soak '{name}'; the list is above"),
+        }
+    };
+    let date = time::OffsetDateTime::now_utc().date();
+    let folder = root().join("docs/evidence");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join(format!("{}-{date}.txt", soak.name));
+    let mut evidence = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let commit = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root()).output();
+    let commit = commit.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_string()).unwrap_or_default();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    writeln!(evidence, "cargo xtask soak {}\ncommit {commit}\ndate {date}\nthreads {threads}\n", soak.name)?;
+    let arguments =
+        ["test", "--release", "--package", soak.package, "--test", soak.test, "--", "--nocapture", "--test-threads=1"];
+    let mut child = Command::new(env!("CARGO"))
+        .args(arguments)
+        .env("CUTOVER_SOAK", soak.factor)
+        .current_dir(root())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo")?;
+    let output = child.stdout.take().context("the soak's output")?;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        writeln!(evidence, "{line}")?;
+    }
+    let status = child.wait()?;
+    writeln!(evidence, "\n{}", if status.success() { "passed" } else { "FAILED" })?;
+    println!("evidence: {}", path.display());
+    if !status.success() {
+        bail!("soak {} failed", soak.name);
+    }
+    Ok(())
+}
