@@ -180,7 +180,17 @@ fn banned_and_doubled(metadata: &Metadata, broken: &mut Vec<String>) {
 
 fn library_tree(broken: &mut Vec<String>) -> Result<()> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--package", "cutover", "--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}"])
+        .args([
+            "tree",
+            "--package",
+            "cutover",
+            "--edges",
+            "normal,no-proc-macro",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+        ])
         .current_dir(root())
         .output()
         .context("cargo tree")?;
