@@ -43,6 +43,9 @@ pub enum RunError {
     /// The caller's buffer for an output is not of the output's type and shape.
     #[error("output '{name}': the result is {dtype} {shape}, the buffer is {actual}")]
     Output { name: String, dtype: DType, shape: Shape, actual: String },
+    /// A sequence, map or optional was to be written into a buffer.
+    #[error("output '{name}' is a {kind}: only tensors can be written into a buffer, ask for a new value")]
+    OutputKind { name: String, kind: String },
     #[error("node '{node}' ({op}): {source}")]
     Op { node: String, op: String, source: OpError },
     #[error("the deadline passed before node '{node}'")]

@@ -3,6 +3,7 @@
 //! `dyn` is paid once per request at this boundary, never per operator. Backends are private types with public
 //! constructors ([`reference()`], [`cpu()`]); none names another. A backend sees plans and values, never a file.
 
+pub mod binding;
 mod contract;
 pub mod cpu;
 mod error;
