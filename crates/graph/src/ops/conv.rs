@@ -1,8 +1,12 @@
 //! Convolution.
 
-use super::{Activation, EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Window};
-use crate::{Fact, ImportError, OpError};
-use cutover_tensor::Value;
+use super::{
+    Activation, EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, Window, WindowAxis,
+    window::three_axes,
+};
+use crate::{Dim, Fact, ImportError, OpError, TensorFact};
+use cutover_tensor::{Shape, Value};
+use std::ops::{AddAssign, Mul};
 
 /// `Y = f(X ∗ W + B + Z)`: `X [n, c, …]`, `W [m, c/group, …]`, optional `B [m]`, and, where a residual was fused, `Z` of the
 /// shape of `Y`. Inputs in that order.
@@ -14,16 +18,182 @@ pub struct Conv {
 }
 
 impl Operator for Conv {
-    fn import(_: &mut NodeReader) -> Result<Op, ImportError> {
-        todo!()
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=3)?;
+        let window = Window::read(node)?;
+        Ok(Conv { window, group: node.count("group", 1)?, activation: None }.into())
     }
+
     fn export(&self) -> Spelling {
-        todo!()
+        let mut spelling = self.window.spell(Spelling::new("Conv")).with("group", self.group as i64);
+        spelling.added_input = Some(3);
+        spelling.then.extend(self.activation.map(Activation::spelling));
+        spelling
     }
-    fn infer(&self, _: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
-        todo!()
+
+    fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+        let (x, w) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        for index in 1..inputs.len() {
+            inputs.same_dtype(0, index)?;
+        }
+        let shape = infer_shape(&self.window, self.group, x, w, inputs.optional_tensor(2)?)?;
+        let fact = TensorFact { dtype: x.dtype, shape, value: None };
+        if let (Some(z), Some(shape)) = (inputs.optional_tensor(3)?, &fact.shape)
+            && z.shape.as_ref().is_some_and(|z| z.len() != shape.len() || z.iter().zip(shape).any(|(a, b)| differ(a, b)))
+        {
+            return Err(OpError::input(format!("the residual is {z}, the result {fact}")));
+        }
+        Ok(vec![fact.into()])
     }
-    fn eval(&self, _: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
-        todo!()
+
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let (x, w) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        let geometry = Geometry::new(&self.window, self.group, x.shape(), w.shape())?;
+        let mut y = match inputs.optional_tensor(3)? {
+            None => vec![0.0; geometry.output_len(context)?],
+            Some(z) if z.shape() == &geometry.output => Wide::floats(z)?,
+            Some(z) => {
+                let message = format!("the residual is {}, the result {}", z.shape(), geometry.output);
+                return Err(OpError::input(message));
+            }
+        };
+        if let Some(b) = inputs.optional_tensor(2)? {
+            geometry.add_bias(&Wide::floats(b)?, &mut y)?;
+        }
+        geometry.convolve(&Wide::floats(x)?, &Wide::floats(w)?, &mut y);
+        if let Some(f) = self.activation {
+            y.iter_mut().for_each(|y| *y = f.apply(*y));
+        }
+        Ok(vec![Wide::Float(y).narrow(x.dtype(), geometry.output)?.into()])
+    }
+}
+
+/// Whether two extents are known to be unequal.
+pub(super) fn differ(a: &Dim, b: &Dim) -> bool {
+    matches!((a.as_const(), b.as_const()), (Some(a), Some(b)) if a != b)
+}
+
+/// `[n, m, …]` from `X [n, c, …]`, `W [m, c/group, …]` and `B [m]`; unknown rank where that of `X` or `W` is.
+pub(super) fn infer_shape(
+    window: &Window,
+    group: usize,
+    x: &TensorFact,
+    w: &TensorFact,
+    b: Option<&TensorFact>,
+) -> Result<Option<Vec<Dim>>, OpError> {
+    let (Some(xs), Some(ws)) = (&x.shape, &w.shape) else { return Ok(None) };
+    if xs.len() < 3 || xs.len() != ws.len() {
+        return Err(OpError::input(format!("expected an input and a weight of one rank, at least 3: got {x} and {w}")));
+    }
+    let channels = ws[1].clone() * Dim::from(group);
+    if differ(&xs[1], &channels) {
+        return Err(OpError::input(format!("the input {x} has {} channels, the weight {w} {channels}", xs[1])));
+    }
+    if ws[0].as_const().is_some_and(|m| m % group as i64 != 0) {
+        return Err(OpError::input(format!("{} output channels do not divide into {group} groups", ws[0])));
+    }
+    if let Some(b) = b
+        && b.shape.as_ref().is_some_and(|b| b.len() != 1 || differ(&b[0], &ws[0]))
+    {
+        return Err(OpError::input(format!("expected a bias of [{}], got {b}", ws[0])));
+    }
+    check_kernel(window, &ws[2..])?;
+    let mut shape = vec![xs[0].clone(), ws[0].clone()];
+    shape.extend(window.output_extents(&xs[2..], &ws[2..])?);
+    Ok(Some(shape))
+}
+
+/// A weight's extents must be those of `kernel_shape`, where that is given, and above zero.
+pub(super) fn check_kernel(window: &Window, weight: &[Dim]) -> Result<(), OpError> {
+    if let Some(kernel) = &window.kernel_shape
+        && (kernel.len() != weight.len() || kernel.iter().zip(weight).any(|(&k, w)| differ(&Dim::from(k), w)))
+    {
+        return Err(OpError::input(format!("kernel_shape is {kernel:?}, the weight's is {weight:?}")));
+    }
+    match weight.iter().any(|d| d.as_const() == Some(0)) {
+        true => Err(OpError::input(format!("the weight's spatial extents {weight:?} hold nothing"))),
+        false => Ok(()),
+    }
+}
+
+/// One convolution with every extent known.
+pub(super) struct Geometry {
+    pub group: usize,
+    /// `[n, m, …]`.
+    pub output: Shape,
+    axes: [WindowAxis; 3],
+    channels: usize,
+}
+
+impl Geometry {
+    pub fn new(window: &Window, group: usize, x: &Shape, w: &Shape) -> Result<Geometry, OpError> {
+        let fact = |shape: &Shape| TensorFact::of_constant_shape(cutover_tensor::DType::F32, shape);
+        let output = infer_shape(window, group, &fact(x), &fact(w), None)?;
+        let output = output.into_iter().flatten().filter_map(|d| usize::try_from(d.as_const()?).ok()).collect();
+        let axes = three_axes(&window.axes(&x[2..], &w[2..])?)?;
+        Ok(Geometry { group, output, axes, channels: x[1] })
+    }
+
+    pub fn output_len(&self, context: &EvalContext) -> Result<usize, OpError> {
+        context.bounded_len(&self.output)
+    }
+
+    pub fn plane_len(&self) -> usize {
+        self.output[2..].iter().product()
+    }
+
+    pub fn add_bias<T: Copy + AddAssign>(&self, bias: &[T], y: &mut [T]) -> Result<(), OpError> {
+        let m = self.output[1];
+        if bias.len() != m {
+            return Err(OpError::input(format!("expected a bias of [{m}], got {} elements", bias.len())));
+        }
+        let plane = self.plane_len();
+        if plane > 0 {
+            for (plane, b) in y.chunks_exact_mut(plane).zip(bias.iter().cycle()) {
+                plane.iter_mut().for_each(|y| *y += *b);
+            }
+        }
+        Ok(())
+    }
+
+    /// `y += x ∗ w`, every sum in the order channel, then kernel element.
+    pub fn convolve<T: Copy + AddAssign + Mul<Output = T>>(&self, x: &[T], w: &[T], y: &mut [T]) {
+        let [az, ay, ax] = &self.axes;
+        let (input_plane, output_plane) = (az.input * ay.input * ax.input, az.output * ay.output * ax.output);
+        let taps = az.kernel * ay.kernel * ax.kernel;
+        let (m, group_channels) = (self.output[1], self.channels / self.group);
+        if y.is_empty() || input_plane == 0 {
+            return;
+        }
+        for (index, y) in y.chunks_exact_mut(output_plane).enumerate() {
+            let (n, m_index) = (index / m, index % m);
+            let group = m_index / (m / self.group);
+            for c in 0..group_channels {
+                let x = &x[(n * self.channels + group * group_channels + c) * input_plane..][..input_plane];
+                let w = &w[(m_index * group_channels + c) * taps..][..taps];
+                let mut tap = 0;
+                for (tz, ty) in (0..az.kernel).flat_map(|tz| (0..ay.kernel).map(move |ty| (tz, ty))) {
+                    for tx in 0..ax.kernel {
+                        let weight = w[tap];
+                        tap += 1;
+                        let columns = ax.outputs_at(tx);
+                        if columns.is_empty() {
+                            continue;
+                        }
+                        let first = ax.input_at(columns.start, tx);
+                        for oz in az.outputs_at(tz) {
+                            for oy in ay.outputs_at(ty) {
+                                let from = (az.input_at(oz, tz) * ay.input + ay.input_at(oy, ty)) * ax.input;
+                                let from = x[from + first..].iter().step_by(ax.stride);
+                                let to = &mut y[(oz * ay.output + oy) * ax.output..][columns.clone()];
+                                for (y, &x) in to.iter_mut().zip(from) {
+                                    *y += x * weight;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }

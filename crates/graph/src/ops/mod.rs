@@ -111,6 +111,16 @@ impl<'a> Facts<'a> {
     pub fn get(&self, index: usize) -> Option<&'a Fact> {
         self.0.get(index).copied().flatten()
     }
+
+    /// The inputs at both indices, where they are there, must have one element type.
+    pub fn same_dtype(&self, a: usize, b: usize) -> Result<(), OpError> {
+        match (self.optional_tensor(a)?, self.optional_tensor(b)?) {
+            (Some(x), Some(y)) if x.dtype != y.dtype => {
+                Err(OpError::input(format!("inputs {a} and {b} must have one type, got {} and {}", x.dtype, y.dtype)))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What inference may know besides the inputs.
@@ -135,6 +145,16 @@ pub struct EvalContext {
     pub outputs: usize,
     /// Largest number of elements an output may have.
     pub max_elements: usize,
+}
+
+impl EvalContext {
+    /// Number of elements of `shape`, if a result may be as large.
+    pub fn bounded_len(&self, shape: &[usize]) -> Result<usize, OpError> {
+        let shape = cutover_tensor::Shape::new(shape);
+        shape.checked_len().filter(|&len| len <= self.max_elements).ok_or_else(|| {
+            OpError::Resource(format!("a result of shape {shape} is above the limit of {} elements", self.max_elements))
+        })
+    }
 }
 
 impl Default for EvalContext {

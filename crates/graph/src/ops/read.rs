@@ -45,6 +45,25 @@ impl NodeReader {
         self.attributes.contains_key(name)
     }
 
+    /// Refuses a node with fewer or more inputs; those within may still be omitted.
+    pub fn expect_inputs(&self, expected: std::ops::RangeInclusive<usize>) -> Result<(), ImportError> {
+        if expected.contains(&self.inputs.len()) {
+            return Ok(());
+        }
+        let (least, most) = expected.into_inner();
+        let expected = if least == most { least.to_string() } else { format!("{least} to {most}") };
+        Err(self.corrupt(format!("has {} inputs, {expected} expected", self.inputs.len())))
+    }
+
+    /// A number of things (groups, units), at least 1.
+    pub fn count(&mut self, name: &str, default: usize) -> Result<usize, ImportError> {
+        match self.optional_int(name)? {
+            None => Ok(default),
+            Some(value @ 1..=0x7fff_ffff) => Ok(value as usize),
+            Some(other) => Err(self.corrupt(format!("attribute '{name}' must be 1 or more, got {other}"))),
+        }
+    }
+
     /// Takes the attribute, or `None` where the node does not have it.
     pub fn optional_int(&mut self, name: &str) -> Result<Option<i64>, ImportError> {
         self.take(name, "an integer", |a| if let Attribute::Int(v) = a { Some(v) } else { None })
