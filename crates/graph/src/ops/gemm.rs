@@ -1,8 +1,11 @@
 //! General matrix product.
 
-use super::{Activation, EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling};
-use crate::{Fact, ImportError, OpError};
-use cutover_tensor::Value;
+use super::{
+    Activation, EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
+    broadcast_shape, conv::differ, matmul::Product,
+};
+use crate::{Dim, Fact, ImportError, OpError, TensorFact};
+use cutover_tensor::{Shape, Value};
 
 /// `Y = f(alpha · A' · B' + beta · C)`, where `'` is a transposition if its flag says so; `C` broadcasts to `[m, n]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,16 +18,110 @@ pub struct Gemm {
 }
 
 impl Operator for Gemm {
-    fn import(_: &mut NodeReader) -> Result<Op, ImportError> {
-        todo!()
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=3)?;
+        let gemm = Gemm {
+            alpha: node.float("alpha", 1.0)?,
+            beta: node.float("beta", 1.0)?,
+            transpose_a: node.flag("transA", false)?,
+            transpose_b: node.flag("transB", false)?,
+            activation: None,
+        };
+        Ok(gemm.into())
     }
+
     fn export(&self) -> Spelling {
-        todo!()
+        let mut spelling = Spelling::new("Gemm")
+            .with("alpha", self.alpha)
+            .with("beta", self.beta)
+            .with("transA", i64::from(self.transpose_a))
+            .with("transB", i64::from(self.transpose_b));
+        spelling.then.extend(self.activation.map(Activation::spelling));
+        spelling
     }
-    fn infer(&self, _: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
-        todo!()
+
+    fn infer(&self, inputs: Facts<'_>, context: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+        let (a, b) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        inputs.same_dtype(0, 1)?;
+        inputs.same_dtype(0, 2)?;
+        let matrix = |fact: &TensorFact, transposed: bool, names: [&str; 2]| match fact.shape.as_deref() {
+            None => Ok([context.fresh(names[0]), context.fresh(names[1])]),
+            Some([rows, columns]) if !transposed => Ok([rows.clone(), columns.clone()]),
+            Some([rows, columns]) => Ok([columns.clone(), rows.clone()]),
+            Some(_) => Err(OpError::input(format!("expected a matrix, got {fact}"))),
+        };
+        let [m, k] = matrix(a, self.transpose_a, ["m", "k"])?;
+        let [k_of_b, n] = matrix(b, self.transpose_b, ["k", "n"])?;
+        if differ(&k, &k_of_b) {
+            return Err(OpError::input(format!("cannot multiply {a} by {b}: {k} columns against {k_of_b} rows")));
+        }
+        let shape = vec![m, n];
+        if let Some(c) = inputs.optional_tensor(2)?
+            && let Some(dims) = &c.shape
+        {
+            let fits = |(c, d): (&Dim, &Dim)| c.as_const() == Some(1) || !differ(c, d);
+            if dims.len() > 2 || !dims.iter().rev().zip(shape.iter().rev()).all(fits) {
+                return Err(OpError::input(format!("{c} does not broadcast to [{}, {}]", shape[0], shape[1])));
+            }
+        }
+        Ok(vec![TensorFact::new(a.dtype, shape).into()])
     }
-    fn eval(&self, _: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
-        todo!()
+
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let (a, b, c) = (inputs.tensor(0)?, inputs.tensor(1)?, inputs.optional_tensor(2)?);
+        for tensor in [a, b] {
+            if tensor.shape().rank() != 2 {
+                return Err(OpError::input(format!("expected a matrix, got {}", tensor.shape())));
+            }
+        }
+        let shape = |s: &Shape, transposed: bool| if transposed { Shape::new(&[s[1], s[0]]) } else { s.clone() };
+        let product = Product::new(&shape(a.shape(), self.transpose_a), &shape(b.shape(), self.transpose_b))?;
+        context.bounded_len(&product.output)?;
+        if let Some(c) = c
+            && broadcast_shape(&[c.shape(), &product.output])? != product.output
+        {
+            return Err(OpError::input(format!("{} does not broadcast to {}", c.shape(), product.output)));
+        }
+        let added = c.map(|c| Ok::<_, OpError>((Wide::of(c)?, broadcast_index(c.shape(), &product.output))));
+        let y = match (Wide::of(a)?, Wide::of(b)?, added.transpose()?) {
+            (Wide::Float(a), Wide::Float(b), added) => {
+                let (a, b) = self.plain(&product, a, b);
+                let mut y = product.apply(&a, &b);
+                y.iter_mut().for_each(|y| *y *= f64::from(self.alpha));
+                if let Some((Wide::Float(c), sources)) = added {
+                    y.iter_mut().zip(sources).for_each(|(y, source)| *y += f64::from(self.beta) * c[source]);
+                }
+                if let Some(f) = self.activation {
+                    y.iter_mut().for_each(|y| *y = f.apply(*y));
+                }
+                Wide::Float(y)
+            }
+            (Wide::Int(a), Wide::Int(b), added) => {
+                if self.alpha != 1.0 || self.beta != 1.0 || self.activation.is_some() {
+                    return Err(OpError::unsupported("a scaled product of integers"));
+                }
+                let (a, b) = self.plain(&product, a, b);
+                let mut y = product.apply(&a, &b);
+                if let Some((Wide::Int(c), sources)) = added {
+                    y.iter_mut().zip(sources).for_each(|(y, source)| *y += c[source]);
+                }
+                Wide::Int(y)
+            }
+            _ => return Err(OpError::input(format!("cannot multiply {} by {}", a.dtype(), b.dtype()))),
+        };
+        Ok(vec![y.narrow(a.dtype(), product.output)?.into()])
+    }
+}
+
+impl Gemm {
+    /// Both factors as `[m, k]` and `[k, n]`.
+    fn plain<T: Copy>(&self, product: &Product, a: Vec<T>, b: Vec<T>) -> (Vec<T>, Vec<T>) {
+        let transposed = |from: Vec<T>, rows: usize, columns: usize| -> Vec<T> {
+            (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))).map(|(r, c)| from[c * rows + r]).collect()
+        };
+        (
+            if self.transpose_a { transposed(a, product.m, product.k) } else { a },
+            if self.transpose_b { transposed(b, product.k, product.n) } else { b },
+        )
     }
 }

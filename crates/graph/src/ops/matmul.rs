@@ -1,26 +1,157 @@
 //! Matrix product, batched and broadcast as NumPy's.
 
-use super::{Activation, EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling};
-use crate::{Fact, ImportError, OpError};
-use cutover_tensor::Value;
+use super::{
+    Activation, EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
+    broadcast_shape, conv::differ,
+};
+use crate::{Dim, Fact, ImportError, OpError, TensorFact};
+use cutover_tensor::{Shape, Value};
+use std::ops::{AddAssign, Mul};
 
 /// `Y = f(A · B + C)`: `A [.., m, k]`, `B [.., k, n]`, and, where it was fused, `C` that broadcasts to `Y` (usually `[n]`).
+/// A vector `A` counts as one row, a vector `B` as one column, and the axis this adds is dropped from `Y`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MatMul {
     pub activation: Option<Activation>,
 }
 
 impl Operator for MatMul {
-    fn import(_: &mut NodeReader) -> Result<Op, ImportError> {
-        todo!()
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=2)?;
+        Ok(MatMul { activation: None }.into())
     }
+
     fn export(&self) -> Spelling {
-        todo!()
+        let mut spelling = Spelling::new("MatMul");
+        spelling.added_input = Some(2);
+        spelling.then.extend(self.activation.map(Activation::spelling));
+        spelling
     }
-    fn infer(&self, _: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
-        todo!()
+
+    fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+        let (a, b) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        inputs.same_dtype(0, 1)?;
+        inputs.same_dtype(0, 2)?;
+        Ok(vec![TensorFact { dtype: a.dtype, shape: infer_shape(a, b)?, value: None }.into()])
     }
-    fn eval(&self, _: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
-        todo!()
+
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let (a, b) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        let product = Product::new(a.shape(), b.shape())?;
+        context.bounded_len(&product.output)?;
+        let c = inputs.optional_tensor(2)?;
+        if let Some(c) = c
+            && broadcast_shape(&[c.shape(), &product.output])? != product.output
+        {
+            let message = format!("a sum of {} and the product {} would be larger", c.shape(), product.output);
+            return Err(OpError::input(message));
+        }
+        let y = match (Wide::of(a)?, Wide::of(b)?) {
+            (Wide::Float(a), Wide::Float(b)) => {
+                let mut y = product.apply(&a, &b);
+                if let Some(c) = c {
+                    let values = Wide::floats(c)?;
+                    let sources = broadcast_index(c.shape(), &product.output);
+                    y.iter_mut().zip(sources).for_each(|(y, source)| *y += values[source]);
+                }
+                if let Some(f) = self.activation {
+                    y.iter_mut().for_each(|y| *y = f.apply(*y));
+                }
+                Wide::Float(y)
+            }
+            (Wide::Int(a), Wide::Int(b)) if c.is_none() && self.activation.is_none() => {
+                Wide::Int(product.apply(&a, &b))
+            }
+            _ => return Err(OpError::input(format!("cannot multiply {} by {}", a.dtype(), b.dtype()))),
+        };
+        Ok(vec![y.narrow(a.dtype(), product.output)?.into()])
+    }
+}
+
+/// The shape of `A · B`; `None` where a rank is unknown.
+pub(super) fn infer_shape(a: &TensorFact, b: &TensorFact) -> Result<Option<Vec<Dim>>, OpError> {
+    let (Some(xs), Some(ys)) = (&a.shape, &b.shape) else { return Ok(None) };
+    if xs.is_empty() || ys.is_empty() {
+        return Err(OpError::input(format!("cannot multiply {a} by {b}: a scalar is no matrix")));
+    }
+    let (x_batch, x_core) = xs.split_at(xs.len().saturating_sub(2));
+    let (y_batch, y_core) = ys.split_at(ys.len().saturating_sub(2));
+    if differ(&x_core[x_core.len() - 1], &y_core[0]) {
+        return Err(OpError::input(format!(
+            "cannot multiply {a} by {b}: {} columns against {} rows",
+            x_core[x_core.len() - 1],
+            y_core[0]
+        )));
+    }
+    let rank = x_batch.len().max(y_batch.len());
+    let at = |batch: &[Dim], axis: usize| match (axis + batch.len()).checked_sub(rank) {
+        Some(axis) => batch[axis].clone(),
+        None => Dim::Const(1),
+    };
+    let mut shape = Vec::with_capacity(rank + 2);
+    for axis in 0..rank {
+        shape.push(match (at(x_batch, axis), at(y_batch, axis)) {
+            (Dim::Const(1), d) | (d, Dim::Const(1)) => d,
+            (x, y) if differ(&x, &y) => {
+                return Err(OpError::input(format!("cannot multiply {a} by {b}: {x} matrices against {y}")));
+            }
+            (x @ Dim::Const(_), _) => x,
+            (_, y @ Dim::Const(_)) => y,
+            (x, y) if x == y => x,
+            // Either could be 1, where the other decides.
+            (x, y) => x.maximum(&y),
+        });
+    }
+    shape.extend(x_core[..x_core.len() - 1].iter().cloned());
+    shape.extend(y_core[1..].iter().cloned());
+    Ok(Some(shape))
+}
+
+/// One matrix product with every extent known.
+pub(super) struct Product {
+    pub output: Shape,
+    batch: Vec<usize>,
+    a_batch: Vec<usize>,
+    b_batch: Vec<usize>,
+    pub m: usize,
+    pub k: usize,
+    pub n: usize,
+}
+
+impl Product {
+    pub fn new(a: &Shape, b: &Shape) -> Result<Product, OpError> {
+        let fact = |shape: &Shape| TensorFact::of_constant_shape(cutover_tensor::DType::F32, shape);
+        let output = infer_shape(&fact(a), &fact(b))?;
+        let output = output.into_iter().flatten().filter_map(|d| usize::try_from(d.as_const()?).ok()).collect();
+        let (a_batch, a_core) = a.split_at(a.rank().saturating_sub(2));
+        let (b_batch, b_core) = b.split_at(b.rank().saturating_sub(2));
+        Ok(Product {
+            output,
+            batch: broadcast_shape(&[a_batch, b_batch])?.to_vec(),
+            a_batch: a_batch.to_vec(),
+            b_batch: b_batch.to_vec(),
+            m: if a_core.len() == 2 { a_core[0] } else { 1 },
+            k: b_core[0],
+            n: if b_core.len() == 2 { b_core[1] } else { 1 },
+        })
+    }
+
+    /// Each sum in the order of `k`.
+    pub fn apply<T: Copy + Default + AddAssign + Mul<Output = T>>(&self, a: &[T], b: &[T]) -> Vec<T> {
+        let (m, k, n) = (self.m, self.k, self.n);
+        let mut y = vec![T::default(); self.output.element_count()];
+        if y.is_empty() || k == 0 {
+            return y;
+        }
+        let pairs = broadcast_index(&self.a_batch, &self.batch).zip(broadcast_index(&self.b_batch, &self.batch));
+        for (y, (a_index, b_index)) in y.chunks_exact_mut(m * n).zip(pairs) {
+            let (a, b) = (&a[a_index * m * k..][..m * k], &b[b_index * k * n..][..k * n]);
+            for (y, a) in y.chunks_exact_mut(n).zip(a.chunks_exact(k)) {
+                for (&a, b) in a.iter().zip(b.chunks_exact(n)) {
+                    y.iter_mut().zip(b).for_each(|(y, &b)| *y += a * b);
+                }
+            }
+        }
+        y
     }
 }

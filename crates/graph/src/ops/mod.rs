@@ -245,5 +245,10 @@ operators! {
     matmul::MatMul ["MatMul"];
     gemm::Gemm ["Gemm"];
 
+    max_pool::MaxPool ["MaxPool"];
+    average_pool::AveragePool ["AveragePool"];
+    lp_pool::LpPool ["LpPool"];
+    global_pool::GlobalPool ["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"];
+
     // Normalisation, reduction, recurrence, quantization
 }

@@ -283,10 +283,7 @@ mod tests {
         check(window(2, 1, None, false), 5, 4, (3, 1, 2));
         check(window(1, 3, Some((0, 0)), false), 7, 3, (1, 0, 0));
         let error = window(1, 3, Some((0, 0)), false).axes(&[6], &[3]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the window spans 7 elements of spatial axis 0, which has 6 with its padding"
-        );
+        assert_eq!(error.to_string(), "the window spans 7 elements of spatial axis 0, which has 6 with its padding");
     }
 
     #[test]

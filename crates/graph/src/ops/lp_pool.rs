@@ -1,0 +1,41 @@
+//! The p-norm under a sliding window.
+
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, Window,
+    max_pool::{Geometry, infer_shape, read},
+};
+use crate::{Fact, ImportError, OpError, TensorFact};
+use cutover_tensor::Value;
+
+/// `Y = (Σ |x|^p)^(1/p)` over each window; `X [n, c, …]` to `Y [n, c, …]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LpPool {
+    pub window: Window,
+    pub p: usize,
+}
+
+impl Operator for LpPool {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
+        Ok(LpPool { window: read(node)?, p: node.count("p", 2)? }.into())
+    }
+
+    fn export(&self) -> Spelling {
+        self.window.spell(Spelling::new("LpPool")).with("p", self.p as i64)
+    }
+
+    fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+        let x = inputs.tensor(0)?;
+        Ok(vec![TensorFact { dtype: x.dtype, shape: infer_shape(&self.window, x)?, value: None }.into()])
+    }
+
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let x = inputs.tensor(0)?;
+        let geometry = Geometry::new(&self.window, x.shape())?;
+        context.bounded_len(&geometry.output)?;
+        let p = self.p as f64;
+        let mut y = geometry.sums(&Wide::floats(x)?, |x| x.abs().powf(p));
+        y.iter_mut().for_each(|y| *y = y.powf(1.0 / p));
+        Ok(vec![Wide::Float(y).narrow(x.dtype(), geometry.output)?.into()])
+    }
+}
