@@ -48,11 +48,14 @@ pub struct Spelling {
     pub then: Vec<Spelling>,
     /// Where this is a bias fused into a product: the index of the input that is written as an `Add` after it.
     pub added_input: Option<usize>,
+    /// Where the operator sees its first input as a matrix: the axis of the `Flatten` written before it; a `Reshape` to the
+    /// input's own shape follows it.
+    pub coerced_at: Option<i64>,
 }
 
 impl Spelling {
     pub fn new(op_type: &'static str) -> Spelling {
-        Spelling { domain: "", op_type, attributes: Vec::new(), then: Vec::new(), added_input: None }
+        Spelling { domain: "", op_type, attributes: Vec::new(), then: Vec::new(), added_input: None, coerced_at: None }
     }
 
     pub fn in_domain(mut self, domain: &'static str) -> Spelling {
@@ -242,6 +245,7 @@ operators! {
 
     // Products and windows
     conv::Conv ["Conv"];
+    conv_transpose::ConvTranspose ["ConvTranspose"];
     matmul::MatMul ["MatMul"];
     gemm::Gemm ["Gemm"];
 
@@ -251,4 +255,11 @@ operators! {
     global_pool::GlobalPool ["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"];
 
     // Normalisation, reduction, recurrence, quantization
+    softmax::Softmax ["Softmax", "LogSoftmax", "Hardmax"];
+    batch_norm::BatchNorm ["BatchNormalization"];
+    layer_norm::LayerNorm ["LayerNormalization", "RMSNormalization"];
+    reduce::Reduce [
+        "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
+        "ReduceLogSumExp", "ReduceSumSquare",
+    ];
 }

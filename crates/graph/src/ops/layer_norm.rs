@@ -1,0 +1,103 @@
+//! Normalisation over the last axes.
+
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
+    reduce::axis_index,
+};
+use crate::{Dim, Fact, ImportError, OpError, TensorFact};
+use cutover_tensor::{DType, Shape, Tensor, Value};
+
+/// `Y = (X − mean) / √(variance + epsilon) · scale + bias` over `axis` and all after it; inputs `X`, `scale` and optional
+/// `bias`, which broadcast to `X`. Further outputs: the mean and `1 / √(variance + epsilon)`, f32, normalised axes of extent 1.
+/// With `centred` false it is RMSNormalization: the mean counts as 0, and there is no bias and one output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerNorm {
+    pub axis: i64,
+    pub epsilon: f32,
+    pub centred: bool,
+}
+
+impl Operator for LayerNorm {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        let centred = node.op_type == "LayerNormalization";
+        node.expect_inputs(if centred { 2..=3 } else { 2..=2 })?;
+        let axis = node.int("axis", -1)?;
+        let epsilon = node.float("epsilon", 1e-5)?;
+        // The type that statistics are computed in: here always wider than any that can be asked for.
+        let stash_type = node.int("stash_type", 1)?;
+        if stash_type != i64::from(DType::F32.onnx_code()) {
+            return Err(node.unsupported(format!("stash_type {stash_type} (only 1, float)")));
+        }
+        Ok(LayerNorm { axis, epsilon, centred }.into())
+    }
+
+    fn export(&self) -> Spelling {
+        let name = if self.centred { "LayerNormalization" } else { "RMSNormalization" };
+        Spelling::new(name).with("axis", self.axis).with("epsilon", self.epsilon)
+    }
+
+    fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+        let x = inputs.tensor(0)?;
+        inputs.tensor(1)?;
+        let y = TensorFact { value: None, ..x.clone() };
+        if !self.centred {
+            return Ok(vec![y.into()]);
+        }
+        let statistics = match &x.shape {
+            None => TensorFact::unknown_rank(DType::F32),
+            Some(dims) => {
+                let axis = axis_index(self.axis, dims.len())?;
+                let dims = dims.iter().enumerate();
+                TensorFact::new(
+                    DType::F32,
+                    dims.map(|(i, d)| if i < axis { d.clone() } else { Dim::Const(1) }).collect::<Vec<_>>(),
+                )
+            }
+        };
+        Ok(vec![y.into(), statistics.clone().into(), statistics.into()])
+    }
+
+    fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let x = inputs.tensor(0)?;
+        let shape = x.shape();
+        let axis = axis_index(self.axis, shape.rank())?;
+        let extent: usize = shape[axis..].iter().product();
+        let mut y = Wide::floats(x)?;
+        let (mut means, mut inverse_deviations) = (Vec::new(), Vec::new());
+        if extent > 0 {
+            for row in y.chunks_exact_mut(extent) {
+                let mean = if self.centred { row.iter().sum::<f64>() / extent as f64 } else { 0.0 };
+                let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / extent as f64;
+                let inverse = 1.0 / (variance + f64::from(self.epsilon)).sqrt();
+                row.iter_mut().for_each(|x| *x = (*x - mean) * inverse);
+                means.push(mean);
+                inverse_deviations.push(inverse);
+            }
+        } else {
+            // The mean of nothing is no number.
+            means.resize(shape[..axis].iter().product(), f64::NAN);
+            inverse_deviations.resize(means.len(), f64::NAN);
+        }
+        scale_and_shift(&mut y, shape, inputs.tensor(1)?, inputs.optional_tensor(2)?)?;
+        let y = Wide::Float(y).narrow(x.dtype(), shape.clone())?;
+        let statistics = |values: Vec<f64>| {
+            let shape: Shape = shape.iter().enumerate().map(|(i, &d)| if i < axis { d } else { 1 }).collect();
+            Wide::Float(values).narrow(DType::F32, shape)
+        };
+        Ok(vec![y.into(), statistics(means)?.into(), statistics(inverse_deviations)?.into()])
+    }
+}
+
+/// `y = y · scale + bias`, both broadcast to `shape`.
+fn scale_and_shift(y: &mut [f64], shape: &Shape, scale: &Tensor, bias: Option<&Tensor>) -> Result<(), OpError> {
+    for (tensor, is_scale) in [(Some(scale), true), (bias, false)] {
+        let Some(tensor) = tensor else { continue };
+        if super::broadcast_shape(&[tensor.shape(), shape])? != *shape {
+            return Err(OpError::input(format!("{} does not broadcast to {shape}", tensor.shape())));
+        }
+        let values = Wide::floats(tensor)?;
+        let sources = broadcast_index(tensor.shape(), shape);
+        y.iter_mut().zip(sources).for_each(|(y, i)| if is_scale { *y *= values[i] } else { *y += values[i] });
+    }
+    Ok(())
+}
