@@ -262,4 +262,5 @@ operators! {
         "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
         "ReduceLogSumExp", "ReduceSumSquare",
     ];
+    recurrent::Recurrent ["LSTM", "GRU", "RNN"];
 }

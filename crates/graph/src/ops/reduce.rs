@@ -233,13 +233,13 @@ impl Groups {
 
     /// `function` of each of the `count` groups, in row-major order of the kept axes.
     fn map<T: Copy, R>(&self, count: usize, values: &[T], mut function: impl FnMut(&[T]) -> R) -> Vec<R> {
-        let offsets = if count == 0 { Vec::new() } else { offsets(&self.reduced) };
+        let members = if count == 0 { Vec::new() } else { offsets(&self.reduced) };
         let starts = if count == 0 { Vec::new() } else { offsets(&self.kept) };
-        let mut group = Vec::with_capacity(offsets.len());
+        let mut group = Vec::with_capacity(members.len());
         (starts.into_iter())
             .map(|start| {
                 group.clear();
-                group.extend(offsets.iter().map(|offset| values[start + offset]));
+                group.extend(members.iter().map(|member| values[start + member]));
                 function(&group)
             })
             .collect()
