@@ -1,1 +1,6 @@
 //! All code of Cutover that runs on a device: CPU SIMD kernels behind one dispatch ladder.
+//!
+//! The crate depends on nothing in the workspace and knows no graph, tensor or thread pool: a kernel is a function over
+//! slices that a backend calls. It allocates nothing, reads no environment and keeps no state.
+
+pub mod cpu;

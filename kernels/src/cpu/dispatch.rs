@@ -1,0 +1,100 @@
+//! The one ladder from what the machine has to code compiled for it.
+
+use super::isa::Isa;
+use super::isa::scalar::Scalar;
+
+/// Code written once for every rung: [`dispatch`] runs `eval` compiled for one of them.
+///
+/// `eval`, and all that it calls with the token, must be `#[inline(always)]`: a function that stays outside is compiled
+/// without the rung's features and would be slow.
+pub trait Kernel {
+    type Output;
+    fn eval<I: Isa>(self, isa: I) -> Self::Output;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Rung {
+    Scalar,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// A rung of the ladder that this machine can run. Values only come from [`IsaLevel::detect`], [`IsaLevel::available`] and
+/// [`IsaLevel::named`], which is what makes [`dispatch`] safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IsaLevel(Rung);
+
+impl IsaLevel {
+    /// The rung every machine has.
+    pub const SCALAR: IsaLevel = IsaLevel(Rung::Scalar);
+
+    /// The best rung of this machine.
+    pub fn detect() -> IsaLevel {
+        IsaLevel::available().last().unwrap_or(IsaLevel::SCALAR)
+    }
+
+    /// All rungs of this machine, from the lowest.
+    pub fn available() -> impl Iterator<Item = IsaLevel> {
+        #[cfg(target_arch = "x86_64")]
+        let more = [
+            super::isa::x86::Avx2::new().map(|_| IsaLevel(Rung::Avx2)),
+            super::isa::x86::Avx512::new().map(|_| IsaLevel(Rung::Avx512)),
+        ];
+        #[cfg(target_arch = "aarch64")]
+        let more = [super::isa::neon::Neon::new().map(|_| IsaLevel(Rung::Neon))];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let more: [Option<IsaLevel>; 0] = [];
+        std::iter::once(IsaLevel::SCALAR).chain(more.into_iter().flatten())
+    }
+
+    /// The rung with this [`name`](IsaLevel::name), if this machine has it.
+    pub fn named(name: &str) -> Option<IsaLevel> {
+        IsaLevel::available().find(|level| level.name() == name)
+    }
+
+    /// `scalar`, `neon`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Rung::Scalar => "scalar",
+            #[cfg(target_arch = "aarch64")]
+            Rung::Neon => "neon",
+            #[cfg(target_arch = "x86_64")]
+            Rung::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Rung::Avx512 => "avx512",
+        }
+    }
+}
+
+/// Runs a kernel on one rung.
+pub fn dispatch<K: Kernel>(level: IsaLevel, kernel: K) -> K::Output {
+    match level.0 {
+        Rung::Scalar => Scalar.outline(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Rung::Neon => super::isa::neon::Neon::new().expect("a level is only made where it exists").outline(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Rung::Avx2 => super::isa::x86::Avx2::new().expect("a level is only made where it exists").outline(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Rung::Avx512 => super::isa::x86::Avx512::new().expect("a level is only made where it exists").outline(kernel),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_rung_is_available_and_has_its_name() {
+        let best = IsaLevel::detect();
+        assert!(IsaLevel::available().any(|level| level == best));
+        for level in IsaLevel::available() {
+            assert_eq!(IsaLevel::named(level.name()), Some(level));
+            assert!(level <= best);
+        }
+        assert_eq!(IsaLevel::named("mmx"), None);
+    }
+}

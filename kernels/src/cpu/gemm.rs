@@ -1,0 +1,673 @@
+//! Matrix products: `C = activation(alpha · A·B + bias + residual)`, f32.
+//!
+//! B is packed into panels of [`panel_width`] columns, once for weights, per call otherwise ([`pack_b`]); A is read by strides and
+//! packed as it goes into the caller's workspace. Operands may be transposed or any strided view. Every output is one chain
+//! of multiply-adds over ascending k, whatever M, the ranges and the blocking: a row's result does not depend on the rows
+//! it was computed with. Beta, batches and threads are the caller's.
+
+use std::ops::Range;
+
+use super::dispatch::{Kernel, dispatch};
+use super::epilogue::{Activation, ApplyRows, Output, Residual};
+use super::isa::Isa;
+use super::tile::{PackedRows, Rows, ScatteredRows, Tile, accumulate, pieces};
+use super::{IsaLevel, vmath};
+
+/// Depth of a block: the panel of A it makes fits the first-level cache, and deep products still reread C seldom.
+const DEPTH_BLOCK: usize = 512;
+/// Rows of A packed at a time: with [`DEPTH_BLOCK`] about a quarter of a MiB, for the second-level cache.
+const ROW_BLOCK: usize = 126;
+/// Up to this many rows B's stream is what bounds the product, and A is not packed.
+const FEW_ROWS: usize = 3;
+
+/// A strided view of a matrix: element `(i, j)` is `data[i * row_stride + j * column_stride]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    pub data: &'a [f32],
+    pub row_stride: usize,
+    pub column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `columns` values, one after the other.
+    pub fn row_major(data: &'a [f32], columns: usize) -> Matrix<'a> {
+        Matrix { data, row_stride: columns, column_stride: 1 }
+    }
+
+    /// The transpose of rows of `rows_of_result` values: what ONNX calls `transA` or `transB`.
+    pub fn transposed(data: &'a [f32], rows_of_result: usize) -> Matrix<'a> {
+        Matrix { data, row_stride: 1, column_stride: rows_of_result }
+    }
+
+    fn assert_holds(&self, rows: usize, columns: usize, name: &str) {
+        if rows > 0 && columns > 0 {
+            let last = (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
+            assert!(last < self.data.len(), "{name} of {rows} x {columns} needs index {last}, has {}", self.data.len());
+        }
+    }
+}
+
+/// What is added to every output.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Bias<'a> {
+    #[default]
+    None,
+    /// One value per column, `n` of them.
+    Column(&'a [f32]),
+    /// One value per row, `m` of them.
+    Row(&'a [f32]),
+}
+
+/// A product of `m × k` by `k × n`.
+#[derive(Clone, Copy, Debug)]
+pub struct Gemm<'a> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: Matrix<'a>,
+    /// B as [`pack_b`] leaves it.
+    pub b: &'a [f32],
+    /// Multiplies the product before bias and residual. 1 if the residual is [`Residual::Output`].
+    pub alpha: f32,
+    pub bias: Bias<'a>,
+    pub residual: Residual<'a>,
+    pub activation: Activation,
+    /// Distance between the rows of the output (and of the residual), at least `n`.
+    pub output_stride: usize,
+}
+
+/// Columns in a panel of packed B.
+pub fn panel_width(level: IsaLevel) -> usize {
+    struct Width;
+    impl Kernel for Width {
+        type Output = usize;
+        #[inline(always)]
+        fn eval<I: Isa>(self, _: I) -> usize {
+            panel_vectors::<I>() * I::LANES
+        }
+    }
+    dispatch(level, Width)
+}
+
+/// Panels of a B of `n` columns.
+pub fn panel_count(level: IsaLevel, n: usize) -> usize {
+    n.div_ceil(panel_width(level))
+}
+
+/// Elements of packed B.
+pub fn packed_b_len(level: IsaLevel, k: usize, n: usize) -> usize {
+    panel_count(level, n) * panel_width(level) * k
+}
+
+/// Elements of workspace that [`gemm`] needs on each thread, for any `m` and range.
+pub fn gemm_workspace_len(k: usize) -> usize {
+    ROW_BLOCK * k.min(DEPTH_BLOCK)
+}
+
+/// Packs panels of B (`k × n`) as `[panel][k][panel_width]`, columns past `n` as 0. `packed` is all of packed B; only the
+/// panels of the range are written.
+pub fn pack_b(level: IsaLevel, b: Matrix<'_>, k: usize, n: usize, panels: Range<usize>, packed: Output<'_>) {
+    let width = panel_width(level);
+    b.assert_holds(k, n, "B");
+    assert!(panels.end <= n.div_ceil(width), "panels {panels:?} of {n} columns");
+    assert!(packed.len() >= n.div_ceil(width) * width * k, "packed B of {k} x {n} has {} elements", packed.len());
+    dispatch(level, PackB { b, k, n, panels, packed: packed.pointer() })
+}
+
+/// Computes rows `rows` and the columns of panels `panels` of a product.
+///
+/// `output` is all of C, `m` rows `output_stride` apart; `workspace` has [`gemm_workspace_len`] elements.
+pub fn gemm(
+    level: IsaLevel,
+    problem: &Gemm<'_>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    output: Output<'_>,
+    workspace: &mut [f32],
+) {
+    let Gemm { m, n, k, .. } = *problem;
+    if rows.is_empty() || panels.is_empty() {
+        return;
+    }
+    assert!(rows.end <= m, "rows {rows:?} of {m}");
+    assert!(panels.end <= panel_count(level, n), "panels {panels:?} of {n} columns");
+    problem.a.assert_holds(m, k, "A");
+    assert!(problem.b.len() >= packed_b_len(level, k, n), "packed B of {k} x {n} has {} elements", problem.b.len());
+    assert!(problem.output_stride >= n || m == 1, "rows of {n} columns {} apart", problem.output_stride);
+    let last = (m - 1) * problem.output_stride + n;
+    assert!(output.len() >= last, "output of {} elements, {last} needed", output.len());
+    assert!(workspace.len() >= gemm_workspace_len(k), "workspace of {} elements", workspace.len());
+    match problem.bias {
+        Bias::None => {}
+        Bias::Column(bias) => assert!(bias.len() >= n, "{} biases for {n} columns", bias.len()),
+        Bias::Row(bias) => assert!(bias.len() >= m, "{} biases for {m} rows", bias.len()),
+    }
+    match problem.residual {
+        Residual::None => {}
+        Residual::Slice(residual) => assert!(residual.len() >= last, "residual of {} elements", residual.len()),
+        Residual::Output => assert!(problem.alpha == 1.0, "a residual in the output needs alpha = 1"),
+    }
+    dispatch(level, Product { problem, rows, panels, output: output.pointer(), workspace });
+}
+
+/// Vectors in a panel's row: with [`tile_rows`] what the registers hold.
+#[inline(always)]
+const fn panel_vectors<I: Isa>() -> usize {
+    match (I::LANES, I::REGISTERS) {
+        (4, 32) => 4,
+        _ => 2,
+    }
+}
+
+/// Rows of a full tile.
+#[inline(always)]
+const fn tile_rows<I: Isa>() -> usize {
+    match (I::LANES, I::REGISTERS) {
+        (16, _) => 14,
+        (4, 16) => 4,
+        _ => 6,
+    }
+}
+
+struct PackB<'a> {
+    b: Matrix<'a>,
+    k: usize,
+    n: usize,
+    panels: Range<usize>,
+    packed: *mut f32,
+}
+
+impl Kernel for PackB<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let width = panel_vectors::<I>() * I::LANES;
+        let Matrix { data, row_stride, column_stride } = self.b;
+        for panel in self.panels {
+            let first = panel * width;
+            let columns = width.min(self.n - first);
+            // SAFETY: the entry checked that B holds k x n and the packed memory all panels.
+            unsafe {
+                let out = self.packed.add(panel * width * self.k);
+                let source = data.as_ptr().add(first * column_stride);
+                if column_stride == 1 {
+                    for k in 0..self.k {
+                        let (from, to) = (source.add(k * row_stride), out.add(k * width));
+                        for v in 0..panel_vectors::<I>() {
+                            let done = v * I::LANES;
+                            let vector = if done + I::LANES <= columns {
+                                isa.load(from.add(done))
+                            } else if done < columns {
+                                isa.load_partial(from.add(done), columns - done)
+                            } else {
+                                isa.zero()
+                            };
+                            isa.store(to.add(done), vector);
+                        }
+                    }
+                } else {
+                    // Eight depths at a time: each column then reads whole cache lines when it is contiguous.
+                    for k0 in (0..self.k).step_by(8) {
+                        let depth = 8.min(self.k - k0);
+                        for j in 0..columns {
+                            let from = source.add(j * column_stride + k0 * row_stride);
+                            for k in 0..depth {
+                                out.add((k0 + k) * width + j).write(from.add(k * row_stride).read());
+                            }
+                        }
+                        for k in 0..depth {
+                            for j in columns..width {
+                                out.add((k0 + k) * width + j).write(0.0);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Product<'a> {
+    problem: &'a Gemm<'a>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    output: *mut f32,
+    workspace: &'a mut [f32],
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        // SAFETY: the entry checked every operand against the problem.
+        unsafe {
+            if self.rows.len() <= FEW_ROWS && self.problem.a.column_stride == 1 {
+                self.few_rows(isa);
+            } else {
+                self.blocked(isa);
+            }
+        }
+    }
+}
+
+impl Product<'_> {
+    /// # Safety
+    /// The operands hold what the problem says.
+    #[inline(always)]
+    unsafe fn few_rows<I: Isa>(self, isa: I) {
+        let problem = self.problem;
+        let group = match (self.rows.len(), I::REGISTERS) {
+            (1, _) | (_, 32) => 4,
+            _ => 2,
+        };
+        let mut panel = self.panels.start;
+        while panel < self.panels.end {
+            // Groups start at multiples of their size only if the range does; the values do not depend on it.
+            let count = if self.panels.end - panel >= group { group } else { 1 };
+            let strip = Strip {
+                problem,
+                row: self.rows.start,
+                panel,
+                k: 0..problem.k,
+                output: self.output,
+                packed: std::ptr::null(),
+            };
+            macro_rules! outline {
+                ($mr:literal, $ob:literal) => {
+                    match panel_vectors::<I>() {
+                        2 => isa.outline(Few::<$mr, $ob, 2>(strip)),
+                        _ => isa.outline(Few::<$mr, $ob, 4>(strip)),
+                    }
+                };
+            }
+            match (self.rows.len(), count) {
+                (1, 1) => outline!(1, 1),
+                (1, _) => outline!(1, 4),
+                (2, 1) => outline!(2, 1),
+                (2, 2) => outline!(2, 2),
+                (2, _) => outline!(2, 4),
+                (_, 1) => outline!(3, 1),
+                (_, 2) => outline!(3, 2),
+                _ => outline!(3, 4),
+            }
+            panel += count;
+        }
+    }
+
+    /// # Safety
+    /// The operands hold what the problem says.
+    #[inline(always)]
+    unsafe fn blocked<I: Isa>(self, isa: I) {
+        let problem = self.problem;
+        let mr = tile_rows::<I>();
+        let mut k0 = 0;
+        loop {
+            let k = k0..problem.k.min(k0 + DEPTH_BLOCK);
+            for block in pieces(self.rows.len(), ROW_BLOCK / mr * mr) {
+                let block = self.rows.start + block.start..self.rows.start + block.end;
+                let packed = self.workspace.as_mut_ptr();
+                for tile in pieces(block.len(), mr) {
+                    // SAFETY: the workspace holds ROW_BLOCK x DEPTH_BLOCK; the rows are inside A.
+                    unsafe { pack_a(isa, problem.a, block.start + tile.start, tile.len(), k.clone(), packed.add(tile.start * k.len())) };
+                }
+                for panel in self.panels.clone() {
+                    for tile in pieces(block.len(), mr) {
+                        let strip = Strip {
+                            problem,
+                            row: block.start + tile.start,
+                            panel,
+                            k: k.clone(),
+                            output: self.output,
+                            // SAFETY: inside the workspace, as packed above.
+                            packed: unsafe { packed.add(tile.start * k.len()) },
+                        };
+                        run_tile(isa, tile.len(), strip);
+                    }
+                }
+            }
+            k0 = k.end;
+            if k0 >= problem.k {
+                break;
+            }
+        }
+    }
+}
+
+/// Packs `mr` rows as `[k][mr]`.
+///
+/// # Safety
+/// The rows and depths are inside A; `packed` has room for `mr · k.len()`.
+#[inline(always)]
+unsafe fn pack_a<I: Isa>(_isa: I, a: Matrix<'_>, row: usize, mr: usize, k: Range<usize>, packed: *mut f32) {
+    let depth = k.len();
+    // SAFETY: the caller.
+    unsafe {
+        let source = a.data.as_ptr().add(row * a.row_stride + k.start * a.column_stride);
+        if a.row_stride == 1 {
+            for k in 0..depth {
+                std::ptr::copy_nonoverlapping(source.add(k * a.column_stride), packed.add(k * mr), mr);
+            }
+        } else {
+            for k0 in (0..depth).step_by(16) {
+                let block = 16.min(depth - k0);
+                for m in 0..mr {
+                    let from = source.add(m * a.row_stride + k0 * a.column_stride);
+                    for k in 0..block {
+                        packed.add((k0 + k) * mr + m).write(from.add(k * a.column_stride).read());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One tile's work.
+#[derive(Clone)]
+struct Strip<'a> {
+    problem: &'a Gemm<'a>,
+    row: usize,
+    panel: usize,
+    k: Range<usize>,
+    output: *mut f32,
+    packed: *const f32,
+}
+
+/// Runs the tile of exactly `mr` rows.
+#[inline(always)]
+fn run_tile<I: Isa>(isa: I, mr: usize, strip: Strip<'_>) {
+    let columns = strip.problem.n - strip.panel * panel_vectors::<I>() * I::LANES;
+    macro_rules! tile {
+        ($($rows:literal)+) => {
+            match mr {
+                $($rows if tile_rows::<I>() >= $rows => {
+                    if panel_vectors::<I>() == 4 {
+                        if columns <= 2 * I::LANES {
+                            isa.outline(Packed::<$rows, 2>(strip))
+                        } else {
+                            isa.outline(Packed::<$rows, 4>(strip))
+                        }
+                    } else if columns <= I::LANES {
+                        isa.outline(Packed::<$rows, 1>(strip))
+                    } else {
+                        isa.outline(Packed::<$rows, 2>(strip))
+                    }
+                })+
+                _ => unreachable!("pieces are at most a tile's rows"),
+            }
+        };
+    }
+    tile!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+/// A tile with packed A.
+struct Packed<'a, const MR: usize, const VB: usize>(Strip<'a>);
+
+impl<const MR: usize, const VB: usize> Kernel for Packed<'_, MR, VB> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let rows = PackedRows::<MR>(self.0.packed);
+        // SAFETY: the entry checked the operands, and the driver packed A.
+        unsafe { self.0.compute::<I, _, MR, 1, VB>(isa, rows) }
+    }
+}
+
+/// A tile of few rows read where they are, by several panels.
+struct Few<'a, const MR: usize, const OB: usize, const VB: usize>(Strip<'a>);
+
+impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Few<'_, MR, OB, VB> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let a = self.0.problem.a;
+        let mut pointers = [a.data.as_ptr(); MR];
+        for (m, pointer) in pointers.iter_mut().enumerate() {
+            *pointer = a.data.as_ptr().wrapping_add((self.0.row + m) * a.row_stride);
+        }
+        // SAFETY: the entry checked the operands.
+        unsafe { self.0.compute::<I, _, MR, OB, VB>(isa, ScatteredRows(pointers)) }
+    }
+}
+
+impl Strip<'_> {
+    /// # Safety
+    /// The rows hold the strip's depths; the operands hold what the problem says.
+    #[inline(always)]
+    unsafe fn compute<I: Isa, R: Rows, const MR: usize, const OB: usize, const VB: usize>(self, isa: I, rows: R) {
+        let problem = self.problem;
+        let width = panel_vectors::<I>() * I::LANES;
+        let first_column = self.panel * width;
+        let columns = (problem.n - first_column).min(OB * width);
+        // SAFETY: output and residual hold row m - 1 up to column n - 1.
+        let output = unsafe { self.output.add(self.row * problem.output_stride + first_column) };
+
+        let mut acc: Tile<I, MR, OB, VB> = [[[isa.zero(); VB]; OB]; MR];
+        if self.k.start > 0 || matches!(problem.residual, Residual::Output) {
+            for m in 0..MR {
+                for o in 0..OB {
+                    for v in 0..VB {
+                        let column = o * width + v * I::LANES;
+                        // SAFETY: only columns below n are touched.
+                        acc[m][o][v] = unsafe { load_columns(isa, output.add(m * problem.output_stride), column, columns) };
+                    }
+                }
+            }
+        }
+        let mut b = [problem.b.as_ptr(); OB];
+        for (o, pointer) in b.iter_mut().enumerate() {
+            // SAFETY: the panels of the strip are inside packed B.
+            *pointer = unsafe { problem.b.as_ptr().add(((self.panel + o) * problem.k + self.k.start) * width) };
+        }
+        // SAFETY: packed B holds the depths of each panel.
+        unsafe { accumulate::<I, R, MR, OB, VB>(isa, &mut acc, rows, b, width, self.k.len()) };
+
+        let last = self.k.end == problem.k;
+        let (low, high) = problem.activation.bounds();
+        let alpha = isa.splat(problem.alpha);
+        for m in 0..MR {
+            for o in 0..OB {
+                for v in 0..VB {
+                    let column = o * width + v * I::LANES;
+                    let mut x = acc[m][o][v];
+                    // SAFETY: the operands hold what the problem says; only columns below n are touched.
+                    unsafe {
+                        if last {
+                            let bias = match problem.bias {
+                                Bias::None => isa.zero(),
+                                Bias::Column(bias) => load_columns(isa, bias.as_ptr().add(first_column), column, columns),
+                                Bias::Row(bias) => isa.splat(*bias.get_unchecked(self.row + m)),
+                            };
+                            x = isa.fma(x, alpha, bias);
+                            if let Residual::Slice(residual) = problem.residual {
+                                let row = residual.as_ptr().add((self.row + m) * problem.output_stride + first_column);
+                                x = isa.add(x, load_columns(isa, row, column, columns));
+                            }
+                            x = vmath::clip(isa, x, low, high);
+                        }
+                        store_columns(isa, output.add(m * problem.output_stride), column, columns, x);
+                    }
+                }
+            }
+        }
+        if last && !problem.activation.clamps() {
+            isa.outline(ApplyRows {
+                activation: problem.activation,
+                pointer: output,
+                rows: MR,
+                row_stride: problem.output_stride,
+                width: columns,
+            });
+        }
+    }
+}
+
+/// # Safety
+/// The row is readable below `columns`.
+#[inline(always)]
+unsafe fn load_columns<I: Isa>(isa: I, row: *const f32, column: usize, columns: usize) -> I::V {
+    // SAFETY: the caller.
+    unsafe {
+        if column + I::LANES <= columns {
+            isa.load(row.add(column))
+        } else if column < columns {
+            isa.load_partial(row.add(column), columns - column)
+        } else {
+            isa.zero()
+        }
+    }
+}
+
+/// # Safety
+/// The row is writable below `columns`.
+#[inline(always)]
+unsafe fn store_columns<I: Isa>(isa: I, row: *mut f32, column: usize, columns: usize, x: I::V) {
+    // SAFETY: the caller.
+    unsafe {
+        if column + I::LANES <= columns {
+            isa.store(row.add(column), x);
+        } else if column < columns {
+            isa.store_partial(row.add(column), x, columns - column);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[derive(Debug, Clone, Copy)]
+    struct Case {
+        m: usize,
+        n: usize,
+        k: usize,
+        transpose: (bool, bool),
+        alpha: f32,
+        bias: usize,
+        residual: usize,
+        activation: Activation,
+    }
+
+    fn check(level: IsaLevel, case: Case, random: &mut Random) {
+        let Case { m, n, k, .. } = case;
+        let (a, b) = (random.units(m * k), random.units(k * n));
+        let matrix = |data, rows, columns, transposed| {
+            if transposed { Matrix::transposed(data, rows) } else { Matrix::row_major(data, columns) }
+        };
+        let a_view = matrix(&a, m, k, case.transpose.0);
+        let b_view = matrix(&b, k, n, case.transpose.1);
+        let output_stride = n + random.between(0, 3);
+        let bias = random.units(m.max(n));
+        let residual = random.units(m * output_stride);
+        let mut packed = vec![f32::NAN; packed_b_len(level, k, n)];
+        for panels in random_cuts(random, panel_count(level, n)) {
+            pack_b(level, b_view, k, n, panels, Output::new(&mut packed));
+        }
+        let problem = Gemm {
+            m,
+            n,
+            k,
+            a: a_view,
+            b: &packed,
+            alpha: case.alpha,
+            bias: [Bias::None, Bias::Column(&bias), Bias::Row(&bias)][case.bias],
+            residual: [Residual::None, Residual::Slice(&residual), Residual::Output][case.residual],
+            activation: case.activation,
+            output_stride,
+        };
+        let mut workspace = vec![f32::NAN; gemm_workspace_len(k)];
+        let mut whole = if case.residual == 2 { residual.clone() } else { vec![7.0; m * output_stride] };
+        let mut cut = whole.clone();
+        let before = whole.clone();
+        gemm(level, &problem, 0..m, 0..panel_count(level, n), Output::new(&mut whole), &mut workspace);
+        for rows in random_cuts(random, m) {
+            for panels in random_cuts(random, panel_count(level, n)) {
+                gemm(level, &problem, rows.clone(), panels, Output::new(&mut cut), &mut workspace);
+            }
+        }
+        assert_same_bits(level, &case, &whole, &cut);
+        let expected: Vec<f64> = (0..m * output_stride)
+            .map(|at| {
+                let (i, j) = (at / output_stride, at % output_stride);
+                if j >= n {
+                    return before[at].into();
+                }
+                let mut sum = 0.0;
+                for l in 0..k {
+                    let a = a[i * a_view.row_stride + l * a_view.column_stride];
+                    let b = b[l * b_view.row_stride + j * b_view.column_stride];
+                    sum += f64::from(a) * f64::from(b);
+                }
+                sum *= f64::from(case.alpha);
+                sum += [0.0, bias[j].into(), bias[i].into()][case.bias];
+                if case.residual > 0 {
+                    sum += f64::from(residual[at]);
+                }
+                activate(case.activation, sum)
+            })
+            .collect();
+        // A chain of k roundings of terms below 1: far below k · 2^-24 · √k in practice.
+        assert_near(level, &case, &whole, &expected, 2e-6 * (1.0 + (k as f64).sqrt()));
+    }
+
+    #[test]
+    fn products_match_plain_loops_and_do_not_depend_on_ranges() {
+        for level in IsaLevel::available() {
+            let mut random = Random::new(1);
+            for round in 0..160 {
+                let large = round % 20 == 0;
+                let limit = if large { 150 } else { 40 };
+                let residual = random.between(0, 2);
+                let case = Case {
+                    m: if round % 3 == 0 { random.between(0, 4) } else { random.between(1, limit) },
+                    n: random.between(usize::from(round % 7 == 0) ^ 1, limit),
+                    k: if large { random.between(500, 1100) } else { random.between(0, 70) },
+                    transpose: (random.between(0, 1) == 1, random.between(0, 1) == 1),
+                    alpha: if residual == 2 { 1.0 } else { random.pick(&[1.0, 0.125]) },
+                    bias: random.between(0, 2),
+                    residual,
+                    activation: ACTIVATIONS[round % ACTIVATIONS.len()],
+                };
+                check(level, case, &mut random);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_gives_the_same_bits_whatever_it_is_batched_with() {
+        for level in IsaLevel::available() {
+            let mut random = Random::new(2);
+            let (m, n, k) = (33, 70, 600);
+            let (a, b) = (random.units(m * k), random.units(k * n));
+            let mut packed = vec![0.0; packed_b_len(level, k, n)];
+            pack_b(level, Matrix::row_major(&b, n), k, n, 0..panel_count(level, n), Output::new(&mut packed));
+            let mut workspace = vec![0.0; gemm_workspace_len(k)];
+            let mut run = |a: &[f32], m: usize| {
+                let mut output = vec![0.0; m * n];
+                let problem = Gemm {
+                    m,
+                    n,
+                    k,
+                    a: Matrix::row_major(a, k),
+                    b: &packed,
+                    alpha: 1.0,
+                    bias: Bias::None,
+                    residual: Residual::None,
+                    activation: Activation::Gelu,
+                    output_stride: n,
+                };
+                gemm(level, &problem, 0..m, 0..panel_count(level, n), Output::new(&mut output), &mut workspace);
+                output
+            };
+            let batch = run(&a, m);
+            for row in [0, 13, 32] {
+                let single = run(&a[row * k..(row + 1) * k], 1);
+                assert_same_bits(level, &row, &batch[row * n..(row + 1) * n], &single);
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What a rung of SIMD can do, as a value: holding an [`Isa`] token proves that the instructions exist.
+//!
+//! Kernels are written once over [`Isa`]. Its methods are `inline(always)`: they become instructions only inside a function
+//! compiled with the rung's target features, which [`Isa::outline`] and [`super::dispatch`] provide. There are no integer
+//! vectors here, and no operation whose result would depend on the rung except through the number of lanes and the
+//! rounding of [`Isa::fma`].
+
+pub mod scalar;
+
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;
+
+use super::dispatch::Kernel;
+
+/// Vectors of `f32` on one rung of the ladder.
+///
+/// `min` and `max` follow x86: where either operand is NaN the result is the second.
+pub trait Isa: Copy + Send + Sync + 'static {
+    /// A vector of `LANES` values.
+    type V: Copy;
+    /// A truth value per lane.
+    type M: Copy;
+    /// Values in a vector. Divides 16.
+    const LANES: usize;
+    /// Vector registers, which bound the register tiles.
+    const REGISTERS: usize;
+    /// Whether [`Isa::fma`] rounds once.
+    const FUSED: bool;
+
+    /// Runs a kernel in a function of its own, compiled for this rung.
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// # Safety
+    /// `LANES` values are readable at `p`.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// # Safety
+    /// `LANES` values are writable at `p`.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// The first `n` lanes from memory, the rest 0.
+    /// # Safety
+    /// `n < LANES` values are readable at `p`.
+    unsafe fn load_partial(self, p: *const f32, n: usize) -> Self::V;
+    /// # Safety
+    /// `n < LANES` values are writable at `p`.
+    unsafe fn store_partial(self, p: *mut f32, v: Self::V, n: usize);
+
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once if [`Isa::FUSED`].
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `c - a * b`, rounded once if [`Isa::FUSED`].
+    fn fnma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::V) -> Self::V;
+    fn floor(self, a: Self::V) -> Self::V;
+    fn ceil(self, a: Self::V) -> Self::V;
+    fn abs(self, a: Self::V) -> Self::V;
+    /// The magnitude of `a` with the sign of `b`.
+    fn copysign(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// False where either is NaN.
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M;
+    /// False where either is NaN.
+    fn le(self, a: Self::V, b: Self::V) -> Self::M;
+    /// False where either is NaN.
+    fn eq(self, a: Self::V, b: Self::V) -> Self::M;
+    /// `a` where the mask is true, else `b`.
+    fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `2^n` for integral `n` in -126 ..= 127.
+    fn pow2(self, n: Self::V) -> Self::V;
+    /// `(m, e)` with `x = m * 2^e` and `m` in [√½, √2), for finite normal `x > 0`.
+    fn split_exponent(self, x: Self::V) -> (Self::V, Self::V);
+
+    /// The sum of the lanes, in halves: lane i with lane i + LANES/2, and so on.
+    #[inline(always)]
+    fn reduce_sum(self, v: Self::V) -> f32 {
+        let mut lanes = self.to_lanes(v);
+        let mut width = Self::LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The largest lane; NaN if any lane is NaN.
+    #[inline(always)]
+    fn reduce_max(self, v: Self::V) -> f32 {
+        let lanes = self.to_lanes(v);
+        let mut best = lanes[0];
+        for &x in &lanes[1..Self::LANES] {
+            best = if x > best || x.is_nan() { x } else { best };
+        }
+        best
+    }
+
+    /// The smallest lane; NaN if any lane is NaN.
+    #[inline(always)]
+    fn reduce_min(self, v: Self::V) -> f32 {
+        let lanes = self.to_lanes(v);
+        let mut best = lanes[0];
+        for &x in &lanes[1..Self::LANES] {
+            best = if x < best || x.is_nan() { x } else { best };
+        }
+        best
+    }
+
+    /// The lanes, the first `LANES` of 16.
+    #[inline(always)]
+    fn to_lanes(self, v: Self::V) -> [f32; 16] {
+        const { assert!(Self::LANES <= 16) };
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the array holds 16 >= LANES values.
+        unsafe { self.store(lanes.as_mut_ptr(), v) };
+        lanes
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    #[inline(always)]
+    fn neg(self, a: Self::V) -> Self::V {
+        self.sub(self.splat(-0.0), a)
+    }
+}

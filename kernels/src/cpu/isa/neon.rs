@@ -1,0 +1,163 @@
+//! Advanced SIMD of 64-bit Arm, four lanes: part of every AArch64 target that Rust's std supports.
+
+use std::arch::aarch64::*;
+
+use super::Isa;
+use crate::cpu::dispatch::Kernel;
+
+/// Proof that this machine has Advanced SIMD.
+#[derive(Clone, Copy, Debug)]
+pub struct Neon(());
+
+impl Neon {
+    pub fn new() -> Option<Neon> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
+    }
+}
+
+/// # Safety
+/// The machine has Advanced SIMD.
+#[target_feature(enable = "neon")]
+#[inline(never)]
+unsafe fn outline_neon<K: Kernel>(kernel: K) -> K::Output {
+    kernel.eval(Neon(()))
+}
+
+const ROOT_HALF_BITS: i32 = 0x3f35_04f3;
+
+macro_rules! lanewise {
+    ($($name:ident($($x:ident),+) = $e:expr;)+) => {
+        $(
+            #[inline(always)]
+            fn $name(self, $($x: Self::V),+) -> Self::V {
+                // SAFETY: the token.
+                #[allow(unused_unsafe)]
+                unsafe { $e }
+            }
+        )+
+    };
+}
+
+// SAFETY, for every block of this impl: the token proves Advanced SIMD; memory is vouched for by the caller.
+impl Isa for Neon {
+    type V = float32x4_t;
+    type M = uint32x4_t;
+    const LANES: usize = 4;
+    const REGISTERS: usize = 32;
+    const FUSED: bool = true;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token.
+        unsafe { outline_neon(kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        // SAFETY: the token.
+        #[allow(unused_unsafe)]
+        unsafe {
+            vdupq_n_f32(x)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        // SAFETY: the token; the caller vouches for the memory.
+        unsafe { vld1q_f32(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::V) {
+        // SAFETY: the token; the caller vouches for the memory.
+        unsafe { vst1q_f32(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(self, p: *const f32, n: usize) -> Self::V {
+        let mut lanes = [0.0f32; 4];
+        for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+            // SAFETY: i < n, and the caller vouches for n readable values.
+            *lane = unsafe { p.add(i).read() };
+        }
+        // SAFETY: the token; the array holds four values.
+        unsafe { vld1q_f32(lanes.as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut f32, v: Self::V, n: usize) {
+        let mut lanes = [0.0f32; 4];
+        // SAFETY: the token; the array holds four values.
+        unsafe { vst1q_f32(lanes.as_mut_ptr(), v) };
+        for (i, lane) in lanes.iter().enumerate().take(n) {
+            // SAFETY: i < n, and the caller vouches for n writable values.
+            unsafe { p.add(i).write(*lane) };
+        }
+    }
+
+    lanewise! {
+        add(a, b) = vaddq_f32(a, b);
+        sub(a, b) = vsubq_f32(a, b);
+        mul(a, b) = vmulq_f32(a, b);
+        div(a, b) = vdivq_f32(a, b);
+        fma(a, b, c) = vfmaq_f32(c, a, b);
+        fnma(a, b, c) = vfmsq_f32(c, a, b);
+        min(a, b) = vbslq_f32(vcltq_f32(a, b), a, b);
+        max(a, b) = vbslq_f32(vcgtq_f32(a, b), a, b);
+        sqrt(a) = vsqrtq_f32(a);
+        round(a) = vrndnq_f32(a);
+        floor(a) = vrndmq_f32(a);
+        ceil(a) = vrndpq_f32(a);
+        abs(a) = vabsq_f32(a);
+        copysign(a, b) = vbslq_f32(vdupq_n_u32(0x8000_0000), b, a);
+        pow2(n) = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127))));
+    }
+
+    #[inline(always)]
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M {
+        // SAFETY: the token.
+        #[allow(unused_unsafe)]
+        unsafe {
+            vcltq_f32(a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn le(self, a: Self::V, b: Self::V) -> Self::M {
+        // SAFETY: the token.
+        #[allow(unused_unsafe)]
+        unsafe {
+            vcleq_f32(a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn eq(self, a: Self::V, b: Self::V) -> Self::M {
+        // SAFETY: the token.
+        #[allow(unused_unsafe)]
+        unsafe {
+            vceqq_f32(a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: the token.
+        #[allow(unused_unsafe)]
+        unsafe {
+            vbslq_f32(m, a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn split_exponent(self, x: Self::V) -> (Self::V, Self::V) {
+        // SAFETY: the token.
+        #[allow(unused_unsafe)]
+        unsafe {
+            let offset = vdupq_n_s32(ROOT_HALF_BITS);
+            let shifted = vsubq_s32(vreinterpretq_s32_f32(x), offset);
+            let mantissa = vaddq_s32(vandq_s32(shifted, vdupq_n_s32(0x007f_ffff)), offset);
+            (vreinterpretq_f32_s32(mantissa), vcvtq_f32_s32(vshrq_n_s32::<23>(shifted)))
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The register tile that matrix products and convolutions share: `acc[m][o] += a[m, k] · b[o][k]` for k ascending.
+//!
+//! Every accumulator is one chain of [`Isa::fma`] over ascending k. A tile's shape therefore never changes a result, and
+//! neither does storing an accumulator and going on from it later.
+
+use super::isa::Isa;
+
+/// Where the value of row `m` at depth `k` is.
+pub(crate) trait Rows: Copy {
+    /// # Safety
+    /// Row and depth are inside what the implementor was made for.
+    unsafe fn at(&self, m: usize, k: usize) -> *const f32;
+}
+
+/// `[depth][MR]`, as packed for a matrix product.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedRows<const MR: usize>(pub *const f32);
+
+impl<const MR: usize> Rows for PackedRows<MR> {
+    #[inline(always)]
+    unsafe fn at(&self, m: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller.
+        unsafe { self.0.add(k * MR + m) }
+    }
+}
+
+/// Rows a constant distance apart: neighbouring pixels of a blocked or plain image.
+#[derive(Clone, Copy)]
+pub(crate) struct SteppedRows<const STEP: usize>(pub *const f32);
+
+impl<const STEP: usize> Rows for SteppedRows<STEP> {
+    #[inline(always)]
+    unsafe fn at(&self, m: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller.
+        unsafe { self.0.add(m * STEP + k) }
+    }
+}
+
+/// Rows anywhere.
+#[derive(Clone, Copy)]
+pub(crate) struct ScatteredRows<const MR: usize>(pub [*const f32; MR]);
+
+impl<const MR: usize> Rows for ScatteredRows<MR> {
+    #[inline(always)]
+    unsafe fn at(&self, m: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller.
+        unsafe { self.0[m].add(k) }
+    }
+}
+
+/// Accumulators: `MR` rows by `OB` operands of `VB` vectors.
+pub(crate) type Tile<I, const MR: usize, const OB: usize, const VB: usize> = [[[<I as Isa>::V; VB]; OB]; MR];
+
+/// Goes on with the chains of a tile over `depth` steps. Vector `v` of operand `o` at depth `k` is at `b[o] + k·b_step + v·LANES`.
+///
+/// # Safety
+/// All rows and all of `b` are readable for `depth` steps.
+#[inline(always)]
+pub(crate) unsafe fn accumulate<I: Isa, R: Rows, const MR: usize, const OB: usize, const VB: usize>(
+    isa: I,
+    acc: &mut Tile<I, MR, OB, VB>,
+    rows: R,
+    b: [*const f32; OB],
+    b_step: usize,
+    depth: usize,
+) {
+    let mut sums = *acc;
+    for k in 0..depth {
+        let mut vectors = [[isa.zero(); VB]; OB];
+        for o in 0..OB {
+            for v in 0..VB {
+                // SAFETY: the caller vouches for b.
+                vectors[o][v] = unsafe { isa.load(b[o].add(k * b_step + v * I::LANES)) };
+            }
+        }
+        for m in 0..MR {
+            // SAFETY: the caller vouches for the rows.
+            let a = isa.splat(unsafe { rows.at(m, k).read() });
+            for o in 0..OB {
+                for v in 0..VB {
+                    sums[m][o][v] = isa.fma(a, vectors[o][v], sums[m][o][v]);
+                }
+            }
+        }
+    }
+    *acc = sums;
+}
+
+/// Cuts `count` outputs into pieces of at most `most`, as equal as can be: the i-th is `balanced(count, most, i)`.
+///
+/// Equal pieces keep every tile wide enough to hide the latency of a multiplication.
+pub(crate) fn pieces(count: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let tiles = count.div_ceil(most);
+    (0..tiles).map(move |i| count * i / tiles..count * (i + 1) / tiles)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pieces;
+
+    #[test]
+    fn pieces_cover_the_count_in_order_and_are_nearly_equal() {
+        for (count, most) in [(0, 6), (1, 6), (7, 6), (13, 14), (49, 14), (128, 14), (57, 4)] {
+            let mut next = 0;
+            let mut sizes = Vec::new();
+            for piece in pieces(count, most) {
+                assert_eq!(piece.start, next);
+                next = piece.end;
+                sizes.push(piece.len());
+            }
+            assert_eq!(next, count);
+            if let (Some(least), Some(largest)) = (sizes.iter().min(), sizes.iter().max()) {
+                assert!(*least >= 1 && largest - least <= 1 && *largest <= most, "{count} by {most}: {sizes:?}");
+            }
+        }
+    }
+}
