@@ -310,7 +310,16 @@ impl Product<'_> {
                 let packed = self.workspace.as_mut_ptr();
                 for tile in pieces(block.len(), mr) {
                     // SAFETY: the workspace holds ROW_BLOCK x DEPTH_BLOCK; the rows are inside A.
-                    unsafe { pack_a(isa, problem.a, block.start + tile.start, tile.len(), k.clone(), packed.add(tile.start * k.len())) };
+                    unsafe {
+                        pack_a(
+                            isa,
+                            problem.a,
+                            block.start + tile.start,
+                            tile.len(),
+                            k.clone(),
+                            packed.add(tile.start * k.len()),
+                        )
+                    };
                 }
                 for panel in self.panels.clone() {
                     for tile in pieces(block.len(), mr) {
@@ -452,7 +461,8 @@ impl Strip<'_> {
                     for v in 0..VB {
                         let column = o * width + v * I::LANES;
                         // SAFETY: only columns below n are touched.
-                        acc[m][o][v] = unsafe { load_columns(isa, output.add(m * problem.output_stride), column, columns) };
+                        acc[m][o][v] =
+                            unsafe { load_columns(isa, output.add(m * problem.output_stride), column, columns) };
                     }
                 }
             }
@@ -478,7 +488,9 @@ impl Strip<'_> {
                         if last {
                             let bias = match problem.bias {
                                 Bias::None => isa.zero(),
-                                Bias::Column(bias) => load_columns(isa, bias.as_ptr().add(first_column), column, columns),
+                                Bias::Column(bias) => {
+                                    load_columns(isa, bias.as_ptr().add(first_column), column, columns)
+                                }
                                 Bias::Row(bias) => isa.splat(*bias.get_unchecked(self.row + m)),
                             };
                             x = isa.fma(x, alpha, bias);

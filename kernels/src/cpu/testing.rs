@@ -43,7 +43,11 @@ pub fn assert_near(level: IsaLevel, what: &dyn std::fmt::Debug, actual: &[f32], 
     assert_eq!(actual.len(), expected.len(), "{} {what:?}", level.name());
     for (i, (&a, &e)) in actual.iter().zip(expected).enumerate() {
         let near = (f64::from(a) - e).abs() <= tolerance * (1.0 + e.abs());
-        assert!(near || (a.is_nan() && e.is_nan()) || f64::from(a) == e, "{} {what:?}: [{i}] is {a}, expected {e}", level.name());
+        assert!(
+            near || (a.is_nan() && e.is_nan()) || f64::from(a) == e,
+            "{} {what:?}: [{i}] is {a}, expected {e}",
+            level.name()
+        );
     }
 }
 
@@ -94,8 +98,20 @@ pub fn activate(activation: super::Activation, x: f64) -> f64 {
         Identity => x,
         Relu => x.max(0.0),
         Clip { low, high } => x.max(low.into()).min(high.into()),
-        LeakyRelu { alpha } => if x < 0.0 { f64::from(alpha) * x } else { x },
-        Elu { alpha } => if x < 0.0 { f64::from(alpha) * x.exp_m1() } else { x },
+        LeakyRelu { alpha } => {
+            if x < 0.0 {
+                f64::from(alpha) * x
+            } else {
+                x
+            }
+        }
+        Elu { alpha } => {
+            if x < 0.0 {
+                f64::from(alpha) * x.exp_m1()
+            } else {
+                x
+            }
+        }
         Sigmoid => sigmoid(x),
         Tanh => x.tanh(),
         Silu => x * sigmoid(x),

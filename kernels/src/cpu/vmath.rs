@@ -28,11 +28,8 @@ pub fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
     let n = isa.round(isa.mul(x, isa.splat(LOG2_E)));
     let r = isa.fnma(n, isa.splat(LN2_HIGH), x);
     let r = isa.fnma(n, isa.splat(LN2_LOW), r);
-    let p = horner(
-        isa,
-        r,
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 5.000_000_1e-1],
-    );
+    let p =
+        horner(isa, r, [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 5.000_000_1e-1]);
     let p = isa.add(isa.fma(p, isa.mul(r, r), r), isa.splat(1.0));
     // In two steps: 2^n itself may be out of range where the result is subnormal or just below infinity.
     let half = isa.floor(isa.mul(n, isa.splat(0.5)));
@@ -163,11 +160,8 @@ pub fn elu<I: Isa>(isa: I, x: I::V, alpha: f32) -> I::V {
 /// e^x − 1, absolute error 2e-7 for x ≤ 1 and relative 4 ulp where |x| < 0.3466.
 #[inline(always)]
 pub fn exp_m1<I: Isa>(isa: I, x: I::V) -> I::V {
-    let p = horner(
-        isa,
-        x,
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 5.000_000_1e-1],
-    );
+    let p =
+        horner(isa, x, [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 5.000_000_1e-1]);
     let small = isa.fma(p, isa.mul(x, x), x);
     let large = isa.sub(exp(isa, x), isa.splat(1.0));
     isa.select(isa.lt(isa.abs(x), isa.splat(0.346_5)), small, large)

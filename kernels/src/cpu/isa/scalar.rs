@@ -122,13 +122,7 @@ impl Isa for Scalar {
     fn round(self, a: Self::V) -> Self::V {
         // Adding and taking away 1.5 * 2^23 rounds to even below 2^22; larger magnitudes are split off first.
         const MAGIC: f32 = 12_582_912.0;
-        a.map(|x| {
-            if x.abs() < 4_194_304.0 {
-                ((x + MAGIC) - MAGIC).copysign(x)
-            } else {
-                x.round_ties_even()
-            }
-        })
+        a.map(|x| if x.abs() < 4_194_304.0 { ((x + MAGIC) - MAGIC).copysign(x) } else { x.round_ties_even() })
     }
 
     #[inline(always)]
