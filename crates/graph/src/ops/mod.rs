@@ -262,5 +262,17 @@ operators! {
         "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
         "ReduceLogSumExp", "ReduceSumSquare",
     ];
+    arg_reduce::ArgReduce ["ArgMax", "ArgMin"];
+    instance_norm::InstanceNorm ["InstanceNormalization", "GroupNormalization"];
+    lp_norm::LpNorm ["LpNormalization"];
+    mean_variance_norm::MeanVarianceNorm ["MeanVarianceNormalization"];
+    lrn::Lrn ["LRN"];
     recurrent::Recurrent ["LSTM", "GRU", "RNN"];
+    quantize_linear::QuantizeLinear ["QuantizeLinear"];
+    dequantize_linear::DequantizeLinear ["DequantizeLinear"];
+    dynamic_quantize_linear::DynamicQuantizeLinear ["DynamicQuantizeLinear"];
+    matmul_integer::MatMulInteger ["MatMulInteger"];
+    conv_integer::ConvInteger ["ConvInteger"];
+    qlinear_conv::QLinearConv ["QLinearConv"];
+    qlinear_matmul::QLinearMatMul ["QLinearMatMul"];
 }

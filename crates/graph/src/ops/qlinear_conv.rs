@@ -1,0 +1,67 @@
+//! Convolution from quantized values to quantized values.
+
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, Window,
+    conv::{Geometry, infer_shape},
+    conv_integer::less_zero_point,
+    quantize_linear::{integer_bounds, integers, saturate},
+};
+use crate::{Fact, ImportError, OpError, TensorFact};
+use cutover_tensor::Value;
+
+/// Inputs `x`, its scale and zero point, `w`, its scale and zero point (one, or one per output channel), the scale and zero point
+/// of `y`, and an optional i32 bias whose scale is that of `x` times that of `w` and whose zero point is 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QLinearConv {
+    pub window: Window,
+    pub group: usize,
+}
+
+impl Operator for QLinearConv {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(8..=9)?;
+        Ok(QLinearConv { window: Window::read(node)?, group: node.count("group", 1)? }.into())
+    }
+
+    fn export(&self) -> Spelling {
+        self.window.spell(Spelling::new("QLinearConv")).with("group", self.group as i64)
+    }
+
+    fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+        inputs.same_dtype(0, 2)?;
+        inputs.same_dtype(3, 5)?;
+        let (x, w, bias) = (inputs.tensor(0)?, inputs.tensor(3)?, inputs.optional_tensor(8)?);
+        let shape = infer_shape(&self.window, self.group, x, w, bias)?;
+        Ok(vec![TensorFact { dtype: inputs.tensor(7)?.dtype, shape, value: None }.into()])
+    }
+
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let (x, w, y_zero_point) = (inputs.tensor(0)?, inputs.tensor(3)?, inputs.tensor(7)?);
+        let geometry = Geometry::new(&self.window, self.group, x.shape(), w.shape())?;
+        let mut sums = vec![0i64; geometry.output_len(context)?];
+        if let Some(bias) = inputs.optional_tensor(8)? {
+            let bias: Vec<i64> = integers(bias)?.into_iter().map(|b| b as i64).collect();
+            geometry.add_bias(&bias, &mut sums)?;
+        }
+        let x = less_zero_point(x, Some(inputs.tensor(2)?), false)?;
+        geometry.convolve(&x, &less_zero_point(w, Some(inputs.tensor(5)?), true)?, &mut sums);
+        let channels = geometry.output[1];
+        let scale = |index: usize, counts: &[usize]| {
+            let scales = Wide::floats(inputs.tensor(index)?)?;
+            match counts.contains(&scales.len()) {
+                true => Ok(scales),
+                false => Err(OpError::input(format!("input {index} has {} scales, expected {counts:?}", scales.len()))),
+            }
+        };
+        let (x_scale, w_scale, y_scale) = (scale(1, &[1])?[0], scale(4, &[1, channels])?, scale(6, &[1])?[0]);
+        let dtype = y_zero_point.dtype();
+        let bounds = integer_bounds(dtype).ok_or_else(|| OpError::unsupported(format!("quantization to {dtype}")))?;
+        let zero_point = *integers(y_zero_point)?.first().ok_or_else(|| OpError::input("the zero point is empty"))?;
+        let plane = geometry.plane_len().max(1);
+        let y = sums.into_iter().enumerate().map(|(i, sum)| {
+            let w_scale = w_scale[if w_scale.len() == 1 { 0 } else { i / plane % channels }];
+            saturate(sum as f64 * (x_scale * w_scale / y_scale), zero_point, bounds)
+        });
+        Ok(vec![Wide::Int(y.collect()).narrow(dtype, geometry.output)?.into()])
+    }
+}

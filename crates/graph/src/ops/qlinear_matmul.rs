@@ -1,0 +1,65 @@
+//! Matrix product from quantized values to quantized values.
+
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide,
+    matmul::{Product, infer_shape},
+    matmul_integer::{Side, per_side, shifted},
+    quantize_linear::{integer_bounds, integers, saturate},
+};
+use crate::{Fact, ImportError, OpError, TensorFact};
+use cutover_tensor::Value;
+
+/// Inputs `a`, its scale and zero point (one, or one per row), `b`, its scale and zero point (one, or one per column), and the
+/// scale and zero point of `y`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QLinearMatMul;
+
+impl Operator for QLinearMatMul {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(8..=8)?;
+        Ok(QLinearMatMul.into())
+    }
+
+    fn export(&self) -> Spelling {
+        Spelling::new("QLinearMatMul")
+    }
+
+    fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+        inputs.same_dtype(0, 2)?;
+        inputs.same_dtype(3, 5)?;
+        let shape = infer_shape(inputs.tensor(0)?, inputs.tensor(3)?)?;
+        Ok(vec![TensorFact { dtype: inputs.tensor(7)?.dtype, shape, value: None }.into()])
+    }
+
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let (a, b, y_zero_point) = (inputs.tensor(0)?, inputs.tensor(3)?, inputs.tensor(7)?);
+        let product = Product::new(a.shape(), b.shape())?;
+        context.bounded_len(&product.output)?;
+        // Scales are per row and per column of the factors, and so of the product, unless they differ between batches.
+        let scales = |index: usize, side: Side| {
+            let tensor = inputs.tensor(index)?;
+            let values = Wide::floats(tensor)?;
+            let sources = match tensor.shape().rank() {
+                0 | 1 => per_side(tensor.shape(), &product.output, side)?,
+                _ if tensor.shape().rank() == product.output.rank() => {
+                    per_side(tensor.shape(), &product.output, side)?
+                }
+                rank => return Err(OpError::unsupported(format!("scales of {rank} axes"))),
+            };
+            Ok(sources.map(move |source| values[source]))
+        };
+        let sums = product.apply(
+            &shifted(a, Some(inputs.tensor(2)?), Side::Rows)?,
+            &shifted(b, Some(inputs.tensor(5)?), Side::Columns)?,
+        );
+        let dtype = y_zero_point.dtype();
+        let bounds = integer_bounds(dtype).ok_or_else(|| OpError::unsupported(format!("quantization to {dtype}")))?;
+        let single = || OpError::input("the scale and zero point of the result must be one each");
+        let zero_point = *integers(y_zero_point)?.first().ok_or_else(single)?;
+        let y_scale = *Wide::floats(inputs.tensor(6)?)?.first().ok_or_else(single)?;
+        let factors = scales(1, Side::Rows)?.zip(scales(4, Side::Columns)?);
+        let y = sums.into_iter().zip(factors);
+        let y = y.map(|(sum, (a, b))| saturate(sum as f64 * (a * b / y_scale), zero_point, bounds));
+        Ok(vec![Wide::Int(y.collect()).narrow(dtype, product.output.clone())?.into()])
+    }
+}

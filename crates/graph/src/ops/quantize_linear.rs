@@ -1,0 +1,210 @@
+//! Quantization to integers by a scale and a zero point.
+
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, conv::differ,
+    reduce::axis_index,
+};
+use crate::{Fact, ImportError, OpError, TensorFact};
+use cutover_tensor::{DType, Shape, Value};
+
+/// `y = saturate(round(x / scale) + zero_point)`, to nearest even; inputs `x`, `scale`, optional `zero_point`. The division is
+/// done in the type of `x`, or f32 if that is an integer, as the specification says. The type of `y` is the zero point's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizeLinear {
+    pub granularity: Granularity,
+    /// Of `y` where there is no zero point; u8 if neither says.
+    pub output_dtype: Option<DType>,
+}
+
+/// Which elements share a scale and a zero point: all, if there is one scale; with a scale for each index of `axis`, those
+/// of that index; with `block_size`, runs of as many along `axis`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granularity {
+    pub axis: i64,
+    /// 0 for no blocks.
+    pub block_size: usize,
+}
+
+impl Operator for QuantizeLinear {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=3)?;
+        let granularity = Granularity::read(node)?;
+        // It matters only for 8-bit floats, which are refused.
+        node.int("saturate", 1)?;
+        let code = node.int("output_dtype", 0)?;
+        let dtype = i32::try_from(code).ok().and_then(DType::from_onnx_code);
+        let output_dtype = match (code, dtype) {
+            (0, _) => None,
+            (_, Some(dtype)) if integer_bounds(dtype).is_some() => Some(dtype),
+            (_, Some(other)) => return Err(node.unsupported(format!("quantization to {other}"))),
+            (code, None) => return Err(node.corrupt(format!("output_dtype {code} is not defined"))),
+        };
+        let precision = node.int("precision", 0)?;
+        if precision != 0 {
+            return Err(node.unsupported(format!("precision {precision}")));
+        }
+        Ok(QuantizeLinear { granularity, output_dtype }.into())
+    }
+
+    fn export(&self) -> Spelling {
+        let spelling = self.granularity.spell(Spelling::new("QuantizeLinear"));
+        match self.output_dtype {
+            Some(dtype) => spelling.with("output_dtype", i64::from(dtype.onnx_code())),
+            None => spelling,
+        }
+    }
+
+    fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+        let x = inputs.tensor(0)?;
+        let zero_point = inputs.optional_tensor(2)?;
+        self.granularity.check(x, inputs.tensor(1)?)?;
+        let dtype = self.dtype(zero_point.map(|z| z.dtype))?;
+        Ok(vec![TensorFact { dtype, shape: x.shape.clone(), value: None }.into()])
+    }
+
+    fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let (x, scale) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        let zero_point = inputs.optional_tensor(2)?;
+        let dtype = self.dtype(zero_point.map(|z| z.dtype()))?;
+        let index = ScaleIndex::new(self.granularity, x.shape(), scale.shape())?;
+        let bounds = integer_bounds(dtype).ok_or_else(|| OpError::unsupported(format!("quantization to {dtype}")))?;
+        let zero_points = zero_points(zero_point, scale.shape())?;
+        let scales = Wide::floats(scale)?;
+        let in_double = x.dtype() == DType::F64;
+        let quantize = |(i, x): (usize, f64)| {
+            let group = index.of(i);
+            let quotient = if in_double { x / scales[group] } else { f64::from(x as f32 / scales[group] as f32) };
+            saturate(quotient, zero_points.get(group).copied().unwrap_or(0), bounds)
+        };
+        let y = match Wide::of(x)? {
+            Wide::Float(x) => x.into_iter().enumerate().map(quantize).collect(),
+            Wide::Int(x) => x.into_iter().map(|x| x as f64).enumerate().map(quantize).collect(),
+            Wide::Bool(_) => return Err(OpError::input("expected numbers, got bool")),
+        };
+        Ok(vec![Wide::Int(y).narrow(dtype, x.shape().clone())?.into()])
+    }
+}
+
+impl QuantizeLinear {
+    fn dtype(&self, zero_point: Option<DType>) -> Result<DType, OpError> {
+        match (zero_point, self.output_dtype) {
+            (Some(zero_point), Some(output)) if zero_point != output => {
+                Err(OpError::input(format!("output_dtype is {output}, the zero point's type {zero_point}")))
+            }
+            (zero_point, output) => Ok(zero_point.or(output).unwrap_or(DType::U8)),
+        }
+    }
+}
+
+impl Granularity {
+    pub(super) fn read(node: &mut NodeReader) -> Result<Granularity, ImportError> {
+        let axis = node.int("axis", 1)?;
+        let block_size = match node.int("block_size", 0)? {
+            size @ 0..=0x7fff_ffff => size as usize,
+            other => return Err(node.corrupt(format!("block_size must not be negative, got {other}"))),
+        };
+        Ok(Granularity { axis, block_size })
+    }
+
+    pub(super) fn spell(&self, spelling: Spelling) -> Spelling {
+        let spelling = spelling.with("axis", self.axis);
+        if self.block_size == 0 { spelling } else { spelling.with("block_size", self.block_size as i64) }
+    }
+
+    pub(super) fn check(&self, x: &TensorFact, scale: &TensorFact) -> Result<(), OpError> {
+        let (Some(dims), Some(scales)) = (&x.shape, &scale.shape) else { return Ok(()) };
+        let fits = match scales.as_slice() {
+            [] => true,
+            [one] if one.as_const() == Some(1) => true,
+            [count] if self.block_size == 0 => !differ(count, &dims[axis_index(self.axis, dims.len())?]),
+            _ if self.block_size > 0 => {
+                let axis = axis_index(self.axis, dims.len())?;
+                let blocks = |d: &crate::Dim| d.ceil_div(&self.block_size.into());
+                let expected = |i: usize, d: &crate::Dim| if i == axis { blocks(d) } else { d.clone() };
+                scales.len() == dims.len()
+                    && dims.iter().zip(scales).enumerate().all(|(i, (d, s))| !differ(&expected(i, d), s))
+            }
+            _ => false,
+        };
+        match fits {
+            true => Ok(()),
+            false => Err(OpError::input(format!("scales {scale} don't fit {x} at axis {}", self.axis))),
+        }
+    }
+}
+
+/// Which scale each element of a tensor has.
+#[derive(Clone, Copy)]
+pub(super) struct ScaleIndex {
+    inner: usize,
+    extent: usize,
+    block: usize,
+    blocks: usize,
+    /// Scales between two outer indices: 0 where every outer index has the same.
+    outer: usize,
+    stride: usize,
+}
+
+impl ScaleIndex {
+    pub fn new(granularity: Granularity, x: &Shape, scale: &Shape) -> Result<ScaleIndex, OpError> {
+        let fact = |shape: &Shape| TensorFact::of_constant_shape(DType::F32, shape);
+        granularity.check(&fact(x), &fact(scale))?;
+        if scale.rank() == 0 || (scale.rank() == 1 && scale[0] == 1) {
+            return Ok(ScaleIndex { inner: 1, extent: 1, block: 1, blocks: 1, outer: 0, stride: 0 });
+        }
+        let axis = axis_index(granularity.axis, x.rank())?;
+        let inner: usize = x[axis + 1..].iter().product();
+        Ok(match granularity.block_size {
+            0 => ScaleIndex { inner, extent: x[axis], block: 1, blocks: x[axis], outer: 0, stride: 0 },
+            block => {
+                let blocks = scale[axis];
+                ScaleIndex { inner, extent: x[axis], block, blocks, outer: blocks * inner, stride: inner }
+            }
+        })
+    }
+
+    pub fn of(&self, element: usize) -> usize {
+        let (rest, within) = (element / self.inner, element % self.inner);
+        let (outer, index) = (rest / self.extent, rest % self.extent);
+        debug_assert!(self.extent == 1 || index / self.block < self.blocks);
+        match self.stride {
+            0 => index,
+            stride => outer * self.outer + index / self.block * stride + within,
+        }
+    }
+}
+
+/// The integers of a zero point of the scale's shape; empty where there is none.
+pub(super) fn zero_points(zero_point: Option<&cutover_tensor::Tensor>, scale: &Shape) -> Result<Vec<i128>, OpError> {
+    let Some(zero_point) = zero_point else { return Ok(Vec::new()) };
+    if zero_point.element_count() != scale.element_count() {
+        return Err(OpError::input(format!("scales of {scale}, but zero points of {}", zero_point.shape())));
+    }
+    integers(zero_point)
+}
+
+/// The elements of an integer tensor.
+pub(super) fn integers(tensor: &cutover_tensor::Tensor) -> Result<Vec<i128>, OpError> {
+    match Wide::of(tensor)? {
+        Wide::Int(values) => Ok(values),
+        _ => Err(OpError::unsupported(format!("quantized values of {}", tensor.dtype()))),
+    }
+}
+
+/// `value` rounded to nearest even, plus `zero_point`, within `bounds`. NaN counts as 0.
+pub(super) fn saturate(value: f64, zero_point: i128, (least, most): (i128, i128)) -> i128 {
+    // A float-to-integer cast saturates, and no bound is anywhere near i64's.
+    let rounded = i128::from(value.round_ties_even() as i64);
+    (rounded + zero_point).clamp(least, most)
+}
+
+/// Least and largest value of a type that tensors are quantized to.
+pub(super) fn integer_bounds(dtype: DType) -> Option<(i128, i128)> {
+    let signed = match dtype {
+        DType::I8 | DType::I16 | DType::I32 | DType::I4 | DType::I2 => true,
+        DType::U8 | DType::U16 | DType::U4 | DType::U2 => false,
+        _ => return None,
+    };
+    let most = 1i128 << (dtype.bits() - usize::from(signed));
+    Some((if signed { -most } else { 0 }, most - 1))
+}
