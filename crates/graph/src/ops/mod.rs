@@ -262,6 +262,8 @@ operators! {
         "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
         "ReduceLogSumExp", "ReduceSumSquare",
     ];
+    resize::Resize ["Resize", "Upsample"];
+    einsum::Einsum ["Einsum"];
     arg_reduce::ArgReduce ["ArgMax", "ArgMin"];
     instance_norm::InstanceNorm ["InstanceNormalization", "GroupNormalization"];
     lp_norm::LpNorm ["LpNormalization"];

@@ -21,6 +21,7 @@ pub struct NodeReader {
     pub outputs: usize,
     attributes: BTreeMap<String, Attribute>,
     constants: Vec<(usize, Tensor)>,
+    inserted: Vec<usize>,
 }
 
 impl NodeReader {
@@ -34,7 +35,17 @@ impl NodeReader {
         attributes: BTreeMap<String, Attribute>,
     ) -> NodeReader {
         let (node, domain, op_type) = (node.into(), domain.into(), op_type.into());
-        NodeReader { node, op_type, domain, opset, inputs, outputs, attributes, constants: Vec::new() }
+        NodeReader {
+            node,
+            op_type,
+            domain,
+            opset,
+            inputs,
+            outputs,
+            attributes,
+            constants: Vec::new(),
+            inserted: Vec::new(),
+        }
     }
 
     pub fn has_input(&self, index: usize) -> bool {
@@ -132,6 +143,19 @@ impl NodeReader {
         }
         self.inputs[index] = true;
         self.constants.push((index, tensor));
+    }
+
+    /// Makes room for an input that the newest opset has before those of this one: inputs from `index` on move one place up,
+    /// and it is omitted. Before any [`NodeReader::push_constant`].
+    pub fn insert_omitted_input(&mut self, index: usize) {
+        debug_assert!(self.constants.is_empty());
+        self.inputs.insert(index, false);
+        self.inserted.push(index);
+    }
+
+    /// Indices at which the importer leaves an input out, in the order in which they were inserted.
+    pub(crate) fn inserted_inputs(&self) -> &[usize] {
+        &self.inserted
     }
 
     /// An error about this node.
