@@ -21,12 +21,15 @@
 //! limits) is a fault of the calling backend and panics at entry.
 #![allow(unsafe_code)]
 
+pub mod conv;
 pub mod dispatch;
 pub mod epilogue;
 pub mod gemm;
 pub mod isa;
+pub mod layout;
 mod tile;
 pub mod vmath;
+mod window;
 
 pub use dispatch::IsaLevel;
 pub use epilogue::{Activation, Output, Residual};

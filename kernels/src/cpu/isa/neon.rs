@@ -160,4 +160,18 @@ impl Isa for Neon {
             (vreinterpretq_f32_s32(mantissa), vcvtq_f32_s32(vshrq_n_s32::<23>(shifted)))
         }
     }
+
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        let mut square = [[0.0f32; 4]; 4];
+        for (i, row) in square.iter_mut().enumerate() {
+            // SAFETY: the caller vouches for the source.
+            *row = unsafe { from.add(i * from_stride).cast::<[f32; 4]>().read_unaligned() };
+        }
+        for j in 0..4 {
+            let column = [square[0][j], square[1][j], square[2][j], square[3][j]];
+            // SAFETY: the caller vouches for the destination.
+            unsafe { to.add(j * to_stride).cast::<[f32; 4]>().write_unaligned(column) };
+        }
+    }
 }

@@ -235,6 +235,31 @@ impl Isa for Avx2 {
             (_mm256_castsi256_ps(mantissa), _mm256_cvtepi32_ps(_mm256_srai_epi32::<23>(shifted)))
         }
     }
+
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the token; the caller vouches for both squares.
+        unsafe {
+            let mut r = [_mm256_setzero_ps(); 8];
+            for i in 0..8 {
+                r[i] = _mm256_loadu_ps(from.add(i * from_stride));
+            }
+            // Columns of four rows each: u[i + j] has column 4l + j of rows i..i+4 in its 128-bit lane l.
+            let mut u = [_mm256_setzero_ps(); 8];
+            for i in [0, 4] {
+                let (a, b) = (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+                let (c, d) = (_mm256_unpacklo_ps(r[i + 2], r[i + 3]), _mm256_unpackhi_ps(r[i + 2], r[i + 3]));
+                u[i] = _mm256_shuffle_ps::<0x44>(a, c);
+                u[i + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+                u[i + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+                u[i + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+            }
+            for j in 0..4 {
+                _mm256_storeu_ps(to.add(j * to_stride), _mm256_permute2f128_ps::<0x20>(u[j], u[4 + j]));
+                _mm256_storeu_ps(to.add((4 + j) * to_stride), _mm256_permute2f128_ps::<0x31>(u[j], u[4 + j]));
+            }
+        }
+    }
 }
 
 // SAFETY, for every block of this impl: the token proves AVX-512; memory is vouched for by the caller.
@@ -409,6 +434,36 @@ impl Isa for Avx512 {
             let shifted = _mm512_sub_epi32(_mm512_castps_si512(x), offset);
             let mantissa = _mm512_add_epi32(_mm512_and_si512(shifted, _mm512_set1_epi32(0x007f_ffff)), offset);
             (_mm512_castsi512_ps(mantissa), _mm512_cvtepi32_ps(_mm512_srai_epi32::<23>(shifted)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the token; the caller vouches for both squares.
+        unsafe {
+            let mut r = [_mm512_setzero_ps(); 16];
+            for i in 0..16 {
+                r[i] = _mm512_loadu_ps(from.add(i * from_stride));
+            }
+            // Columns of four rows each: u[i + j] has column 4l + j of rows i..i+4 in its 128-bit lane l.
+            let mut u = [_mm512_setzero_ps(); 16];
+            for i in [0, 4, 8, 12] {
+                let (a, b) = (_mm512_unpacklo_ps(r[i], r[i + 1]), _mm512_unpackhi_ps(r[i], r[i + 1]));
+                let (c, d) = (_mm512_unpacklo_ps(r[i + 2], r[i + 3]), _mm512_unpackhi_ps(r[i + 2], r[i + 3]));
+                u[i] = _mm512_shuffle_ps::<0x44>(a, c);
+                u[i + 1] = _mm512_shuffle_ps::<0xee>(a, c);
+                u[i + 2] = _mm512_shuffle_ps::<0x44>(b, d);
+                u[i + 3] = _mm512_shuffle_ps::<0xee>(b, d);
+            }
+            for j in 0..4 {
+                let (a, b, c, d) = (u[j], u[4 + j], u[8 + j], u[12 + j]);
+                let (x, y) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+                let (z, w) = (_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+                _mm512_storeu_ps(to.add(j * to_stride), _mm512_shuffle_f32x4::<0x88>(x, z));
+                _mm512_storeu_ps(to.add((4 + j) * to_stride), _mm512_shuffle_f32x4::<0xdd>(x, z));
+                _mm512_storeu_ps(to.add((8 + j) * to_stride), _mm512_shuffle_f32x4::<0x88>(y, w));
+                _mm512_storeu_ps(to.add((12 + j) * to_stride), _mm512_shuffle_f32x4::<0xdd>(y, w));
+            }
         }
     }
 }

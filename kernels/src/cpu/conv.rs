@@ -1,0 +1,697 @@
+//! Convolution and transposed convolution on `NCHW16c` images, one image at a time.
+//!
+//! Direct: weights as `[group][O/16][I/16][kh][kw][16 i][16 o]`, a register tile of neighbouring pixels by one to four blocks of
+//! outputs, and the sum of an output kept in a register from its first term to its last, in the order input block, tap row,
+//! tap column, channel. Padding is a pointer to zeros (left, right) or a skipped tap row (above, below), never a copy. A
+//! pointwise convolution is the same code on one long row. One-dimensional operators have a height of [`Axis::UNIT`].
+//!
+//! Not here: depthwise convolution ([`super::depthwise`]), the first layer that reads plain `NCHW` ([`super::conv_first`]), and
+//! fast algorithms (Winograd, FFT).
+
+use std::ops::Range;
+
+use super::dispatch::{Kernel, dispatch};
+use super::epilogue::{Activation, ApplyRows, Output, Residual};
+use super::isa::Isa;
+use super::tile::{ScatteredRows, SteppedRows, Tile, accumulate, pieces};
+pub use super::window::Axis;
+use super::window::Taps;
+use super::{BLOCK, IsaLevel, vmath};
+
+/// Pixels of a row that make one unit of work at most, give or take balance: short enough to split a flat 7 × 7 image's
+/// neighbours over threads, long enough that reading the weights again costs little.
+const UNIT_PIXELS: usize = 112;
+
+/// What padding points to.
+static ZEROS: [f32; BLOCK] = [0.0; BLOCK];
+
+/// A convolution's sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConvShape {
+    pub channels_in: usize,
+    pub channels_out: usize,
+    pub groups: usize,
+    pub height: Axis,
+    pub width: Axis,
+    /// Transposed, as ONNX's ConvTranspose: output position `i·stride + t·dilation − pad_before` receives input `i` times tap `t`;
+    /// weights are `[I, O/groups, kh, kw]`. `output` holds the final sizes, output padding included.
+    pub transposed: bool,
+}
+
+/// Channels as the kernel sees them: groups narrower than a block are joined into blocks whose weights are
+/// block-diagonal.
+#[derive(Clone, Copy)]
+struct Grouping {
+    groups: usize,
+    channels_in: usize,
+    channels_out: usize,
+}
+
+impl ConvShape {
+    /// Whether [`conv`] can run it: one group, groups of whole blocks, or groups of 1, 2, 4 or 8 channels in and as many out with
+    /// whole blocks in all. (Joined groups read each other's values times 0: infinities spread among 16 channels.)
+    pub fn supported(&self) -> bool {
+        self.grouping().is_some()
+    }
+
+    fn grouping(&self) -> Option<Grouping> {
+        let ConvShape { channels_in, channels_out, groups, .. } = *self;
+        if groups == 0 || channels_in % groups != 0 || channels_out % groups != 0 {
+            return None;
+        }
+        let (each_in, each_out) = (channels_in / groups, channels_out / groups);
+        if groups == 1 || (each_in % BLOCK == 0 && each_out % BLOCK == 0) {
+            Some(Grouping { groups, channels_in: each_in, channels_out: each_out })
+        } else if each_in == each_out && BLOCK % each_in == 0 && channels_in % BLOCK == 0 {
+            Some(Grouping { groups: channels_in / BLOCK, channels_in: BLOCK, channels_out: BLOCK })
+        } else {
+            None
+        }
+    }
+
+    fn checked_grouping(&self) -> Grouping {
+        self.height.assert_valid();
+        self.width.assert_valid();
+        self.grouping().unwrap_or_else(|| panic!("groups of {self:?} are not whole blocks"))
+    }
+
+    fn is_pointwise(&self) -> bool {
+        self.height.is_pointwise() && self.width.is_pointwise()
+    }
+
+    /// Elements of a blocked input image.
+    pub fn input_len(&self) -> usize {
+        self.channels_in.div_ceil(BLOCK) * BLOCK * self.height.input * self.width.input
+    }
+
+    /// Elements of a blocked output image.
+    pub fn output_len(&self) -> usize {
+        self.channels_out.div_ceil(BLOCK) * BLOCK * self.height.output * self.width.output
+    }
+}
+
+/// Elements of a packed filter. Panics if the shape is not [supported](ConvShape::supported).
+pub fn packed_filter_len(shape: &ConvShape) -> usize {
+    let g = shape.checked_grouping();
+    let blocks = g.channels_in.div_ceil(BLOCK) * g.channels_out.div_ceil(BLOCK);
+    g.groups * blocks * shape.height.kernel * shape.width.kernel * BLOCK * BLOCK
+}
+
+/// Packs weights `[O, I/groups, kh, kw]` (transposed: `[I, O/groups, kh, kw]`) for [`conv`]. The same on every ISA.
+pub fn pack_filter(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
+    let grouping = shape.checked_grouping();
+    let (each_in, each_out) = (shape.channels_in / shape.groups, shape.channels_out / shape.groups);
+    let taps = shape.height.kernel * shape.width.kernel;
+    assert!(weights.len() >= shape.channels_out * each_in * taps, "{} weights for {shape:?}", weights.len());
+    assert!(packed.len() >= packed_filter_len(shape), "packed filter of {} for {shape:?}", packed.len());
+    let blocks_in = grouping.channels_in.div_ceil(BLOCK);
+    let blocks_out = grouping.channels_out.div_ceil(BLOCK);
+    let mut chunks = packed.chunks_exact_mut(taps * BLOCK * BLOCK);
+    for group in 0..grouping.groups {
+        for block_out in 0..blocks_out {
+            for block_in in 0..blocks_in {
+                let Some(chunk) = chunks.next() else { return };
+                chunk.fill(0.0);
+                for o in 0..BLOCK.min(grouping.channels_out - block_out * BLOCK) {
+                    for i in 0..BLOCK.min(grouping.channels_in - block_in * BLOCK) {
+                        let out = group * grouping.channels_out + block_out * BLOCK + o;
+                        let input = group * grouping.channels_in + block_in * BLOCK + i;
+                        if out / each_out != input / each_in {
+                            continue;
+                        }
+                        let from = if shape.transposed {
+                            input * each_out + out % each_out
+                        } else {
+                            out * each_in + input % each_in
+                        };
+                        for (tap, &w) in weights[from * taps..(from + 1) * taps].iter().enumerate() {
+                            chunk[(tap * BLOCK + i) * BLOCK + o] = w;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A convolution of one image.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv<'a> {
+    pub shape: ConvShape,
+    /// `[ceil(I/16)][H][W][16]`.
+    pub input: &'a [f32],
+    /// As [`pack_filter`] leaves it.
+    pub filter: &'a [f32],
+    /// One value per output channel.
+    pub bias: Option<&'a [f32]>,
+    pub residual: Residual<'a>,
+    pub activation: Activation,
+}
+
+/// How the outputs are numbered: unit = (output blocks, row, piece of the row), pieces fastest.
+struct Units {
+    grouping: Grouping,
+    /// Output blocks that a unit computes together.
+    blocks: usize,
+    /// Of those in a group.
+    block_sets: usize,
+    rows: usize,
+    /// Pixels of a row; for a transposed convolution of the longest phase of a row.
+    row_pixels: usize,
+    pieces: usize,
+}
+
+impl Units {
+    fn new<I: Isa>(shape: &ConvShape) -> Units {
+        let grouping = shape.checked_grouping();
+        let (rows, row_pixels) = if shape.is_pointwise() {
+            (1, shape.height.output * shape.width.output)
+        } else if shape.transposed {
+            (shape.height.output, shape.width.output.div_ceil(shape.width.stride))
+        } else {
+            (shape.height.output, shape.width.output)
+        };
+        let blocks_out = grouping.channels_out.div_ceil(BLOCK);
+        let blocks = match I::LANES {
+            16 if row_pixels <= 7 => 4,
+            16 => 2,
+            _ => 1,
+        };
+        let pieces = (row_pixels + UNIT_PIXELS / 2) / UNIT_PIXELS;
+        Units { grouping, blocks, block_sets: blocks_out.div_ceil(blocks), rows, row_pixels, pieces: pieces.max(1) }
+    }
+
+    fn count(&self) -> usize {
+        if self.row_pixels == 0 { 0 } else { self.grouping.groups * self.block_sets * self.rows * self.pieces }
+    }
+}
+
+/// Units of work of a convolution, for [`conv`].
+pub fn conv_units(level: IsaLevel, shape: &ConvShape) -> usize {
+    struct Count<'a>(&'a ConvShape);
+    impl Kernel for Count<'_> {
+        type Output = usize;
+        #[inline(always)]
+        fn eval<I: Isa>(self, _: I) -> usize {
+            Units::new::<I>(self.0).count()
+        }
+    }
+    dispatch(level, Count(shape))
+}
+
+/// Computes a range of units. `output` is the whole image, `[ceil(O/16)][H'][W'][16]`.
+pub fn conv(level: IsaLevel, conv: &Conv<'_>, units: Range<usize>, output: Output<'_>) {
+    if units.is_empty() {
+        return;
+    }
+    let shape = &conv.shape;
+    assert!(conv.input.len() >= shape.input_len(), "input of {} for {shape:?}", conv.input.len());
+    assert!(conv.filter.len() >= packed_filter_len(shape), "filter of {} for {shape:?}", conv.filter.len());
+    assert!(output.len() >= shape.output_len(), "output of {} for {shape:?}", output.len());
+    assert!(conv.bias.is_none_or(|bias| bias.len() >= shape.channels_out), "too few biases for {shape:?}");
+    if let Residual::Slice(residual) = conv.residual {
+        assert!(residual.len() >= shape.output_len(), "residual of {} for {shape:?}", residual.len());
+    }
+    dispatch(level, Direct { conv, units, output: output.pointer() });
+}
+
+struct Direct<'a> {
+    conv: &'a Conv<'a>,
+    units: Range<usize>,
+    output: *mut f32,
+}
+
+impl Kernel for Direct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Conv { shape, input, filter, bias, residual, activation } = *self.conv;
+        let units = Units::new::<I>(&shape);
+        assert!(self.units.end <= units.count(), "units {:?} of {}", self.units, units.count());
+        let Grouping { channels_in, channels_out, .. } = units.grouping;
+        let (blocks_in, blocks_out) = (channels_in.div_ceil(BLOCK), channels_out.div_ceil(BLOCK));
+        let taps = shape.height.kernel * shape.width.kernel;
+        let (input_plane, output_plane) = if shape.is_pointwise() {
+            (units.row_pixels, units.row_pixels)
+        } else {
+            (shape.height.input * shape.width.input, shape.height.output * shape.width.output)
+        };
+        for unit in self.units {
+            let piece = unit % units.pieces;
+            let y = unit / units.pieces % units.rows;
+            let set = unit / units.pieces / units.rows;
+            let (group, set) = (set / units.block_sets, set % units.block_sets);
+            let first_block = set * units.blocks;
+            let blocks = first_block..blocks_out.min(first_block + units.blocks);
+            let (input_width, output_width, y_taps) = if shape.is_pointwise() {
+                (units.row_pixels, units.row_pixels, Taps::all(&Axis::UNIT))
+            } else if shape.transposed {
+                (shape.width.input, shape.width.output, Taps::transposed(&shape.height, y).clipped(shape.height.input))
+            } else {
+                (shape.width.input, shape.width.output, Taps::inside(&shape.height, y))
+            };
+            let row_offset = y * output_width * BLOCK;
+            let group_out = group * blocks_out;
+            // SAFETY: the entry checked the lengths; group, block and row are inside the shape.
+            let mut row = unsafe {
+                Row {
+                    input: input.as_ptr().add(group * blocks_in * input_plane * BLOCK),
+                    input_block_stride: input_plane * BLOCK,
+                    input_width,
+                    channels_in,
+                    filter: filter.as_ptr().add(group_out * blocks_in * taps * BLOCK * BLOCK),
+                    filter_taps: taps,
+                    filter_width: shape.width.kernel,
+                    y_taps,
+                    x_taps: Taps::all(&shape.width),
+                    pixel_step: shape.width.stride,
+                    output: self.output.add(group_out * output_plane * BLOCK + row_offset),
+                    output_block_stride: output_plane * BLOCK,
+                    output_step: BLOCK,
+                    residual: match residual {
+                        Residual::None => std::ptr::null(),
+                        Residual::Slice(r) => r.as_ptr().add(group_out * output_plane * BLOCK + row_offset),
+                        Residual::Output => self.output.add(group_out * output_plane * BLOCK + row_offset),
+                    },
+                    bias: bias.map(|bias| &bias[group * channels_out..(group + 1) * channels_out]),
+                    activation,
+                }
+            };
+            let start = units.row_pixels * piece / units.pieces;
+            let end = units.row_pixels * (piece + 1) / units.pieces;
+            if shape.transposed && !shape.is_pointwise() {
+                // Outputs of one phase, a stride apart, are a plain convolution with the taps that meet them.
+                let (base, base_residual) = (row.output, row.residual);
+                for phase in 0..shape.width.stride.min(output_width) {
+                    let pixels = (output_width - phase).div_ceil(shape.width.stride);
+                    row.x_taps = Taps::transposed(&shape.width, phase);
+                    row.pixel_step = 1;
+                    row.output_step = shape.width.stride * BLOCK;
+                    row.output = base.wrapping_add(phase * BLOCK);
+                    row.residual =
+                        if base_residual.is_null() { base_residual } else { base_residual.wrapping_add(phase * BLOCK) };
+                    run_row(isa, &row, start..end.min(pixels).max(start), blocks.clone());
+                }
+            } else {
+                run_row(isa, &row, start..end, blocks);
+            }
+        }
+    }
+}
+
+/// One output row of one group.
+struct Row<'a> {
+    input: *const f32,
+    input_block_stride: usize,
+    input_width: usize,
+    channels_in: usize,
+    filter: *const f32,
+    filter_taps: usize,
+    filter_width: usize,
+    y_taps: Taps,
+    x_taps: Taps,
+    /// Input pixels between the inputs of neighbouring outputs.
+    pixel_step: usize,
+    output: *mut f32,
+    output_block_stride: usize,
+    /// Elements between neighbouring outputs.
+    output_step: usize,
+    /// Null, or as `output`.
+    residual: *const f32,
+    bias: Option<&'a [f32]>,
+    activation: Activation,
+}
+
+/// Pixels that a tile of `blocks` output blocks has at most.
+#[inline(always)]
+const fn tile_pixels<I: Isa>(blocks: usize) -> usize {
+    match (I::LANES, I::REGISTERS, blocks) {
+        (16, _, 4) => 7,
+        (16, _, _) => 14,
+        (4, 16, _) => 2,
+        _ => 6,
+    }
+}
+
+#[inline(always)]
+fn run_row<I: Isa>(isa: I, row: &Row<'_>, pixels: Range<usize>, blocks: Range<usize>) {
+    let mut block = blocks.start;
+    while block < blocks.end {
+        let count = match blocks.end - block {
+            4.. => 4,
+            3 | 2 => 2,
+            left => left,
+        };
+        for piece in pieces(pixels.len(), tile_pixels::<I>(count)) {
+            let x = pixels.start + piece.start;
+            macro_rules! tiles {
+                ($($pixels:literal)+) => {
+                    match (piece.len(), count, BLOCK / I::LANES) {
+                        $(
+                            ($pixels, 1, 1) if I::LANES == 16 => isa.outline(Pixels::<$pixels, 1, 1> { row, x, block }),
+                            ($pixels, 2, 1) if I::LANES == 16 => isa.outline(Pixels::<$pixels, 2, 1> { row, x, block }),
+                            ($pixels, 4, 1) if I::LANES == 16 && $pixels <= 7 => {
+                                isa.outline(Pixels::<$pixels, 4, 1> { row, x, block })
+                            }
+                            ($pixels, 1, 2) if I::LANES == 8 && $pixels <= 6 => {
+                                isa.outline(Pixels::<$pixels, 1, 2> { row, x, block })
+                            }
+                            ($pixels, 1, 4) if I::LANES == 4 && $pixels <= tile_pixels::<I>(1) => {
+                                isa.outline(Pixels::<$pixels, 1, 4> { row, x, block })
+                            }
+                        )+
+                        _ => unreachable!("a unit's blocks and pieces fit its tiles"),
+                    }
+                };
+            }
+            tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        }
+        block += count;
+    }
+}
+
+/// A tile of `MR` pixels from `x` by `OB` output blocks from `block`.
+struct Pixels<'a, const MR: usize, const OB: usize, const VB: usize> {
+    row: &'a Row<'a>,
+    x: usize,
+    block: usize,
+}
+
+impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR, OB, VB> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let row = self.row;
+        let mut acc: Tile<I, MR, OB, VB> = [[[isa.zero(); VB]; OB]; MR];
+        let blocks_in = row.channels_in.div_ceil(BLOCK);
+        let filter_block = row.filter_taps * BLOCK * BLOCK;
+        let step = row.pixel_step as isize;
+        let x0 = self.x as isize * step + row.x_taps.input_first;
+        let width = row.input_width as isize;
+        // SAFETY: `Direct` checked the lengths, and took rows and taps that are inside; left and right are checked here.
+        unsafe {
+            for block_in in 0..blocks_in {
+                let depth = BLOCK.min(row.channels_in - block_in * BLOCK);
+                let plane = row.input.add(block_in * row.input_block_stride);
+                let mut filter = [row.filter; OB];
+                for (o, pointer) in filter.iter_mut().enumerate() {
+                    *pointer = row.filter.add(((self.block + o) * blocks_in + block_in) * filter_block);
+                }
+                for j in 0..row.y_taps.count {
+                    let y = row.y_taps.input_first + j as isize * row.y_taps.input_step;
+                    let line = plane.offset(y * width * BLOCK as isize);
+                    let tap_row = (row.y_taps.first + j * row.y_taps.step) * row.filter_width;
+                    for i in 0..row.x_taps.count {
+                        let tap = (tap_row + row.x_taps.first + i * row.x_taps.step) * BLOCK * BLOCK;
+                        let mut b = filter;
+                        for pointer in &mut b {
+                            *pointer = pointer.add(tap);
+                        }
+                        let left = x0 + i as isize * row.x_taps.input_step;
+                        let right = left + (MR as isize - 1) * step;
+                        if step == 1 && left >= 0 && right < width {
+                            let rows = SteppedRows::<BLOCK>(line.offset(left * BLOCK as isize));
+                            accumulate::<I, _, MR, OB, VB>(isa, &mut acc, rows, b, BLOCK, depth);
+                        } else {
+                            let mut pointers = [ZEROS.as_ptr(); MR];
+                            for (m, pointer) in pointers.iter_mut().enumerate() {
+                                let at = left + m as isize * step;
+                                if at >= 0 && at < width {
+                                    *pointer = line.offset(at * BLOCK as isize);
+                                }
+                            }
+                            accumulate::<I, _, MR, OB, VB>(isa, &mut acc, ScatteredRows(pointers), b, BLOCK, depth);
+                        }
+                    }
+                }
+            }
+            finish(isa, &acc, row, self.x, self.block);
+        }
+    }
+}
+
+/// Bias, residual, activation, store.
+///
+/// # Safety
+/// The tile is inside the row's output.
+#[inline(always)]
+unsafe fn finish<I: Isa, const MR: usize, const OB: usize, const VB: usize>(
+    isa: I,
+    acc: &Tile<I, MR, OB, VB>,
+    row: &Row<'_>,
+    x: usize,
+    block: usize,
+) {
+    let (low, high) = row.activation.bounds();
+    let offset = block * row.output_block_stride + x * row.output_step;
+    // SAFETY: the caller.
+    unsafe {
+        let output = row.output.add(offset);
+        for o in 0..OB {
+            for v in 0..VB {
+                let bias = match row.bias {
+                    None => isa.zero(),
+                    Some(bias) => load_bias(isa, bias, (block + o) * BLOCK + v * I::LANES),
+                };
+                for m in 0..MR {
+                    let at = o * row.output_block_stride + m * row.output_step + v * I::LANES;
+                    let mut value = isa.add(acc[m][o][v], bias);
+                    if !row.residual.is_null() {
+                        value = isa.add(value, isa.load(row.residual.add(offset + at)));
+                    }
+                    isa.store(output.add(at), vmath::clip(isa, value, low, high));
+                }
+            }
+        }
+        if !row.activation.clamps() {
+            let activation = row.activation;
+            if row.output_step == BLOCK {
+                let (rows, row_stride, width) = (OB, row.output_block_stride, MR * BLOCK);
+                isa.outline(ApplyRows { activation, pointer: output, rows, row_stride, width });
+            } else {
+                for o in 0..OB {
+                    let pointer = output.add(o * row.output_block_stride);
+                    let (rows, row_stride, width) = (MR, row.output_step, BLOCK);
+                    isa.outline(ApplyRows { activation, pointer, rows, row_stride, width });
+                }
+            }
+        }
+    }
+}
+
+/// A vector of biases from `first`, 0 past the last channel.
+#[inline(always)]
+pub(crate) fn load_bias<I: Isa>(isa: I, bias: &[f32], first: usize) -> I::V {
+    let left = bias.len().saturating_sub(first);
+    // SAFETY: only biases that exist are read.
+    unsafe {
+        if left >= I::LANES {
+            isa.load(bias.as_ptr().add(first))
+        } else if left > 0 {
+            isa.load_partial(bias.as_ptr().add(first), left)
+        } else {
+            isa.zero()
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::super::layout::{blocked_len, blocked_to_nchw, layout_units, nchw_to_blocked};
+    use super::super::testing::*;
+    use super::*;
+
+    /// The definition: `[O, H', W']` from `[I, H, W]`, in `f64`.
+    pub fn plain_conv(shape: &ConvShape, input: &[f32], weights: &[f32]) -> Vec<f64> {
+        let ConvShape { channels_in, channels_out, groups, height, width, transposed } = *shape;
+        let (each_in, each_out) = (channels_in / groups, channels_out / groups);
+        let mut output = vec![0.0f64; channels_out * height.output * width.output];
+        // (input, output) position pairs of each tap, along one axis.
+        let pairs = |axis: Axis| {
+            let (from, to) = if transposed { (axis.input, axis.output) } else { (axis.output, axis.input) };
+            let mut pairs = Vec::new();
+            for position in 0..from {
+                for tap in 0..axis.kernel {
+                    let other = position * axis.stride + tap * axis.dilation;
+                    if other >= axis.pad_before && other - axis.pad_before < to {
+                        let other = other - axis.pad_before;
+                        pairs.push(if transposed { (position, other, tap) } else { (other, position, tap) });
+                    }
+                }
+            }
+            pairs
+        };
+        let (rows, columns) = (pairs(height), pairs(width));
+        for o in 0..channels_out {
+            for i in 0..each_in {
+                let channel = o / each_out * each_in + i;
+                for &(yi, yo, ky) in &rows {
+                    for &(xi, xo, kx) in &columns {
+                        let from = if transposed { channel * each_out + o % each_out } else { o * each_in + i };
+                        let w = weights[(from * height.kernel + ky) * width.kernel + kx];
+                        let x = input[(channel * height.input + yi) * width.input + xi];
+                        output[(o * height.output + yo) * width.output + xo] += f64::from(w) * f64::from(x);
+                    }
+                }
+            }
+        }
+        output
+    }
+
+    pub fn random_axis(random: &mut Random, transposed: bool) -> Axis {
+        loop {
+            let axis = Axis {
+                input: random.between(1, 20),
+                output: 0,
+                kernel: random.pick(&[1, 1, 2, 3, 3, 3, 5, 7]),
+                stride: random.pick(&[1, 1, 1, 2, 3]),
+                dilation: random.pick(&[1, 1, 1, 2, 3]),
+                pad_before: random.between(0, 3),
+                pad_after: random.between(0, 3),
+            };
+            let reach = (axis.kernel - 1) * axis.dilation + 1;
+            let pads = axis.pad_before + axis.pad_after;
+            if transposed {
+                let full = (axis.input - 1) * axis.stride + reach + random.between(0, axis.stride - 1);
+                if full > pads {
+                    return Axis { output: full - pads, ..axis };
+                }
+            } else if axis.input + pads >= reach {
+                return Axis { output: (axis.input + pads - reach) / axis.stride + 1, ..axis };
+            }
+        }
+    }
+
+    /// A blocked image filled from `[channels, pixels]`, padding lanes with something large.
+    pub fn blocked(level: IsaLevel, channels: usize, pixels: usize, image: &[f32]) -> Vec<f32> {
+        let mut output = vec![0.0; blocked_len(channels, pixels)];
+        nchw_to_blocked(level, channels, pixels, image, 0..layout_units(channels, pixels), Output::new(&mut output));
+        for (at, value) in output.iter_mut().enumerate() {
+            if at / BLOCK / pixels * BLOCK + at % BLOCK >= channels {
+                *value = f32::NAN;
+            }
+        }
+        output
+    }
+
+    pub fn unblocked(level: IsaLevel, channels: usize, pixels: usize, image: &[f32]) -> Vec<f32> {
+        let mut output = vec![0.0; channels * pixels];
+        blocked_to_nchw(level, channels, pixels, image, 0..layout_units(channels, pixels), Output::new(&mut output));
+        output
+    }
+
+    fn check(level: IsaLevel, shape: ConvShape, activation: Activation, random: &mut Random) {
+        let (h, w) = (shape.height, shape.width);
+        let (pixels_in, pixels_out) = (h.input * w.input, h.output * w.output);
+        let input = random.units(shape.channels_in * pixels_in);
+        let weights = random.units(shape.channels_in * shape.channels_out / shape.groups * h.kernel * w.kernel);
+        let bias = random.units(shape.channels_out);
+        let residual = random.units(shape.channels_out * pixels_out);
+        let (use_bias, use_residual) = (random.between(0, 1) == 1, random.between(0, 2));
+        let mut filter = vec![f32::NAN; packed_filter_len(&shape)];
+        pack_filter(&shape, &weights, &mut filter);
+        let blocked_input = blocked(level, shape.channels_in, pixels_in, &input);
+        let blocked_residual = blocked(level, shape.channels_out, pixels_out, &residual);
+        let problem = Conv {
+            shape,
+            input: &blocked_input,
+            filter: &filter,
+            bias: use_bias.then_some(&bias),
+            residual: [Residual::None, Residual::Slice(&blocked_residual), Residual::Output][use_residual],
+            activation,
+        };
+        let mut whole = if use_residual == 2 { blocked_residual.clone() } else { vec![f32::NAN; shape.output_len()] };
+        let mut cut = whole.clone();
+        let count = conv_units(level, &shape);
+        conv(level, &problem, 0..count, Output::new(&mut whole));
+        for units in random_cuts(random, count) {
+            conv(level, &problem, units, Output::new(&mut cut));
+        }
+        let whole = unblocked(level, shape.channels_out, pixels_out, &whole);
+        assert_same_bits(level, &shape, &whole, &unblocked(level, shape.channels_out, pixels_out, &cut));
+        let mut expected = plain_conv(&shape, &input, &weights);
+        for (at, value) in expected.iter_mut().enumerate() {
+            if use_bias {
+                *value += f64::from(bias[at / pixels_out]);
+            }
+            if use_residual > 0 {
+                *value += f64::from(residual[at]);
+            }
+            *value = activate(activation, *value);
+        }
+        // A chain of as many roundings as terms, of terms below 1.
+        let terms = (shape.channels_in / shape.groups * h.kernel * w.kernel) as f64;
+        assert_near(level, &(shape, activation), &whole, &expected, 2e-6 * (1.0 + terms.sqrt()));
+    }
+
+    #[test]
+    fn convolutions_match_plain_loops_and_do_not_depend_on_ranges() {
+        for level in IsaLevel::available() {
+            let mut random = Random::new(4);
+            for round in 0..150 {
+                let transposed = round % 3 == 2;
+                let (channels_in, channels_out, groups) = match round % 8 {
+                    0 => (32, 64, 2),
+                    1 => random.pick(&[(32, 32, 8), (16, 16, 16), (64, 64, 8), (48, 48, 24)]),
+                    _ => (random.between(1, 40), random.between(1, 80), 1),
+                };
+                let width = random_axis(&mut random, transposed);
+                let height =
+                    if round % 5 == 0 { Axis::UNIT } else { random_axis(&mut random, transposed) };
+                let shape = ConvShape { channels_in, channels_out, groups, height, width, transposed };
+                check(level, shape, ACTIVATIONS[round % ACTIVATIONS.len()], &mut random);
+            }
+        }
+    }
+
+    #[test]
+    fn shapes_of_real_networks_match_plain_loops() {
+        let axis = |input: usize, kernel: usize, stride: usize, pad: usize| Axis {
+            input,
+            output: (input + 2 * pad - kernel) / stride + 1,
+            kernel,
+            stride,
+            dilation: 1,
+            pad_before: pad,
+            pad_after: pad,
+        };
+        let up = Axis { input: 9, output: 18, kernel: 2, stride: 2, dilation: 1, pad_before: 0, pad_after: 0 };
+        for level in IsaLevel::available() {
+            let mut random = Random::new(5);
+            for (channels_in, channels_out, side, transposed) in [
+                (64, 64, axis(28, 3, 1, 1), false),
+                (96, 24, axis(28, 1, 1, 0), false),
+                (32, 64, axis(14, 1, 2, 0), false),
+                (24, 128, axis(7, 3, 1, 1), false),
+                (64, 32, up, true),
+            ] {
+                let shape = ConvShape { channels_in, channels_out, groups: 1, height: side, width: side, transposed };
+                check(level, shape, Activation::Relu, &mut random);
+            }
+        }
+    }
+
+    #[test]
+    fn groups_that_are_not_whole_blocks_are_not_supported() {
+        let shape = |channels_in, channels_out, groups| ConvShape {
+            channels_in,
+            channels_out,
+            groups,
+            height: Axis::UNIT,
+            width: Axis::UNIT,
+            transposed: false,
+        };
+        for (shape, expected) in [
+            (shape(5, 7, 1), true),
+            (shape(64, 32, 2), true),
+            (shape(32, 32, 4), true),
+            (shape(24, 24, 2), false),
+            (shape(32, 64, 4), false),
+            (shape(24, 24, 3), false),
+        ] {
+            assert_eq!(shape.supported(), expected, "{shape:?}");
+        }
+    }
+}
