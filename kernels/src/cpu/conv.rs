@@ -638,8 +638,7 @@ pub(crate) mod tests {
                     _ => (random.between(1, 40), random.between(1, 80), 1),
                 };
                 let width = random_axis(&mut random, transposed);
-                let height =
-                    if round % 5 == 0 { Axis::UNIT } else { random_axis(&mut random, transposed) };
+                let height = if round % 5 == 0 { Axis::UNIT } else { random_axis(&mut random, transposed) };
                 let shape = ConvShape { channels_in, channels_out, groups, height, width, transposed };
                 check(level, shape, ACTIVATIONS[round % ACTIVATIONS.len()], &mut random);
             }

@@ -21,9 +21,11 @@ impl Axis {
     pub(crate) fn assert_valid(&self) {
         assert!(self.kernel > 0 && self.stride > 0 && self.dilation > 0, "{self:?}");
         // All positions fit isize, so that no coordinate below can overflow.
-        let reach = self.output.max(self.input).checked_mul(self.stride).and_then(|n| {
-            n.checked_add(self.kernel.checked_mul(self.dilation)?)?.checked_add(self.pad_before)
-        });
+        let reach = self
+            .output
+            .max(self.input)
+            .checked_mul(self.stride)
+            .and_then(|n| n.checked_add(self.kernel.checked_mul(self.dilation)?)?.checked_add(self.pad_before));
         assert!(reach.is_some_and(|n| n < isize::MAX as usize / 64), "{self:?}");
     }
 
