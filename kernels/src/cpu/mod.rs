@@ -22,11 +22,14 @@
 #![allow(unsafe_code)]
 
 pub mod conv;
+pub mod conv_first;
+pub mod depthwise;
 pub mod dispatch;
 pub mod epilogue;
 pub mod gemm;
 pub mod isa;
 pub mod layout;
+pub mod pool;
 mod tile;
 pub mod vmath;
 mod window;

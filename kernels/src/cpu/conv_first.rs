@@ -1,0 +1,307 @@
+//! Convolution from plain `NCHW` to `NCHW16c`: a network's first layer, whose few channels would waste a block's lanes.
+//!
+//! Any channel count, kernel, stride and dilation, one group. The sum of an output is one chain over channel, tap row, tap
+//! column. At the left and right edges, the piece of the row that a tile reads is copied between zeros on the stack.
+
+use std::ops::Range;
+
+use super::conv::load_bias;
+use super::dispatch::{Kernel, dispatch};
+use super::epilogue::{Activation, ApplyRows, Output};
+use super::isa::Isa;
+use super::tile::{ScatteredRows, Tile, accumulate, pieces};
+use super::window::Axis;
+use super::{BLOCK, IsaLevel, vmath};
+
+/// Values of a row that fit on the stack for an edge tile; wider reaches take the slow path tap by tap.
+const EDGE_VALUES: usize = 256;
+
+/// What padding points to.
+static ZERO: f32 = 0.0;
+
+/// Sizes of a first-layer convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FirstShape {
+    pub channels_in: usize,
+    pub channels_out: usize,
+    pub height: Axis,
+    pub width: Axis,
+}
+
+impl FirstShape {
+    /// Elements of the plain input image.
+    pub fn input_len(&self) -> usize {
+        self.channels_in * self.height.input * self.width.input
+    }
+
+    /// Elements of the blocked output image.
+    pub fn output_len(&self) -> usize {
+        self.channels_out.div_ceil(BLOCK) * BLOCK * self.height.output * self.width.output
+    }
+
+    fn depth(&self) -> usize {
+        self.channels_in * self.height.kernel * self.width.kernel
+    }
+}
+
+/// Elements of a packed first-layer filter.
+pub fn packed_first_len(shape: &FirstShape) -> usize {
+    shape.channels_out.div_ceil(BLOCK) * BLOCK * shape.depth()
+}
+
+/// Packs weights `[O, I, kh, kw]` as `[ceil(O/16)][I][kh][kw][16]`, lanes past the last channel 0. The same on every ISA.
+pub fn pack_first(shape: &FirstShape, weights: &[f32], packed: &mut [f32]) {
+    let depth = shape.depth();
+    assert!(weights.len() >= shape.channels_out * depth, "{} weights for {shape:?}", weights.len());
+    let packed = &mut packed[..packed_first_len(shape)];
+    packed.fill(0.0);
+    for channel in 0..shape.channels_out {
+        for k in 0..depth {
+            packed[(channel / BLOCK * depth + k) * BLOCK + channel % BLOCK] = weights[channel * depth + k];
+        }
+    }
+}
+
+/// A first-layer convolution of one image.
+#[derive(Clone, Copy, Debug)]
+pub struct First<'a> {
+    pub shape: FirstShape,
+    /// `[I, H, W]`.
+    pub input: &'a [f32],
+    /// As [`pack_first`] leaves it.
+    pub filter: &'a [f32],
+    /// One value per output channel.
+    pub bias: Option<&'a [f32]>,
+    pub activation: Activation,
+}
+
+/// Units of work: output rows, all channels of each.
+pub fn conv_first_units(shape: &FirstShape) -> usize {
+    if shape.width.output == 0 { 0 } else { shape.height.output }
+}
+
+/// Computes a range of units. `output` is the whole image, `[ceil(O/16)][H'][W'][16]`.
+pub fn conv_first(level: IsaLevel, problem: &First<'_>, units: Range<usize>, output: Output<'_>) {
+    if units.is_empty() {
+        return;
+    }
+    let shape = &problem.shape;
+    shape.height.assert_valid();
+    shape.width.assert_valid();
+    assert!(units.end <= conv_first_units(shape), "units {units:?} of {shape:?}");
+    assert!(problem.input.len() >= shape.input_len(), "input of {} for {shape:?}", problem.input.len());
+    assert!(problem.filter.len() >= packed_first_len(shape), "filter of {} for {shape:?}", problem.filter.len());
+    assert!(output.len() >= shape.output_len(), "output of {} for {shape:?}", output.len());
+    assert!(problem.bias.is_none_or(|bias| bias.len() >= shape.channels_out), "too few biases for {shape:?}");
+    dispatch(level, Rows { problem, units, output: output.pointer() });
+}
+
+struct Rows<'a> {
+    problem: &'a First<'a>,
+    units: Range<usize>,
+    output: *mut f32,
+}
+
+/// Output blocks of a tile.
+#[inline(always)]
+const fn tile_blocks<I: Isa>() -> usize {
+    if I::LANES == 16 { 2 } else { 1 }
+}
+
+#[inline(always)]
+const fn tile_pixels<I: Isa>() -> usize {
+    match (I::LANES, I::REGISTERS) {
+        (16, _) => 14,
+        (4, 16) => 2,
+        _ => 6,
+    }
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let shape = self.problem.shape;
+        let blocks = shape.channels_out.div_ceil(BLOCK);
+        for y in self.units {
+            let mut block = 0;
+            while block < blocks {
+                let count = tile_blocks::<I>().min(blocks - block);
+                for piece in pieces(shape.width.output, tile_pixels::<I>()) {
+                    let (problem, output, x) = (self.problem, self.output, piece.start);
+                    macro_rules! tiles {
+                        ($($pixels:literal)+) => {
+                            match (piece.len(), count, BLOCK / I::LANES) {
+                                $(
+                                    ($pixels, 1, 1) if I::LANES == 16 => {
+                                        isa.outline(Pixels::<$pixels, 1, 1> { problem, output, y, x, block })
+                                    }
+                                    ($pixels, 2, 1) if I::LANES == 16 => {
+                                        isa.outline(Pixels::<$pixels, 2, 1> { problem, output, y, x, block })
+                                    }
+                                    ($pixels, 1, 2) if I::LANES == 8 && $pixels <= 6 => {
+                                        isa.outline(Pixels::<$pixels, 1, 2> { problem, output, y, x, block })
+                                    }
+                                    ($pixels, 1, 4) if I::LANES == 4 && $pixels <= tile_pixels::<I>() => {
+                                        isa.outline(Pixels::<$pixels, 1, 4> { problem, output, y, x, block })
+                                    }
+                                )+
+                                _ => unreachable!("pieces and blocks fit the tiles"),
+                            }
+                        };
+                    }
+                    tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+                }
+                block += count;
+            }
+        }
+    }
+}
+
+struct Pixels<'a, const MR: usize, const OB: usize, const VB: usize> {
+    problem: &'a First<'a>,
+    output: *mut f32,
+    y: usize,
+    x: usize,
+    block: usize,
+}
+
+impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR, OB, VB> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let First { shape, input, filter, bias, activation } = *self.problem;
+        let FirstShape { height, width, .. } = shape;
+        let mut acc: Tile<I, MR, OB, VB> = [[[isa.zero(); VB]; OB]; MR];
+        let start = width.start(self.x);
+        let span = (MR - 1) * width.stride + (width.kernel - 1) * width.dilation + 1;
+        let interior = start >= 0 && start + span as isize <= width.input as isize;
+        let mut edge = [0.0f32; EDGE_VALUES];
+        // SAFETY: the entry checked the lengths; rows are inside, columns are checked here.
+        unsafe {
+            for channel in 0..shape.channels_in {
+                for ky in height.taps_inside(self.y) {
+                    let y = (height.start(self.y) + (ky * height.dilation) as isize) as usize;
+                    let line = input.as_ptr().add((channel * height.input + y) * width.input);
+                    let mut b = [filter.as_ptr(); OB];
+                    for (o, pointer) in b.iter_mut().enumerate() {
+                        let k = (channel * height.kernel + ky) * width.kernel;
+                        *pointer = filter.as_ptr().add(((self.block + o) * shape.depth() + k) * BLOCK);
+                    }
+                    if width.dilation == 1 && (interior || span <= EDGE_VALUES) {
+                        let first = if interior {
+                            line.offset(start)
+                        } else {
+                            let left = (-start).clamp(0, span as isize) as usize;
+                            let right = (width.input as isize - start).clamp(left as isize, span as isize) as usize;
+                            edge[..left].fill(0.0);
+                            edge[right..span].fill(0.0);
+                            if right > left {
+                                let from = line.offset(start + left as isize);
+                                std::ptr::copy_nonoverlapping(from, edge.as_mut_ptr().add(left), right - left);
+                            }
+                            edge.as_ptr()
+                        };
+                        let mut pointers = [first; MR];
+                        for (m, pointer) in pointers.iter_mut().enumerate() {
+                            *pointer = first.add(m * width.stride);
+                        }
+                        let rows = ScatteredRows(pointers);
+                        accumulate::<I, _, MR, OB, VB>(isa, &mut acc, rows, b, BLOCK, width.kernel);
+                    } else {
+                        for kx in 0..width.kernel {
+                            let mut pointers = [&raw const ZERO; MR];
+                            for (m, pointer) in pointers.iter_mut().enumerate() {
+                                let at = start + (m * width.stride + kx * width.dilation) as isize;
+                                if at >= 0 && at < width.input as isize {
+                                    *pointer = line.offset(at);
+                                }
+                            }
+                            accumulate::<I, _, MR, OB, VB>(isa, &mut acc, ScatteredRows(pointers), b, BLOCK, 1);
+                            for pointer in &mut b {
+                                *pointer = pointer.add(BLOCK);
+                            }
+                        }
+                    }
+                }
+            }
+            let plane = height.output * width.output * BLOCK;
+            let output = self.output.add(self.block * plane + (self.y * width.output + self.x) * BLOCK);
+            let (low, high) = activation.bounds();
+            for o in 0..OB {
+                for v in 0..VB {
+                    let first = (self.block + o) * BLOCK + v * I::LANES;
+                    let bias = bias.map_or(isa.zero(), |bias| load_bias(isa, bias, first));
+                    for m in 0..MR {
+                        let value = vmath::clip(isa, isa.add(acc[m][o][v], bias), low, high);
+                        isa.store(output.add(o * plane + m * BLOCK + v * I::LANES), value);
+                    }
+                }
+            }
+            if !activation.clamps() {
+                let (rows, row_stride, width) = (OB, plane, MR * BLOCK);
+                isa.outline(ApplyRows { activation, pointer: output, rows, row_stride, width });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conv::ConvShape;
+    use super::super::conv::tests::{plain_conv, random_axis, unblocked};
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn first_layers_match_plain_loops_and_do_not_depend_on_ranges() {
+        for level in IsaLevel::available() {
+            let mut random = Random::new(7);
+            for round in 0..100 {
+                let mut width = random_axis(&mut random, false);
+                let mut height = if round % 6 == 0 { Axis::UNIT } else { random_axis(&mut random, false) };
+                if round % 4 == 0 {
+                    let side = random.between(30, 70);
+                    (width.kernel, width.stride, width.dilation) = (random.pick(&[3, 7, 40]), 2, 1);
+                    (width.input, width.pad_before) = (side, 3);
+                    width.output = (side + 6 - width.kernel) / 2 + 1;
+                    if round % 8 == 0 {
+                        // Rows that reach further than the stack holds.
+                        (width.stride, width.output) = (40, (side + 6 - width.kernel) / 40 + 1);
+                    }
+                    height = width;
+                }
+                let (channels_in, channels_out) = (random.between(1, 5), random.between(1, 50));
+                let shape = FirstShape { channels_in, channels_out, height, width };
+                let activation = ACTIVATIONS[round % ACTIVATIONS.len()];
+                let pixels_out = height.output * width.output;
+                let input = random.units(shape.input_len());
+                let weights = random.units(channels_out * shape.depth());
+                let bias = random.units(channels_out);
+                let mut filter = vec![f32::NAN; packed_first_len(&shape)];
+                pack_first(&shape, &weights, &mut filter);
+                let bias_given = (round % 2 == 0).then_some(&bias[..]);
+                let problem = First { shape, input: &input, filter: &filter, bias: bias_given, activation };
+                let mut whole = vec![f32::NAN; shape.output_len()];
+                let mut cut = whole.clone();
+                let count = conv_first_units(&shape);
+                conv_first(level, &problem, 0..count, Output::new(&mut whole));
+                for units in random_cuts(&mut random, count) {
+                    conv_first(level, &problem, units, Output::new(&mut cut));
+                }
+                assert_same_bits(level, &shape, &whole, &cut);
+                let general = ConvShape { channels_in, channels_out, groups: 1, height, width, transposed: false };
+                let mut expected = plain_conv(&general, &input, &weights);
+                for (at, value) in expected.iter_mut().enumerate() {
+                    *value = activate(activation, *value + bias_given.map_or(0.0, |b| b[at / pixels_out].into()));
+                }
+                // A chain of as many roundings as terms, of terms below 1.
+                let tolerance = 2e-6 * (1.0 + (shape.depth() as f64).sqrt());
+                let whole = unblocked(level, channels_out, pixels_out, &whole);
+                assert_near(level, &(shape, activation), &whole, &expected, tolerance);
+            }
+        }
+    }
+}
