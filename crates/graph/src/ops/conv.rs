@@ -184,10 +184,14 @@ impl Geometry {
                         for oz in az.outputs_at(tz) {
                             for oy in ay.outputs_at(ty) {
                                 let from = (az.input_at(oz, tz) * ay.input + ay.input_at(oy, ty)) * ax.input;
-                                let from = x[from + first..].iter().step_by(ax.stride);
                                 let to = &mut y[(oz * ay.output + oy) * ax.output..][columns.clone()];
-                                for (y, &x) in to.iter_mut().zip(from) {
-                                    *y += x * weight;
+                                let from = &x[from + first..];
+                                // One loop for both would not be vectorised.
+                                if ax.stride == 1 {
+                                    to.iter_mut().zip(from).for_each(|(y, &x)| *y += x * weight);
+                                } else {
+                                    let from = from.iter().step_by(ax.stride);
+                                    to.iter_mut().zip(from).for_each(|(y, &x)| *y += x * weight);
                                 }
                             }
                         }

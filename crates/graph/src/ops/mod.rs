@@ -263,6 +263,7 @@ operators! {
         "ReduceLogSumExp", "ReduceSumSquare",
     ];
     resize::Resize ["Resize", "Upsample"];
+    grid_sample::GridSample ["GridSample"];
     einsum::Einsum ["Einsum"];
     arg_reduce::ArgReduce ["ArgMax", "ArgMin"];
     instance_norm::InstanceNorm ["InstanceNormalization", "GroupNormalization"];

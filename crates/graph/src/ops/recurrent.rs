@@ -16,7 +16,7 @@ pub struct Recurrent {
     pub hidden_size: Option<usize>,
     /// [`Cell::activation_count`] for each direction.
     pub activations: Vec<CellActivation>,
-    /// What goes into an activation is kept within `±clip`.
+    /// What goes into a gate's activation is kept within `±clip`.
     pub clip: Option<f32>,
     /// ONNX's `layout` 1: `X [n, t, input]`, states `[n, d, h]`, `Y [n, t, d, h]`.
     pub batch_first: bool,
@@ -444,7 +444,8 @@ impl<'a> CellRun<'a> {
                         if coupled { 1.0 - input } else { self.activate(0, forget + p[2 * hidden + j] * c[j]) };
                     c[j] = forget * c[j] + input * self.activate(1, candidate);
                     let output = self.activate(0, output + p[hidden + j] * c[j]);
-                    h[j] = output * self.activate(2, c[j]);
+                    // The state itself is not clipped: so do ONNX Runtime and the models exported for it.
+                    h[j] = output * self.activations[2].apply(c[j]);
                 }
             }
         }

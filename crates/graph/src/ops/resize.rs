@@ -422,7 +422,7 @@ impl Resize {
 
 
 /// Keys' cubic convolution kernel.
-fn cubic(x: f64, a: f64) -> f64 {
+pub(super) fn cubic(x: f64, a: f64) -> f64 {
     match x {
         ..1.0 => ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0,
         ..2.0 => ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a,
