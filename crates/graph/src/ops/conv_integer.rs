@@ -3,7 +3,7 @@
 use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, Window,
     conv::{Geometry, infer_shape},
-    quantize_linear::integers,
+    quantize_linear::factors,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Tensor, Value};
@@ -51,12 +51,12 @@ pub(super) fn less_zero_point(
     zero_point: Option<&Tensor>,
     per_channel: bool,
 ) -> Result<Vec<i64>, OpError> {
-    let values = integers(tensor)?;
-    let points = zero_point.map(integers).transpose()?.unwrap_or_else(|| vec![0]);
+    let values = factors(tensor)?;
+    let points = zero_point.map(factors).transpose()?.unwrap_or_else(|| vec![0]);
     if points.len() != 1 && !(per_channel && points.len() == tensor.shape()[0]) {
         return Err(OpError::input(format!("{} zero points don't fit {}", points.len(), tensor.shape())));
     }
     let run = (values.len() / points.len()).max(1);
     let values = values.into_iter().enumerate();
-    Ok(values.map(|(i, x)| (x - points[(i / run).min(points.len() - 1)]) as i64).collect())
+    Ok(values.map(|(i, x)| x - points[(i / run).min(points.len() - 1)]).collect())
 }

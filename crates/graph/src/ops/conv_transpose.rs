@@ -33,7 +33,7 @@ impl Operator for ConvTranspose {
             },
         };
         let output_padding = extents("output_padding")?.unwrap_or_default();
-        let output_shape = extents("output_shape")?;
+        let output_shape = extents("output_shape")?.filter(|shape| !shape.is_empty());
         Ok(ConvTranspose { window, group, output_padding, output_shape }.into())
     }
 

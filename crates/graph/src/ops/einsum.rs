@@ -3,7 +3,10 @@
 use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, conv::differ};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Shape, Value};
-use std::ops::{AddAssign, Mul};
+use std::{
+    num::Wrapping,
+    ops::{AddAssign, Mul},
+};
 
 /// NumPy's `einsum`: `equation` names the axes of every input and of the result, e.g. `bij,bjk->bik`; axes that the result lacks
 /// are summed over, `...` stands for any axes that broadcast, and without `->` the result has every letter that occurs once,
@@ -68,13 +71,16 @@ impl Operator for Einsum {
         for value in &values {
             match value {
                 Wide::Float(v) => floats.push(v.as_slice()),
-                Wide::Int(v) => integers.push(v.as_slice()),
+                Wide::Int(v) => integers.push(v.iter().map(|&x| Wrapping(x)).collect::<Vec<_>>()),
                 Wide::Bool(_) => return Err(OpError::input("expected numbers, got bool")),
             }
         }
         let y = match (floats.is_empty(), integers.is_empty()) {
             (false, true) => Wide::Float(contraction.apply(&floats, 1.0)),
-            (true, false) => Wide::Int(contraction.apply(&integers, 1)),
+            (true, false) => {
+                let integers: Vec<_> = integers.iter().map(Vec::as_slice).collect();
+                Wide::Int(contraction.apply(&integers, Wrapping(1)).into_iter().map(|x| x.0).collect())
+            }
             _ => return Err(OpError::input("expected inputs of one type")),
         };
         Ok(vec![y.narrow(dtype, output)?.into()])

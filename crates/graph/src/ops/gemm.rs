@@ -101,9 +101,9 @@ impl Operator for Gemm {
                     return Err(OpError::unsupported("a scaled product of integers"));
                 }
                 let (a, b) = self.plain(&product, a, b);
-                let mut y = product.apply(&a, &b);
+                let mut y = product.apply_integers(&a, &b);
                 if let Some((Wide::Int(c), sources)) = added {
-                    y.iter_mut().zip(sources).for_each(|(y, source)| *y += c[source]);
+                    y.iter_mut().zip(sources).for_each(|(y, source)| *y = y.wrapping_add(c[source]));
                 }
                 Wide::Int(y)
             }

@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Shape, Value};
-use std::ops::{AddAssign, Mul};
+use std::{
+    num::Wrapping,
+    ops::{AddAssign, Mul},
+};
 
 /// `Y = f(A · B + C)`: `A [.., m, k]`, `B [.., k, n]`, and, where it was fused, `C` that broadcasts to `Y` (usually `[n]`).
 /// A vector `A` counts as one row, a vector `B` as one column, and the axis this adds is dropped from `Y`.
@@ -60,7 +63,7 @@ impl Operator for MatMul {
                 Wide::Float(y)
             }
             (Wide::Int(a), Wide::Int(b)) if c.is_none() && self.activation.is_none() => {
-                Wide::Int(product.apply(&a, &b))
+                Wide::Int(product.apply_integers(&a, &b))
             }
             _ => return Err(OpError::input(format!("cannot multiply {} by {}", a.dtype(), b.dtype()))),
         };
@@ -134,6 +137,12 @@ impl Product {
             k: b_core[0],
             n: if b_core.len() == 2 { b_core[1] } else { 1 },
         })
+    }
+
+    /// Modulo 2^128, and so modulo the size of any integer type.
+    pub fn apply_integers(&self, a: &[i128], b: &[i128]) -> Vec<i128> {
+        let wrap = |values: &[i128]| values.iter().map(|&x| Wrapping(x)).collect::<Vec<_>>();
+        self.apply(&wrap(a), &wrap(b)).into_iter().map(|x| x.0).collect()
     }
 
     /// Each sum in the order of `k`.

@@ -4,7 +4,7 @@ use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
     broadcast_shape,
     matmul::{Product, infer_shape},
-    quantize_linear::integers,
+    quantize_linear::factors,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Shape, Tensor, Value};
@@ -49,13 +49,13 @@ pub(super) enum Side {
     Columns,
 }
 
-/// A matrix of integers less its zero point. Products of 8-bit values leave ample room in an i64.
+/// A matrix of integers less its zero point.
 pub(super) fn shifted(matrix: &Tensor, zero_point: Option<&Tensor>, side: Side) -> Result<Vec<i64>, OpError> {
-    let values = integers(matrix)?.into_iter().map(|x| x as i64);
+    let values = factors(matrix)?.into_iter();
     let Some(zero_point) = zero_point else { return Ok(values.collect()) };
-    let points = integers(zero_point)?;
+    let points = factors(zero_point)?;
     let sources = per_side(zero_point.shape(), matrix.shape(), side)?;
-    Ok(values.zip(sources).map(|(x, source)| x - points[source] as i64).collect())
+    Ok(values.zip(sources).map(|(x, source)| x - points[source]).collect())
 }
 
 /// For each element of a matrix, the index of its zero point or scale.

@@ -191,6 +191,14 @@ pub(super) fn integers(tensor: &cutover_tensor::Tensor) -> Result<Vec<i128>, OpE
     }
 }
 
+/// The elements of a quantized factor. Sums of products of at most 16-bit values leave ample room in an i64.
+pub(super) fn factors(tensor: &cutover_tensor::Tensor) -> Result<Vec<i64>, OpError> {
+    if !matches!(tensor.dtype(), DType::I8 | DType::U8 | DType::I16 | DType::U16) {
+        return Err(OpError::input(format!("expected 8-bit integers, got {}", tensor.dtype())));
+    }
+    Ok(integers(tensor)?.into_iter().map(|x| x as i64).collect())
+}
+
 /// `value` rounded to nearest even, plus `zero_point`, within `bounds`. NaN counts as 0.
 pub(super) fn saturate(value: f64, zero_point: i128, (least, most): (i128, i128)) -> i128 {
     // A float-to-integer cast saturates, and no bound is anywhere near i64's.
