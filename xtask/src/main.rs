@@ -7,6 +7,7 @@ mod check;
 mod rules;
 mod soak;
 mod test;
+mod train;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -30,6 +31,14 @@ enum Task {
         /// One of the soaks; leave it out to list them.
         name: Option<String>,
     },
+    /// Trains a model that the repository ships, and prints its accuracy on held-out data. Example: cargo xtask train digits
+    Train {
+        /// `digits`.
+        model: String,
+        /// Where to write the versions; by default where the repository keeps them.
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
     /// Converts a model to a package, as `cutover convert` does. Example: cargo xtask convert in.onnx -o out.cutover
     #[command(disable_help_flag = true)]
     Convert {
@@ -50,6 +59,9 @@ fn run(task: Task) -> Result<()> {
         Task::Check => check::check(),
         Task::Test => test::test(),
         Task::Soak { name } => soak::soak(name.as_deref()),
+        Task::Train { model, output } => {
+            train::train(&model, &output.unwrap_or_else(|| root().join("models").join(&model)))
+        }
         Task::Convert { arguments } => {
             let mut convert = vec!["run", "--release", "--quiet", "--package", "cutover-cli", "--", "convert"];
             convert.extend(arguments.iter().map(String::as_str));

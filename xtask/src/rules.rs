@@ -38,7 +38,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cutover-capi", &["cutover"]),
     ("cutover-benches", &["cutover", "cutover-kernels"]),
     ("cutover-tests", &["cutover", "cutover-cli"]),
-    ("xtask", &["cutover-shrink"]),
+    ("xtask", &["cutover", "cutover-shrink"]),
 ];
 
 /// Packages only these members may name, in any kind of dependency.
