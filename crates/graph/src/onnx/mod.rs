@@ -1,1 +1,15 @@
-//! placeholder
+//! ONNX files: import into a [`Graph`](crate::Graph), and export of one.
+//!
+//! A file is hostile until it is read: sizes are compared with what is really there before anything is allocated for them,
+//! and every error names the node, operator or tensor it is about. Subgraphs (`If`, `Loop`, `Scan`), model-local functions and
+//! sparse tensors are refused by name.
+
+mod export;
+mod import;
+mod mapping;
+mod proto;
+pub mod safetensors;
+mod tensors;
+
+pub use export::{ExportError, Weights, encode, export};
+pub use import::{ImportOptions, Limits, NEWEST_OPSET, OLDEST_OPSET, import, import_bytes};

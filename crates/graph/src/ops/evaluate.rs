@@ -234,3 +234,29 @@ pub fn select_from(
     }
     Ok(out)
 }
+
+/// `axis` of a tensor of `rank` axes, where negative ones count from the end.
+pub fn normalize_axis(axis: i64, rank: usize) -> Result<usize, OpError> {
+    let shifted = if axis < 0 { axis + rank as i64 } else { axis };
+    usize::try_from(shifted).ok().filter(|&a| a < rank).ok_or_else(|| {
+        OpError::input(format!("axis {axis} of a tensor of rank {rank}, expected {} to {}", -(rank as i64), rank as i64 - 1))
+    })
+}
+
+/// `axes`, normalised; none may come twice.
+pub fn normalize_axes(axes: &[i64], rank: usize) -> Result<Vec<usize>, OpError> {
+    let axes = axes.iter().map(|&a| normalize_axis(a, rank)).collect::<Result<Vec<_>, _>>()?;
+    match (1..axes.len()).find(|&i| axes[..i].contains(&axes[i])) {
+        Some(twice) => Err(OpError::input(format!("axis {} is there twice", axes[twice]))),
+        None => Ok(axes),
+    }
+}
+
+/// The shape, if an operator may make so large a result.
+pub fn checked_shape(dims: Vec<usize>, context: &super::EvalContext) -> Result<Shape, OpError> {
+    let shape = Shape::new(&dims);
+    match shape.checked_len() {
+        Some(count) if count <= context.max_elements => Ok(shape),
+        _ => Err(OpError::Resource(format!("a result of shape {shape}, above {} elements", context.max_elements))),
+    }
+}

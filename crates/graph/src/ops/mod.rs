@@ -4,7 +4,9 @@
 //! (`Name`, or `domain.Name` outside the default domain). Everything else about it is in its own file.
 
 mod activation;
+mod broadcast;
 mod evaluate;
+mod movement;
 mod read;
 mod window;
 
@@ -79,7 +81,6 @@ pub enum Attribute {
     Ints(Vec<i64>),
     Floats(Vec<f32>),
     Strings(Vec<String>),
-    Graph(Arc<crate::Graph>),
 }
 
 macro_rules! attribute_from {
@@ -239,9 +240,36 @@ impl Op {
 
 operators! {
     // Elementwise, logic, types
-    unary::Unary ["Abs", "Relu", "Neg", "Exp", "Sqrt", "Tanh", "Sigmoid", "Erf"];
+    unary::Unary ["Abs", "Neg", "Sign", "Floor", "Ceil", "Round", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Tan", "Asin",
+        "Acos", "Atan", "Sinh", "Cosh", "Tanh", "Asinh", "Acosh", "Atanh", "Erf", "Relu", "Sigmoid", "Softplus", "Softsign",
+        "HardSwish", "Mish", "LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid", "ThresholdedRelu", "Gelu", "Shrink"];
+    binary::Binary ["Add", "Sub", "Mul", "Div", "Pow", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or",
+        "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "PRelu"];
+    variadic::Variadic ["Sum", "Mean", "Min", "Max"];
+    select_where::Where ["Where"];
+    predicate::Predicate ["Not", "IsNaN", "IsInf"];
+    clip::Clip ["Clip"];
+    cast::Cast ["Cast"];
 
     // Shapes and movement
+    identity::Identity ["Identity"];
+    dropout::Dropout ["Dropout"];
+    shape::Shape ["Shape"];
+    size::Size ["Size"];
+    reshape::Reshape ["Reshape"];
+    flatten::Flatten ["Flatten"];
+    squeeze::Squeeze ["Squeeze"];
+    unsqueeze::Unsqueeze ["Unsqueeze"];
+    transpose::Transpose ["Transpose"];
+    concat::Concat ["Concat"];
+    split::Split ["Split"];
+    slice::Slice ["Slice"];
+    gather::Gather ["Gather"];
+    gather_elements::GatherElements ["GatherElements"];
+    expand::Expand ["Expand"];
+    tile::Tile ["Tile"];
+    constant_of_shape::ConstantOfShape ["ConstantOfShape"];
+    range::Range ["Range"];
 
     // Products and windows
     conv::Conv ["Conv"];

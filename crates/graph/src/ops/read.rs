@@ -130,10 +130,6 @@ impl NodeReader {
         self.take(name, "a tensor", |a| if let Attribute::Tensor(v) = a { Some(v) } else { None })
     }
 
-    pub fn optional_graph(&mut self, name: &str) -> Result<Option<std::sync::Arc<crate::Graph>>, ImportError> {
-        self.take(name, "a graph", |a| if let Attribute::Graph(v) = a { Some(v) } else { None })
-    }
-
     /// Makes input `index`, which the node must not have, the constant `tensor`: how an attribute of an old opset becomes
     /// the input it is today.
     pub fn push_constant(&mut self, index: usize, tensor: Tensor) {

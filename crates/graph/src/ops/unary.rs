@@ -10,36 +10,124 @@ pub struct Unary {
     pub function: UnaryFunction,
 }
 
-macro_rules! functions {
-    ($($variant:ident),*) => {
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum UnaryFunction { $($variant),* }
-
-        impl UnaryFunction {
-            pub fn name(self) -> &'static str {
-                match self { $(UnaryFunction::$variant => stringify!($variant)),* }
-            }
-            fn from_name(name: &str) -> Option<Self> {
-                match name { $(stringify!($variant) => Some(UnaryFunction::$variant),)* _ => None }
-            }
-        }
-    };
+/// The functions, as ONNX defines them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum UnaryFunction {
+    Abs,
+    Neg,
+    Sign,
+    Floor,
+    Ceil,
+    /// To the nearest, ties to even.
+    Round,
+    Sqrt,
+    Reciprocal,
+    Exp,
+    Log,
+    Sin,
+    Cos,
+    Tan,
+    Asin,
+    Acos,
+    Atan,
+    Sinh,
+    Cosh,
+    Tanh,
+    Asinh,
+    Acosh,
+    Atanh,
+    Erf,
+    Relu,
+    Sigmoid,
+    Softplus,
+    Softsign,
+    HardSwish,
+    Mish,
+    LeakyRelu { alpha: f32 },
+    Elu { alpha: f32 },
+    Celu { alpha: f32 },
+    Selu { alpha: f32, gamma: f32 },
+    HardSigmoid { alpha: f32, beta: f32 },
+    ThresholdedRelu { alpha: f32 },
+    Gelu { tanh: bool },
+    Shrink { lambda: f32, bias: f32 },
 }
-
-functions!(Abs, Relu, Neg, Exp, Sqrt, Tanh, Sigmoid, Erf);
 
 impl Operator for Unary {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
-        let function = UnaryFunction::from_name(&node.op_type).expect("listed under this name");
+        use UnaryFunction::*;
+        if node.opset < 6 || node.has_attribute("consumed_inputs") {
+            return Err(node.unsupported("the form of before opset 6"));
+        }
+        let function = match node.op_type.as_str() {
+            "Abs" => Abs,
+            "Neg" => Neg,
+            "Sign" => Sign,
+            "Floor" => Floor,
+            "Ceil" => Ceil,
+            "Round" => Round,
+            "Sqrt" => Sqrt,
+            "Reciprocal" => Reciprocal,
+            "Exp" => Exp,
+            "Log" => Log,
+            "Sin" => Sin,
+            "Cos" => Cos,
+            "Tan" => Tan,
+            "Asin" => Asin,
+            "Acos" => Acos,
+            "Atan" => Atan,
+            "Sinh" => Sinh,
+            "Cosh" => Cosh,
+            "Tanh" => Tanh,
+            "Asinh" => Asinh,
+            "Acosh" => Acosh,
+            "Atanh" => Atanh,
+            "Erf" => Erf,
+            "Relu" => Relu,
+            "Sigmoid" => Sigmoid,
+            "Softplus" => Softplus,
+            "Softsign" => Softsign,
+            "HardSwish" => HardSwish,
+            "Mish" => Mish,
+            "LeakyRelu" => LeakyRelu { alpha: node.float("alpha", 0.01)? },
+            "Elu" => Elu { alpha: node.float("alpha", 1.0)? },
+            "Celu" => Celu { alpha: node.float("alpha", 1.0)? },
+            "Selu" => {
+                Selu { alpha: node.float("alpha", 1.673_263_2)?, gamma: node.float("gamma", 1.050_701)? }
+            }
+            "HardSigmoid" => HardSigmoid { alpha: node.float("alpha", 0.2)?, beta: node.float("beta", 0.5)? },
+            "ThresholdedRelu" => ThresholdedRelu { alpha: node.float("alpha", 1.0)? },
+            "Gelu" => match node.string("approximate", "none")?.as_str() {
+                "none" => Gelu { tanh: false },
+                "tanh" => Gelu { tanh: true },
+                other => return Err(node.corrupt(format!("approximate is '{other}', expected none or tanh"))),
+            },
+            "Shrink" => Shrink { lambda: node.float("lambd", 0.5)?, bias: node.float("bias", 0.0)? },
+            other => return Err(node.unsupported(format!("function {other}"))),
+        };
         Ok(Unary { function }.into())
     }
 
     fn export(&self) -> Spelling {
-        Spelling::new(self.function.name())
+        use UnaryFunction::*;
+        let spelling = Spelling::new(self.function.name());
+        match self.function {
+            LeakyRelu { alpha } | Elu { alpha } | Celu { alpha } | ThresholdedRelu { alpha } => spelling.with("alpha", alpha),
+            Selu { alpha, gamma } => spelling.with("alpha", alpha).with("gamma", gamma),
+            HardSigmoid { alpha, beta } => spelling.with("alpha", alpha).with("beta", beta),
+            Gelu { tanh } => spelling.with("approximate", if tanh { "tanh" } else { "none" }),
+            Shrink { lambda, bias } => spelling.with("lambd", lambda).with("bias", bias),
+            _ => spelling,
+        }
     }
 
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
-        Ok(vec![TensorFact { value: None, ..inputs.tensor(0)?.clone() }.into()])
+        let x = inputs.tensor(0)?;
+        let value = match (self.function, &x.value) {
+            (UnaryFunction::Neg, Some(v)) => Some(v.iter().map(|d| crate::Dim::Const(0) - d.clone()).collect()),
+            _ => None,
+        };
+        Ok(vec![TensorFact { value: None, ..x.clone() }.with_value(value).into()])
     }
 
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
@@ -54,17 +142,103 @@ impl Operator for Unary {
 }
 
 impl UnaryFunction {
-    pub fn of_float(self, x: f64) -> f64 {
+    /// The ONNX operator.
+    pub fn name(self) -> &'static str {
         use UnaryFunction::*;
         match self {
+            Abs => "Abs",
+            Neg => "Neg",
+            Sign => "Sign",
+            Floor => "Floor",
+            Ceil => "Ceil",
+            Round => "Round",
+            Sqrt => "Sqrt",
+            Reciprocal => "Reciprocal",
+            Exp => "Exp",
+            Log => "Log",
+            Sin => "Sin",
+            Cos => "Cos",
+            Tan => "Tan",
+            Asin => "Asin",
+            Acos => "Acos",
+            Atan => "Atan",
+            Sinh => "Sinh",
+            Cosh => "Cosh",
+            Tanh => "Tanh",
+            Asinh => "Asinh",
+            Acosh => "Acosh",
+            Atanh => "Atanh",
+            Erf => "Erf",
+            Relu => "Relu",
+            Sigmoid => "Sigmoid",
+            Softplus => "Softplus",
+            Softsign => "Softsign",
+            HardSwish => "HardSwish",
+            Mish => "Mish",
+            LeakyRelu { .. } => "LeakyRelu",
+            Elu { .. } => "Elu",
+            Celu { .. } => "Celu",
+            Selu { .. } => "Selu",
+            HardSigmoid { .. } => "HardSigmoid",
+            ThresholdedRelu { .. } => "ThresholdedRelu",
+            Gelu { .. } => "Gelu",
+            Shrink { .. } => "Shrink",
+        }
+    }
+
+    /// The definition. NaN goes through as NaN.
+    pub fn of_float(self, x: f64) -> f64 {
+        use super::Activation as A;
+        use UnaryFunction::*;
+        let softplus = |x: f64| if x > 30.0 { x } else { x.exp().ln_1p() };
+        match self {
             Abs => x.abs(),
-            Relu => if x < 0.0 { 0.0 } else { x },
             Neg => -x,
-            Exp => x.exp(),
+            Sign => if x == 0.0 || x.is_nan() { x } else { x.signum() },
+            Floor => x.floor(),
+            Ceil => x.ceil(),
+            Round => x.round_ties_even(),
             Sqrt => x.sqrt(),
+            Reciprocal => 1.0 / x,
+            Exp => x.exp(),
+            Log => x.ln(),
+            Sin => x.sin(),
+            Cos => x.cos(),
+            Tan => x.tan(),
+            Asin => x.asin(),
+            Acos => x.acos(),
+            Atan => x.atan(),
+            Sinh => x.sinh(),
+            Cosh => x.cosh(),
             Tanh => x.tanh(),
-            Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Asinh => x.asinh(),
+            Acosh => x.acosh(),
+            Atanh => x.atanh(),
             Erf => erf(x),
+            Relu => A::Relu.apply(x),
+            Sigmoid => A::Sigmoid.apply(x),
+            Softplus => softplus(x),
+            Softsign => x / (1.0 + x.abs()),
+            HardSwish => A::HardSwish.apply(x),
+            Mish => x * softplus(x).tanh(),
+            LeakyRelu { alpha } => A::LeakyRelu { alpha }.apply(x),
+            Elu { alpha } => if x < 0.0 { f64::from(alpha) * x.exp_m1() } else { x },
+            Celu { alpha } => {
+                let alpha = f64::from(alpha);
+                x.max(0.0) + (alpha * (x / alpha).exp_m1()).min(0.0)
+            }
+            Selu { alpha, gamma } => {
+                let y = if x > 0.0 { x } else { f64::from(alpha) * x.exp_m1() };
+                f64::from(gamma) * y
+            }
+            HardSigmoid { alpha, beta } => A::HardSigmoid { alpha, beta }.apply(x),
+            ThresholdedRelu { alpha } => if x > alpha.into() { x } else { 0.0 },
+            Gelu { tanh: false } => A::Gelu.apply(x),
+            Gelu { tanh: true } => A::GeluTanh.apply(x),
+            Shrink { lambda, bias } => {
+                let (lambda, bias) = (f64::from(lambda), f64::from(bias));
+                if x < -lambda { x + bias } else if x > lambda { x - bias } else { 0.0 }
+            }
         }
     }
 
@@ -74,12 +248,76 @@ impl UnaryFunction {
             Abs => Ok(x.abs()),
             Relu => Ok(x.max(0)),
             Neg => Ok(-x),
+            Sign => Ok(x.signum()),
             other => Err(OpError::input(format!("{} is not defined on integers", other.name()))),
         }
     }
+
+    /// The same function as an activation that products are fused with.
+    pub fn activation(self) -> Option<super::Activation> {
+        use super::Activation as A;
+        use UnaryFunction::*;
+        Some(match self {
+            Relu => A::Relu,
+            Sigmoid => A::Sigmoid,
+            Tanh => A::Tanh,
+            HardSwish => A::HardSwish,
+            LeakyRelu { alpha } => A::LeakyRelu { alpha },
+            HardSigmoid { alpha, beta } => A::HardSigmoid { alpha, beta },
+            Gelu { tanh: false } => A::Gelu,
+            Gelu { tanh: true } => A::GeluTanh,
+            _ => return None,
+        })
+    }
 }
 
-/// The error function in double precision.
-pub(super) fn erf(_x: f64) -> f64 {
-    todo!()
+/// The error function, to about 1e-15: its Taylor series below 2.5, the continued fraction of erfc above (Abramowitz and Stegun
+/// 7.1.6 and 7.1.14).
+pub(crate) fn erf(x: f64) -> f64 {
+    let z = x.abs();
+    if z.is_nan() {
+        return x;
+    }
+    let value = if z < 2.5 {
+        // erf(z) = 2/√π · e^(-z²) · Σ 2ⁿ z^(2n+1) / (1·3·…·(2n+1)): all terms positive, so nothing cancels.
+        let (mut term, mut sum, mut n) = (z, z, 0.0);
+        while term > sum * 1e-17 {
+            n += 1.0;
+            term *= 2.0 * z * z / (2.0 * n + 1.0);
+            sum += term;
+        }
+        std::f64::consts::FRAC_2_SQRT_PI * (-z * z).exp() * sum
+    } else if z < 6.0 {
+        let mut fraction = z;
+        for n in (1..=60).rev() {
+            fraction = z + f64::from(n) / 2.0 / fraction;
+        }
+        1.0 - (-z * z).exp() / (std::f64::consts::PI.sqrt() * fraction)
+    } else {
+        1.0
+    };
+    value.copysign(x)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn erf_is_accurate() {
+        let cases = [
+            (0.0, 0.0),
+            (1e-10, 1.1283791670955126e-10),
+            (0.5, 0.5204998778130465),
+            (1.0, 0.8427007929497149),
+            (2.0, 0.9953222650189527),
+            (2.6, 0.9997639655834707),
+            (4.0, 0.9999999845827421),
+            (7.0, 1.0),
+        ];
+        for (x, expected) in cases {
+            for sign in [1.0, -1.0] {
+                let error: f64 = super::erf(sign * x) - sign * expected;
+                assert!(error.abs() <= 4e-16, "erf({}) is off by {error}", sign * x);
+            }
+        }
+    }
 }

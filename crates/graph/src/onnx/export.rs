@@ -1,0 +1,328 @@
+//! From a graph to the messages, and to files.
+
+use super::{
+    proto::{
+        AttributeProto, Dimension, ElementTypeProto, Extent, GraphProto, MapTypeProto, ModelProto, NodeProto,
+        OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue,
+        ValueInfoProto, attribute_type,
+    },
+    safetensors,
+};
+use crate::{
+    Dim, Fact, Graph, GraphError, NodeId, Source, TensorFact, ValueId,
+    ops::{Attribute, EXPORT_OPSET, Spelling},
+};
+use cutover_tensor::{DType, Tensor};
+use prost::{Message, bytes::Bytes};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+/// IR version of opset 21.
+const IR_VERSION: i64 = 10;
+/// Tensors below this stay in the model file even when weights go to another: shapes, axes, bounds.
+const INLINE_BYTES: usize = 256;
+
+/// Where the weights go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Into the model file.
+    Inline,
+    /// As external data into a safetensors file beside it.
+    Safetensors { file_name: String },
+}
+
+/// Why a graph could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    #[error("cannot write {path}: {source}")]
+    Io { path: String, source: io::Error },
+    #[error("node '{node}': {message}")]
+    Node { node: String, message: String },
+    #[error("the weights' file name '{0}' must be a plain file name")]
+    FileName(String),
+    /// Protobuf ends at 2 GiB.
+    #[error("the model takes {bytes} bytes, above protobuf's 2 GiB: write the weights to a file of their own")]
+    TooLarge { bytes: usize },
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
+
+/// Writes `graph` to `path` at opset [`EXPORT_OPSET`]: fused operators as the standard nodes they were made of, values under the
+/// names they have.
+///
+/// # Errors
+/// A file that can't be written; an operator of the user's own, which has no ONNX spelling.
+pub fn export(graph: &Graph, path: &Path, weights: &Weights) -> Result<(), ExportError> {
+    let io = |path: &Path, source| ExportError::Io { path: path.display().to_string(), source };
+    let mut writer = Writer::new(graph)?;
+    if let Weights::Safetensors { file_name } = weights {
+        if Path::new(file_name).file_name().and_then(|n| n.to_str()) != Some(file_name) {
+            return Err(ExportError::FileName(file_name.clone()));
+        }
+        let target = path.with_file_name(file_name);
+        let large = |t: &&(String, Tensor)| t.1.bytes().len() >= INLINE_BYTES && t.1.dtype() != DType::String;
+        let external: Vec<(String, &Tensor)> =
+            writer.weights.iter().filter(large).map(|(name, tensor)| (name.clone(), tensor)).collect();
+        let layout = safetensors::layout(&external);
+        let file = File::create(&target).map_err(|e| io(&target, e))?;
+        let mut file = BufWriter::new(file);
+        let written = safetensors::write(&layout, &external, &mut file).and_then(|()| file.flush());
+        written.map_err(|e| io(&target, e))?;
+        let places = external.iter().map(|(name, _)| name.clone()).zip(layout.places.iter().copied()).collect();
+        writer.external = Some((file_name.clone(), places));
+    }
+    std::fs::write(path, writer.model()?).map_err(|e| io(path, e))
+}
+
+/// The model file's bytes, weights inline.
+pub fn encode(graph: &Graph) -> Result<Vec<u8>, ExportError> {
+    Writer::new(graph)?.model()
+}
+
+struct Writer<'a> {
+    graph: &'a Graph,
+    nodes: Vec<NodeProto>,
+    weights: Vec<(String, Tensor)>,
+    /// File name, and by tensor name offset and length.
+    external: Option<(String, std::collections::HashMap<String, (usize, usize)>)>,
+    names: BTreeSet<String>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(graph: &'a Graph) -> Result<Writer<'a>, ExportError> {
+        let names = graph.values().map(|(_, v)| v.name.clone()).collect();
+        let mut writer = Writer { graph, nodes: Vec::new(), weights: Vec::new(), external: None, names };
+        for (_, value) in graph.values() {
+            if let Source::Constant(constant) = &value.source {
+                writer.weights.push((value.name.clone(), constant.tensor.clone()));
+            }
+        }
+        for id in graph.topological_order()? {
+            writer.node(id)?;
+        }
+        Ok(writer)
+    }
+
+    fn model(self) -> Result<Vec<u8>, ExportError> {
+        let outputs: BTreeSet<ValueId> = self.graph.outputs().iter().copied().collect();
+        let info = |id: &ValueId| {
+            let value = self.graph.value(*id);
+            ValueInfoProto { name: value.name.clone(), r#type: Some(type_proto(&value.fact)) }
+        };
+        // A value between nodes is stated only where it has a static type: what is symbolic follows from the inputs.
+        let inner = self.graph.values().filter(|(id, v)| {
+            let is_static = v.fact.as_tensor().is_some_and(|t| t.constant_shape().is_some());
+            matches!(v.source, Source::Node { .. }) && !outputs.contains(id) && is_static
+        });
+        let domains: BTreeSet<String> = self.nodes.iter().map(|n| n.domain.clone()).filter(|d| !d.is_empty()).collect();
+        let version = |domain: &str| if domain == "ai.onnx.ml" { 5 } else { 1 };
+        let opsets = domains.iter().map(|d| OperatorSetIdProto { domain: d.clone(), version: version(d) });
+        let default = OperatorSetIdProto { domain: String::new(), version: EXPORT_OPSET };
+        let graph = GraphProto {
+            name: if self.graph.name.is_empty() { "graph".to_string() } else { self.graph.name.clone() },
+            input: self.graph.inputs().iter().map(info).collect(),
+            output: self.graph.outputs().iter().map(info).collect(),
+            value_info: inner.map(|(id, _)| info(&id)).collect(),
+            initializer: self.weights.iter().map(|(name, tensor)| self.tensor(name, tensor)).collect(),
+            node: self.nodes,
+            sparse_initializer: Vec::new(),
+        };
+        let property = |(key, value): (&String, &String)| StringStringEntryProto { key: key.clone(), value: value.clone() };
+        let model = ModelProto {
+            ir_version: IR_VERSION,
+            producer_name: "cutover".to_string(),
+            producer_version: env!("CARGO_PKG_VERSION").to_string(),
+            graph: Some(graph),
+            opset_import: [default].into_iter().chain(opsets).collect(),
+            metadata_props: self.graph.metadata.iter().map(property).collect(),
+            functions: Vec::new(),
+        };
+        let bytes = model.encoded_len();
+        if bytes >= 2 << 30 {
+            return Err(ExportError::TooLarge { bytes });
+        }
+        Ok(model.encode_to_vec())
+    }
+
+    fn node(&mut self, id: NodeId) -> Result<(), ExportError> {
+        let node = self.graph.node(id);
+        let Some(mut spelling) = node.op.spelling() else {
+            let message = format!("{} is the user's own operator, and has no ONNX spelling", node.op.name());
+            return Err(ExportError::Node { node: node.name.clone(), message });
+        };
+        let name = |id: &Option<ValueId>| id.map_or(String::new(), |id| self.graph.value(id).name.clone());
+        let mut inputs: Vec<String> = node.inputs.iter().map(name).collect();
+        let mut outputs: Vec<String> = node.outputs.iter().map(|&o| self.graph.value(o).name.clone()).collect();
+        let added = spelling.added_input.and_then(|at| {
+            let present = at < inputs.len() && !inputs[at].is_empty();
+            (at < inputs.len()).then(|| inputs.remove(at)).filter(|_| present)
+        });
+        while inputs.last().is_some_and(String::is_empty) {
+            inputs.pop();
+        }
+        let then = std::mem::take(&mut spelling.then);
+        let steps = usize::from(added.is_some()) + then.len();
+        let result = outputs[0].clone();
+        let mut left = steps;
+        if steps > 0 {
+            outputs[0] = self.fresh(&result, left);
+        }
+        let mut current = outputs[0].clone();
+        self.push(&node.name, spelling, inputs, outputs);
+        let mut next = |writer: &mut Self| {
+            left -= 1;
+            if left == 0 { result.clone() } else { writer.fresh(&result, left) }
+        };
+        if let Some(added) = added {
+            let output = next(self);
+            self.push(&format!("{}.add", node.name), Spelling::new("Add"), vec![current, added], vec![output.clone()]);
+            current = output;
+        }
+        for activation in then {
+            let output = next(self);
+            self.activation(&node.name, activation, current, &output);
+            current = output;
+        }
+        Ok(())
+    }
+
+    /// A one-input function, in nodes of the opset that is exported.
+    fn activation(&mut self, node: &str, mut spelling: Spelling, input: String, output: &str) {
+        let name = format!("{node}.{}", spelling.op_type.to_lowercase());
+        match spelling.op_type {
+            "Clip" => {
+                let mut inputs = vec![input];
+                for (bound, value) in std::mem::take(&mut spelling.attributes) {
+                    let constant = self.fresh(&format!("{name}.{bound}"), 0);
+                    if let Attribute::Float(value) = value {
+                        self.weights.push((constant.clone(), Tensor::scalar(value)));
+                    }
+                    inputs.push(constant);
+                }
+                self.push(&name, spelling, inputs, vec![output.to_string()]);
+            }
+            "Swish" => {
+                let gate = self.fresh(&format!("{output}.gate"), 0);
+                self.push(&format!("{name}.gate"), Spelling::new("Sigmoid"), vec![input.clone()], vec![gate.clone()]);
+                self.push(&name, Spelling::new("Mul"), vec![input, gate], vec![output.to_string()]);
+            }
+            _ => self.push(&name, spelling, vec![input], vec![output.to_string()]),
+        }
+    }
+
+    fn push(&mut self, name: &str, spelling: Spelling, input: Vec<String>, output: Vec<String>) {
+        let attribute = spelling.attributes.into_iter().map(|(name, value)| attribute(name, value)).collect();
+        let (op_type, domain) = (spelling.op_type.to_string(), spelling.domain.to_string());
+        self.nodes.push(NodeProto { input, output, name: name.to_string(), op_type, attribute, domain });
+    }
+
+    /// A value name that nothing has.
+    fn fresh(&mut self, stem: &str, number: usize) -> String {
+        let first = if number == 0 { stem.to_string() } else { format!("{stem}.before{number}") };
+        let candidates = (1..).map(|i| format!("{stem}.{i}"));
+        let name = [first].into_iter().chain(candidates).find(|n| !self.names.contains(n)).expect("a free number");
+        self.names.insert(name.clone());
+        name
+    }
+
+    fn tensor(&self, name: &str, tensor: &Tensor) -> TensorProto {
+        if let Some((file, places)) = &self.external
+            && let Some((offset, length)) = places.get(name)
+        {
+            let entry = |key: &str, value: String| StringStringEntryProto { key: key.to_string(), value };
+            let external_data = vec![
+                entry("location", file.clone()),
+                entry("offset", offset.to_string()),
+                entry("length", length.to_string()),
+            ];
+            return TensorProto { external_data, data_location: 1, ..header(name, tensor) };
+        }
+        inline(name, tensor)
+    }
+}
+
+fn header(name: &str, tensor: &Tensor) -> TensorProto {
+    TensorProto {
+        name: name.to_string(),
+        dims: tensor.shape().iter().map(|&d| d as i64).collect(),
+        data_type: tensor.dtype().onnx_code(),
+        ..TensorProto::default()
+    }
+}
+
+fn inline(name: &str, tensor: &Tensor) -> TensorProto {
+    match tensor.strings() {
+        Ok(strings) => {
+            let string_data = strings.iter().map(|s| Bytes::copy_from_slice(s.as_bytes())).collect();
+            TensorProto { string_data, ..header(name, tensor) }
+        }
+        Err(_) => TensorProto { raw_data: Some(Bytes::copy_from_slice(tensor.bytes())), ..header(name, tensor) },
+    }
+}
+
+fn attribute(name: &str, value: Attribute) -> AttributeProto {
+    let mut proto = AttributeProto { name: name.to_string(), ..AttributeProto::default() };
+    let bytes = |s: String| Bytes::from(s.into_bytes());
+    proto.r#type = match value {
+        Attribute::Int(v) => {
+            proto.i = v;
+            attribute_type::INT
+        }
+        Attribute::Float(v) => {
+            proto.f = v;
+            attribute_type::FLOAT
+        }
+        Attribute::String(v) => {
+            proto.s = bytes(v);
+            attribute_type::STRING
+        }
+        Attribute::Tensor(v) => {
+            proto.t = Some(inline("", &v));
+            attribute_type::TENSOR
+        }
+        Attribute::Ints(v) => {
+            proto.ints = v;
+            attribute_type::INTS
+        }
+        Attribute::Floats(v) => {
+            proto.floats = v;
+            attribute_type::FLOATS
+        }
+        Attribute::Strings(v) => {
+            proto.strings = v.into_iter().map(bytes).collect();
+            attribute_type::STRINGS
+        }
+    };
+    proto
+}
+
+fn type_proto(fact: &Fact) -> TypeProto {
+    let element = |of: &Fact| Box::new(ElementTypeProto { elem_type: Some(Box::new(type_proto(of))) });
+    let value = match fact {
+        Fact::Tensor(tensor) => TypeValue::Tensor(tensor_type(tensor)),
+        Fact::Sequence(of) => TypeValue::Sequence(element(of)),
+        Fact::Optional(of) => TypeValue::Optional(element(of)),
+        Fact::Map { key, value } => TypeValue::Map(Box::new(MapTypeProto {
+            key_type: key.onnx_code(),
+            value_type: Some(Box::new(type_proto(value))),
+        })),
+    };
+    TypeProto { value: Some(value) }
+}
+
+/// Symbols are named dimensions; an expression of symbols has no ONNX spelling and stays open.
+fn tensor_type(fact: &TensorFact) -> TensorTypeProto {
+    let dim = |dim: &Dim| Dimension {
+        value: match (dim.as_const(), dim.as_symbol()) {
+            (Some(value), _) => Some(Extent::Value(value)),
+            (None, Some(symbol)) => Some(Extent::Parameter(symbol.to_string())),
+            (None, None) => None,
+        },
+    };
+    let shape = fact.shape.as_ref().map(|dims| TensorShapeProto { dim: dims.iter().map(dim).collect() });
+    TensorTypeProto { elem_type: fact.dtype.onnx_code(), shape }
+}

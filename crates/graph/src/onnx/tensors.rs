@@ -1,0 +1,168 @@
+//! `TensorProto` to tensors: raw bytes and external data as views, typed fields decoded.
+
+use super::{ImportOptions, mapping::FileBytes, proto::TensorProto};
+use crate::ImportError;
+use cutover_tensor::{DType, Shape, Tensor};
+use std::{
+    collections::HashMap,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+/// Reads the tensors of one model; external files are opened once.
+pub(super) struct TensorReader<'a> {
+    pub file: FileBytes,
+    /// Where external data may lie: the model's folder. `None` where the model has none.
+    pub folder: Option<&'a Path>,
+    pub options: &'a ImportOptions,
+    external: HashMap<String, FileBytes>,
+}
+
+impl<'a> TensorReader<'a> {
+    pub fn new(file: FileBytes, folder: Option<&'a Path>, options: &'a ImportOptions) -> TensorReader<'a> {
+        TensorReader { file, folder, options, external: HashMap::new() }
+    }
+
+    /// The tensor that `proto` holds or points to; `place` names it in errors.
+    pub fn read(&mut self, proto: &TensorProto, place: &str) -> Result<Tensor, ImportError> {
+        let corrupt = |message: String| ImportError::Corrupt { place: place.to_string(), message };
+        let dtype = DType::from_onnx_code(proto.data_type)
+            .ok_or_else(|| corrupt(format!("data type {} is not one of ONNX's", proto.data_type)))?;
+        let limits = &self.options.limits;
+        if proto.dims.len() > limits.rank {
+            let (actual, limit) = (proto.dims.len() as u64, limits.rank as u64);
+            return Err(ImportError::Limit { place: place.to_string(), what: "the rank", actual, limit });
+        }
+        let dims = proto.dims.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
+        let shape = Shape::new(&dims.map_err(|_| corrupt(format!("dimensions {:?}: one is negative", proto.dims)))?);
+        let count = shape.checked_len().ok_or_else(|| corrupt(format!("dimensions {shape} overflow")))?;
+        let expected = dtype.byte_len(count).ok_or_else(|| corrupt(format!("dimensions {shape} overflow")))?;
+        if proto.data_location == 1 {
+            return self.external(proto, dtype, shape, expected, place);
+        }
+        if proto.data_location != 0 {
+            return Err(corrupt(format!("data location {}, expected 0 or 1", proto.data_location)));
+        }
+        if let Some(raw) = &proto.raw_data
+            && (!raw.is_empty() || expected == 0)
+        {
+            if dtype == DType::String {
+                return Err(corrupt("strings can't be raw bytes".to_string()));
+            }
+            if raw.len() != expected {
+                return Err(corrupt(format!("{} bytes of data, {dtype} of shape {shape} takes {expected}", raw.len())));
+            }
+            let tensor = match self.file.offset_of(raw) {
+                Some(offset) => Tensor::from_buffer(dtype, shape, self.file.0.clone(), offset),
+                None => Tensor::from_bytes(dtype, shape, raw),
+            };
+            return tensor.map_err(|e| corrupt(e.to_string()));
+        }
+        typed(proto, dtype, shape, count).map_err(corrupt)
+    }
+
+    fn external(
+        &mut self,
+        proto: &TensorProto,
+        dtype: DType,
+        shape: Shape,
+        expected: usize,
+        place: &str,
+    ) -> Result<Tensor, ImportError> {
+        let corrupt = |message: String| ImportError::Corrupt { place: place.to_string(), message };
+        let entry = |key: &str| proto.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        let number = |key: &str| match entry(key) {
+            None => Ok(None),
+            Some(text) => match text.parse::<usize>() {
+                Ok(number) => Ok(Some(number)),
+                Err(_) => Err(corrupt(format!("external data: {key} is '{text}', expected a number of bytes"))),
+            },
+        };
+        if dtype == DType::String {
+            return Err(corrupt("strings can't be external data".to_string()));
+        }
+        let location = entry("location").ok_or_else(|| corrupt("external data without a location".to_string()))?;
+        let offset = number("offset")?.unwrap_or(0);
+        let file = match self.external.get(location) {
+            Some(file) => file.clone(),
+            None => {
+                let folder = self.folder.ok_or_else(|| {
+                    corrupt(format!("external data in '{location}', and the model was not read from a folder"))
+                })?;
+                let path = confined(folder, location).map_err(corrupt)?;
+                let file = FileBytes::open(&path, self.options.map, self.options.limits.file_bytes)?;
+                self.external.insert(location.to_string(), file.clone());
+                file
+            }
+        };
+        let length = number("length")?.unwrap_or(expected);
+        if length != expected {
+            return Err(corrupt(format!(
+                "external data of {length} bytes, {dtype} of shape {shape} takes {expected}"
+            )));
+        }
+        if offset.checked_add(length).is_none_or(|end| end > file.0.len()) {
+            let len = file.0.len();
+            return Err(corrupt(format!(
+                "external data: bytes {offset} to {offset} + {length} of '{location}', which has {len}"
+            )));
+        }
+        Tensor::from_buffer(dtype, shape, Arc::clone(&file.0), offset).map_err(|e| corrupt(e.to_string()))
+    }
+}
+
+/// The path of `location` under `folder`, which must stay inside it, links followed.
+fn confined(folder: &Path, location: &str) -> Result<PathBuf, String> {
+    let relative = Path::new(location);
+    let outside = || format!("external data in '{location}', which is outside the model's folder");
+    if location.is_empty() || !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Err(outside());
+    }
+    let found = |path: &Path| path.canonicalize().map_err(|e| format!("external data in '{location}': {e}"));
+    let root = if folder.as_os_str().is_empty() { found(Path::new("."))? } else { found(folder)? };
+    let path = found(&root.join(relative))?;
+    if path.starts_with(&root) { Ok(path) } else { Err(outside()) }
+}
+
+/// The fields for small tensors: one element (or, below eight bits, one packed byte) per number.
+fn typed(proto: &TensorProto, dtype: DType, shape: Shape, count: usize) -> Result<Tensor, String> {
+    use DType::*;
+    let check = |field: &str, actual: usize, expected: usize| {
+        if actual == expected {
+            return Ok(());
+        }
+        Err(format!("{actual} values in {field}, {dtype} of shape {shape} takes {expected}"))
+    };
+    // Capacity follows what the file really holds, never what the dimensions claim.
+    macro_rules! pack {
+        ($field:ident, $expected:expr, $t:ty) => {{
+            check(stringify!($field), proto.$field.len(), $expected)?;
+            proto.$field.iter().flat_map(|&v| (v as $t).to_le_bytes()).collect::<Vec<u8>>()
+        }};
+    }
+    let bytes = match dtype {
+        F32 => pack!(float_data, count, f32),
+        Complex64 => pack!(float_data, count.saturating_mul(2), f32),
+        F64 => pack!(double_data, count, f64),
+        Complex128 => pack!(double_data, count.saturating_mul(2), f64),
+        I64 => pack!(int64_data, count, i64),
+        U64 => pack!(uint64_data, count, u64),
+        U32 => pack!(uint64_data, count, u32),
+        I32 => pack!(int32_data, count, i32),
+        U16 | I16 | F16 | BF16 => pack!(int32_data, count, u16),
+        Bool => {
+            check("int32_data", proto.int32_data.len(), count)?;
+            proto.int32_data.iter().map(|&v| u8::from(v != 0)).collect()
+        }
+        U8 | I8 | F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ | F8E8M0 => pack!(int32_data, count, u8),
+        U4 | I4 | F4E2M1 | U2 | I2 => pack!(int32_data, dtype.byte_len(count).unwrap_or(usize::MAX), u8),
+        String => {
+            check("string_data", proto.string_data.len(), count)?;
+            let text = |bytes: &prost::bytes::Bytes| std::string::String::from_utf8(bytes.to_vec());
+            let strings = proto.string_data.iter().map(text).collect::<Result<Vec<_>, _>>();
+            let strings = strings.map_err(|_| "a string is not UTF-8".to_string())?;
+            return Tensor::from_strings(shape, strings).map_err(|e| e.to_string());
+        }
+    };
+    Tensor::from_bytes(dtype, shape, &bytes).map_err(|e| e.to_string())
+}

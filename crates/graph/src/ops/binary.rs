@@ -1,0 +1,194 @@
+//! Arithmetic, comparison and logic of two tensors, broadcast.
+
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index, broadcast_shape,
+    elementwise_fact,
+};
+use crate::{Dim, Fact, ImportError, OpError};
+use cutover_tensor::{DType, Tensor, Value};
+
+/// `y = f(a, b)`, elementwise after broadcasting. Comparisons and logic give bool; everything else the type of `a`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Binary {
+    pub function: BinaryFunction,
+}
+
+macro_rules! functions {
+    ($($variant:ident),* $(,)?) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum BinaryFunction { $($variant),* }
+
+        impl BinaryFunction {
+            /// The ONNX operator.
+            pub fn name(self) -> &'static str {
+                match self { $(BinaryFunction::$variant => stringify!($variant)),* }
+            }
+            fn from_name(name: &str) -> Option<Self> {
+                match name { $(stringify!($variant) => Some(BinaryFunction::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+functions!(
+    Add, Sub, Mul, Div, Pow, Equal, Less, Greater, LessOrEqual, GreaterOrEqual, And, Or, Xor, BitwiseAnd, BitwiseOr, BitwiseXor,
+    PRelu,
+);
+
+impl BinaryFunction {
+    fn compares(self) -> bool {
+        use BinaryFunction::*;
+        matches!(self, Equal | Less | Greater | LessOrEqual | GreaterOrEqual)
+    }
+
+    fn is_logic(self) -> bool {
+        use BinaryFunction::*;
+        matches!(self, And | Or | Xor)
+    }
+
+    fn compare<T: PartialOrd>(self, a: &T, b: &T) -> bool {
+        match self {
+            BinaryFunction::Equal => a == b,
+            BinaryFunction::Less => a < b,
+            BinaryFunction::Greater => a > b,
+            BinaryFunction::LessOrEqual => a <= b,
+            _ => a >= b,
+        }
+    }
+
+    fn of_floats(self, a: f64, b: f64) -> Option<f64> {
+        use BinaryFunction::*;
+        Some(match self {
+            Add => a + b,
+            Sub => a - b,
+            Mul => a * b,
+            Div => a / b,
+            Pow => a.powf(b),
+            PRelu => if a < 0.0 { a * b } else { a },
+            _ => return None,
+        })
+    }
+
+    fn of_ints(self, a: i128, b: i128) -> Result<i128, OpError> {
+        use BinaryFunction::*;
+        Ok(match self {
+            Add => a + b,
+            Sub => a - b,
+            Mul => a.wrapping_mul(b),
+            Div if b == 0 => return Err(OpError::input("integer division by zero")),
+            // Towards zero, as C does.
+            Div => a / b,
+            Pow => power(a, b)?,
+            BitwiseAnd => a & b,
+            BitwiseOr => a | b,
+            BitwiseXor => a ^ b,
+            PRelu => if a < 0 { a.wrapping_mul(b) } else { a },
+            other => return Err(OpError::input(format!("{} is not defined on integers", other.name()))),
+        })
+    }
+
+    /// On symbolic elements, where the result can be told.
+    fn of_dims(self, a: &Dim, b: &Dim) -> Option<Dim> {
+        use BinaryFunction::*;
+        let truth = |v: bool| Some(Dim::Const(v.into()));
+        match (self, a.as_const(), b.as_const()) {
+            (Add, ..) => Some(a.clone() + b.clone()),
+            (Sub, ..) => Some(a.clone() - b.clone()),
+            (Mul, ..) => Some(a.clone() * b.clone()),
+            (Div, Some(a), Some(b)) => a.checked_div(b).map(Dim::Const),
+            (Div, ..) if a.lower_bound() >= Some(0) && b.lower_bound() >= Some(1) => Some(a.floor_div(b)),
+            (Equal, ..) if a == b => truth(true),
+            // An extent is at least its bound: a comparison with -1 is decided for every shape.
+            (Equal, None, Some(b)) if a.lower_bound() > Some(b) => truth(false),
+            (Equal, Some(a), None) if b.lower_bound() > Some(a) => truth(false),
+            (f, Some(a), Some(b)) if f.compares() => truth(f.compare(&a, &b)),
+            (And, Some(a), Some(b)) => truth(a != 0 && b != 0),
+            (Or, Some(a), Some(b)) => truth(a != 0 || b != 0),
+            (Xor, Some(a), Some(b)) => truth((a != 0) != (b != 0)),
+            _ => None,
+        }
+    }
+}
+
+fn power(base: i128, exponent: i128) -> Result<i128, OpError> {
+    match u32::try_from(exponent) {
+        Ok(exponent) => Ok(base.wrapping_pow(exponent)),
+        // 1/base^n rounds towards zero.
+        Err(_) if exponent < 0 && base != 0 => Ok(if base == 1 { 1 } else if base == -1 { 1 - 2 * (exponent & 1) } else { 0 }),
+        Err(_) => Err(OpError::input(format!("{base} to the power of {exponent}"))),
+    }
+}
+
+impl Operator for Binary {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        if node.has_attribute("axis") || node.has_attribute("broadcast") {
+            return Err(node.unsupported("the broadcasting attributes of before opset 7"));
+        }
+        let function = BinaryFunction::from_name(&node.op_type);
+        Ok(Binary { function: function.ok_or_else(|| node.unsupported("this function"))? }.into())
+    }
+
+    fn export(&self) -> Spelling {
+        Spelling::new(self.function.name())
+    }
+
+    fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
+        let (a, b) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        let f = self.function;
+        if a.dtype != b.dtype && f != BinaryFunction::Pow {
+            return Err(OpError::input(format!("types {} and {} differ", a.dtype, b.dtype)));
+        }
+        if f.is_logic() && a.dtype != DType::Bool {
+            return Err(OpError::input(format!("{} needs bool, got {}", f.name(), a.dtype)));
+        }
+        let dtype = if f.compares() || f.is_logic() { DType::Bool } else { a.dtype };
+        Ok(vec![elementwise_fact(&[a, b], dtype, |v| f.of_dims(v[0], v[1]))?])
+    }
+
+    fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let (a, b) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        let f = self.function;
+        let shape = broadcast_shape(&[a.shape(), b.shape()])?;
+        let pairs = || broadcast_index(a.shape(), &shape).zip(broadcast_index(b.shape(), &shape));
+        if a.dtype() == DType::String && b.dtype() == DType::String && f == BinaryFunction::Equal {
+            let (x, y) = (a.strings()?, b.strings()?);
+            let equal: Vec<bool> = pairs().map(|(i, j)| x[i] == y[j]).collect();
+            return Ok(vec![Tensor::from_bools(shape, &equal)?.into()]);
+        }
+        let y = match (Wide::of(a)?, Wide::of(b)?) {
+            (Wide::Float(x), Wide::Float(y)) if f.compares() => {
+                Wide::Bool(pairs().map(|(i, j)| f.compare(&x[i], &y[j])).collect())
+            }
+            (Wide::Int(x), Wide::Int(y)) if f.compares() => {
+                Wide::Bool(pairs().map(|(i, j)| f.compare(&x[i], &y[j])).collect())
+            }
+            (Wide::Bool(x), Wide::Bool(y)) => {
+                let logic = |a: bool, b: bool| match f {
+                    BinaryFunction::And => Ok(a & b),
+                    BinaryFunction::Or => Ok(a | b),
+                    BinaryFunction::Xor => Ok(a ^ b),
+                    BinaryFunction::Equal => Ok(a == b),
+                    _ => Err(OpError::input(format!("{} is not defined on bool", f.name()))),
+                };
+                Wide::Bool(pairs().map(|(i, j)| logic(x[i], y[j])).collect::<Result<_, _>>()?)
+            }
+            (Wide::Float(x), Wide::Int(y)) if f == BinaryFunction::Pow => {
+                Wide::Float(pairs().map(|(i, j)| x[i].powf(y[j] as f64)).collect())
+            }
+            (Wide::Int(x), Wide::Float(y)) if f == BinaryFunction::Pow => {
+                Wide::Int(pairs().map(|(i, j)| (x[i] as f64).powf(y[j]) as i128).collect())
+            }
+            (Wide::Float(x), Wide::Float(y)) => {
+                let undefined = || OpError::input(format!("{} is not defined on floats", f.name()));
+                let one = |(i, j): (usize, usize)| f.of_floats(x[i], y[j]).ok_or_else(undefined);
+                Wide::Float(pairs().map(one).collect::<Result<_, _>>()?)
+            }
+            (Wide::Int(x), Wide::Int(y)) => {
+                Wide::Int(pairs().map(|(i, j)| f.of_ints(x[i], y[j])).collect::<Result<_, _>>()?)
+            }
+            _ => return Err(OpError::input(format!("types {} and {} differ", a.dtype(), b.dtype()))),
+        };
+        let dtype = if f.compares() || f.is_logic() { DType::Bool } else { a.dtype() };
+        Ok(vec![y.narrow(dtype, shape)?.into()])
+    }
+}
