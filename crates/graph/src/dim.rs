@@ -199,10 +199,26 @@ impl Dim {
         match (self_is_above, other_is_above, least) {
             (true, _, true) | (_, true, false) => other.clone(),
             (true, _, false) | (_, true, true) => self.clone(),
+            // max(a, min(a, b)) = a = min(a, max(a, b)).
+            _ if other.is_extremum_of(self, !least) => self.clone(),
+            _ if self.is_extremum_of(other, !least) => other.clone(),
             _ => {
                 let (a, b) = if self <= other { (self, other) } else { (other, self) };
                 Dim::atom(if least { Atom::Min(a.clone(), b.clone()) } else { Atom::Max(a.clone(), b.clone()) })
             }
+        }
+    }
+
+    /// Whether this is the least (or greatest) of `part` and something else.
+    fn is_extremum_of(&self, part: &Dim, least: bool) -> bool {
+        let Dim::Expr(polynomial) = self else { return false };
+        match polynomial.0.iter().next() {
+            Some((atoms, 1)) if polynomial.0.len() == 1 => match atoms.as_slice() {
+                [Atom::Min(a, b)] => least && (a == part || b == part),
+                [Atom::Max(a, b)] => !least && (a == part || b == part),
+                _ => false,
+            },
+            _ => false,
         }
     }
 

@@ -2,7 +2,10 @@
 
 use crate::{Fact, GraphError, Identity, Op, TensorFact};
 use cutover_tensor::Tensor;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, OnceLock},
+};
 
 /// Index of a value in its graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,12 +67,22 @@ pub enum Source {
 #[derive(Clone, Debug)]
 pub struct Constant {
     pub tensor: Tensor,
-    pub identity: Identity,
+    /// Digested when somebody asks: that reads every byte, which loading a model does not.
+    identity: Arc<OnceLock<Identity>>,
 }
 
 impl Constant {
     pub fn new(tensor: Tensor) -> Constant {
-        Constant { identity: Identity::of_tensor(&tensor), tensor }
+        Constant { tensor, identity: Arc::default() }
+    }
+
+    /// The constant that `recipe`, an operator with its attributes spelled out, made of constants of these identities.
+    pub fn derived(tensor: Tensor, recipe: &str, inputs: &[Identity]) -> Constant {
+        Constant { tensor, identity: Arc::new(OnceLock::from(Identity::derived(recipe, inputs))) }
+    }
+
+    pub fn identity(&self) -> Identity {
+        *self.identity.get_or_init(|| Identity::of_tensor(&self.tensor))
     }
 }
 

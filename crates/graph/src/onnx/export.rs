@@ -165,7 +165,8 @@ impl<'a> Writer<'a> {
             inputs.pop();
         }
         let then = std::mem::take(&mut spelling.then);
-        let steps = usize::from(added.is_some()) + then.len();
+        let coerced = spelling.coerced_at.take().map(|axis| self.flatten(&node.name, axis, &mut inputs[0]));
+        let steps = usize::from(added.is_some()) + usize::from(coerced.is_some()) + then.len();
         let result = outputs[0].clone();
         let mut left = steps;
         if steps > 0 {
@@ -177,6 +178,11 @@ impl<'a> Writer<'a> {
             left -= 1;
             if left == 0 { result.clone() } else { writer.fresh(&result, left) }
         };
+        if let Some(shape) = coerced {
+            let output = next(self);
+            self.push(&format!("{}.restore", node.name), Spelling::new("Reshape"), vec![current, shape], vec![output.clone()]);
+            current = output;
+        }
         if let Some(added) = added {
             let output = next(self);
             self.push(&format!("{}.add", node.name), Spelling::new("Add"), vec![current, added], vec![output.clone()]);
@@ -188,6 +194,16 @@ impl<'a> Writer<'a> {
             current = output;
         }
         Ok(())
+    }
+
+    /// Puts a `Flatten` before `input`, and gives the name of its shape before that.
+    fn flatten(&mut self, node: &str, axis: i64, input: &mut String) -> String {
+        let shape = self.fresh(&format!("{input}.shape"), 0);
+        let flat = self.fresh(&format!("{input}.flat"), 0);
+        self.push(&format!("{node}.shape"), Spelling::new("Shape"), vec![input.clone()], vec![shape.clone()]);
+        let spelling = Spelling::new("Flatten").with("axis", axis);
+        self.push(&format!("{node}.flatten"), spelling, vec![std::mem::replace(input, flat.clone())], vec![flat]);
+        shape
     }
 
     /// A one-input function, in nodes of the opset that is exported.

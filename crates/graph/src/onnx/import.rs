@@ -92,8 +92,12 @@ fn opsets(model: &ModelProto) -> Result<HashMap<String, i64>, ImportError> {
             let message = format!("opset {}, versions {OLDEST_OPSET} to {NEWEST_OPSET} are read", import.version);
             return Err(ImportError::Unsupported { place: "the model".to_string(), message });
         }
-        if opsets.insert(domain.to_string(), import.version).is_some() {
-            return corrupt("the model", format!("imports domain '{domain}' twice"));
+        // Some converters import the default domain under both its names.
+        if let Some(other) = opsets.insert(domain.to_string(), import.version)
+            && other != import.version
+        {
+            let message = format!("imports domain '{domain}' as of {other} and of {}", import.version);
+            return corrupt("the model", message);
         }
     }
     if opsets.is_empty() {
@@ -237,6 +241,9 @@ impl Importer<'_> {
             (Some(op), _) => Op::Custom(op.clone()),
             (None, Some(op)) => {
                 let op = op?;
+                for &at in reader.inserted_inputs() {
+                    inputs.insert(at.min(inputs.len()), None);
+                }
                 for (at, tensor) in reader.finish()? {
                     let value = self.graph.unique_value_name(&format!("{name}.input{at}"));
                     inputs.resize(inputs.len().max(at + 1), None);
@@ -349,7 +356,9 @@ fn hint(qualified: &str, op_type: &str, functions: &HashSet<String>) -> String {
 fn order(graph: &GraphProto, known: impl Fn(&str) -> bool) -> Result<Vec<usize>, ImportError> {
     let mut maker: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.node.iter().enumerate() {
-        node.output.iter().filter(|o| !o.is_empty()).for_each(|o| drop(maker.insert(o, index)));
+        for output in node.output.iter().filter(|o| !o.is_empty()) {
+            maker.insert(output, index);
+        }
     }
     let needs = |index: usize| {
         let inputs = graph.node[index].input.iter().filter(|i| !i.is_empty() && !known(i));

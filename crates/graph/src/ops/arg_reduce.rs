@@ -1,6 +1,6 @@
 //! Where along an axis the largest or smallest element is.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, reduce::axis_index};
+use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, normalize_axis};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Shape, Value};
 
@@ -41,7 +41,7 @@ impl Operator for ArgReduce {
         let x = inputs.tensor(0)?;
         let output = Shape::from(self.output(x.shape(), 1)?);
         let len = context.bounded_len(&output)?;
-        let axis = axis_index(self.axis, x.shape().rank())?;
+        let axis = normalize_axis(self.axis, x.shape().rank())?;
         let (extent, inner) = (x.shape()[axis], x.shape()[axis + 1..].iter().product::<usize>());
         if extent == 0 && len > 0 {
             return Err(OpError::input(format!("axis {axis} of {} has no element to choose", x.shape())));
@@ -65,7 +65,7 @@ impl Operator for ArgReduce {
 
 impl ArgReduce {
     fn output<T: Clone>(&self, dims: &[T], one: T) -> Result<Vec<T>, OpError> {
-        let axis = axis_index(self.axis, dims.len())?;
+        let axis = normalize_axis(self.axis, dims.len())?;
         let mut dims = dims.to_vec();
         if self.keep_dims {
             dims[axis] = one;

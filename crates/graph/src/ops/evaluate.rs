@@ -237,7 +237,7 @@ pub fn select_from(
 
 /// `axis` of a tensor of `rank` axes, where negative ones count from the end.
 pub fn normalize_axis(axis: i64, rank: usize) -> Result<usize, OpError> {
-    let shifted = if axis < 0 { axis + rank as i64 } else { axis };
+    let shifted = if axis < 0 { axis.saturating_add(rank as i64) } else { axis };
     usize::try_from(shifted).ok().filter(|&a| a < rank).ok_or_else(|| {
         OpError::input(format!("axis {axis} of a tensor of rank {rank}, expected {} to {}", -(rank as i64), rank as i64 - 1))
     })

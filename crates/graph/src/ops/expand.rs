@@ -1,7 +1,7 @@
 //! Broadcasting to a given shape.
 
 use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, broadcast_dims, broadcast_index, broadcast_shape, checked_shape, movement};
-use crate::{Dim, Fact, ImportError, OpError, TensorFact};
+use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Value};
 
 /// `x` broadcast together with the shape that the second input spells.

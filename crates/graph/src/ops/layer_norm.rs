@@ -2,7 +2,7 @@
 
 use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
-    reduce::axis_index,
+    normalize_axis,
 };
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Shape, Tensor, Value};
@@ -46,7 +46,7 @@ impl Operator for LayerNorm {
         let statistics = match &x.shape {
             None => TensorFact::unknown_rank(DType::F32),
             Some(dims) => {
-                let axis = axis_index(self.axis, dims.len())?;
+                let axis = normalize_axis(self.axis, dims.len())?;
                 let dims = dims.iter().enumerate();
                 TensorFact::new(
                     DType::F32,
@@ -60,7 +60,7 @@ impl Operator for LayerNorm {
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
         let x = inputs.tensor(0)?;
         let shape = x.shape();
-        let axis = axis_index(self.axis, shape.rank())?;
+        let axis = normalize_axis(self.axis, shape.rank())?;
         let extent: usize = shape[axis..].iter().product();
         let mut y = Wide::floats(x)?;
         let (mut means, mut inverse_deviations) = (Vec::new(), Vec::new());

@@ -1,6 +1,6 @@
 //! Division by a norm along an axis.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, reduce::axis_index};
+use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, normalize_axis};
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::Value;
 
@@ -36,13 +36,13 @@ impl Operator for LpNorm {
 
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
         let x = inputs.tensor(0)?;
-        x.rank().map(|rank| axis_index(self.axis, rank)).transpose()?;
+        x.rank().map(|rank| normalize_axis(self.axis, rank)).transpose()?;
         Ok(vec![TensorFact { value: None, ..x.clone() }.into()])
     }
 
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
         let x = inputs.tensor(0)?;
-        let axis = axis_index(self.axis, x.shape().rank())?;
+        let axis = normalize_axis(self.axis, x.shape().rank())?;
         let (extent, inner) = (x.shape()[axis], x.shape()[axis + 1..].iter().product::<usize>());
         let mut y = Wide::floats(x)?;
         let outer = y.len().checked_div(extent * inner).unwrap_or(0);

@@ -2,7 +2,7 @@
 
 use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
-    reduce::axis_index,
+    normalize_axis,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Shape, Value};
@@ -27,7 +27,7 @@ impl Operator for MeanVarianceNorm {
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
         let x = inputs.tensor(0)?;
         if let Some(rank) = x.rank() {
-            self.axes.iter().try_for_each(|&axis| axis_index(axis, rank).map(|_| ()))?;
+            self.axes.iter().try_for_each(|&axis| normalize_axis(axis, rank).map(|_| ()))?;
         }
         Ok(vec![TensorFact { value: None, ..x.clone() }.into()])
     }
@@ -36,7 +36,7 @@ impl Operator for MeanVarianceNorm {
         let x = inputs.tensor(0)?;
         let mut kept: Shape = x.shape().clone();
         for &axis in &self.axes {
-            let axis = axis_index(axis, kept.rank())?;
+            let axis = normalize_axis(axis, kept.rank())?;
             kept = kept.iter().enumerate().map(|(i, &d)| if i == axis { 1 } else { d }).collect();
         }
         let groups: Vec<usize> = broadcast_index(&kept, x.shape()).collect();

@@ -2,7 +2,7 @@
 
 use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, conv::differ,
-    reduce::axis_index,
+    normalize_axis,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Shape, Value};
@@ -116,9 +116,9 @@ impl Granularity {
         let fits = match scales.as_slice() {
             [] => true,
             [one] if one.as_const() == Some(1) => true,
-            [count] if self.block_size == 0 => !differ(count, &dims[axis_index(self.axis, dims.len())?]),
+            [count] if self.block_size == 0 => !differ(count, &dims[normalize_axis(self.axis, dims.len())?]),
             _ if self.block_size > 0 => {
-                let axis = axis_index(self.axis, dims.len())?;
+                let axis = normalize_axis(self.axis, dims.len())?;
                 let blocks = |d: &crate::Dim| d.ceil_div(&self.block_size.into());
                 let expected = |i: usize, d: &crate::Dim| if i == axis { blocks(d) } else { d.clone() };
                 scales.len() == dims.len()
@@ -152,7 +152,7 @@ impl ScaleIndex {
         if scale.rank() == 0 || (scale.rank() == 1 && scale[0] == 1) {
             return Ok(ScaleIndex { inner: 1, extent: 1, block: 1, blocks: 1, outer: 0, stride: 0 });
         }
-        let axis = axis_index(granularity.axis, x.rank())?;
+        let axis = normalize_axis(granularity.axis, x.rank())?;
         let inner: usize = x[axis + 1..].iter().product();
         Ok(match granularity.block_size {
             0 => ScaleIndex { inner, extent: x[axis], block: 1, blocks: x[axis], outer: 0, stride: 0 },

@@ -1,6 +1,6 @@
 //! Reductions over axes.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide};
+use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, normalize_axis};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Shape, Tensor, Value};
 
@@ -123,7 +123,7 @@ impl Reduce {
         }
         let mut reduced = vec![false; rank];
         for &axis in axes {
-            reduced[axis_index(axis, rank)?] = true;
+            reduced[normalize_axis(axis, rank)?] = true;
         }
         Ok(reduced)
     }
@@ -204,15 +204,6 @@ fn integer_bounds(dtype: DType) -> (i128, i128) {
         DType::U32 => (0, u32::MAX.into()),
         _ => (0, u64::MAX.into()),
     }
-}
-
-/// `axis` counted from the front.
-pub(super) fn axis_index(axis: i64, rank: usize) -> Result<usize, OpError> {
-    let from_front = if axis < 0 { axis.checked_add(rank as i64) } else { Some(axis) };
-    from_front
-        .and_then(|axis| usize::try_from(axis).ok())
-        .filter(|&axis| axis < rank)
-        .ok_or_else(|| OpError::input(format!("axis {axis} is outside a tensor of {rank} axes")))
 }
 
 /// The elements of a tensor in groups that reduce to one element each.

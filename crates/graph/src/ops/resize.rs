@@ -1,7 +1,7 @@
 //! Resampling to other extents.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, reduce::axis_index, select,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, normalize_axis, select,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Shape, Tensor, Value};
@@ -226,7 +226,7 @@ impl Resize {
     fn axis_indices(&self, rank: usize) -> Result<Vec<usize>, OpError> {
         match &self.axes {
             None => Ok((0..rank).collect()),
-            Some(axes) => axes.iter().map(|&axis| axis_index(axis, rank)).collect(),
+            Some(axes) => axes.iter().map(|&axis| normalize_axis(axis, rank)).collect(),
         }
     }
 

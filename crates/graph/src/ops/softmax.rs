@@ -1,6 +1,6 @@
 //! Softmax and its relatives.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, reduce::axis_index};
+use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, normalize_axis};
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::Value;
 
@@ -78,14 +78,14 @@ impl Softmax {
     fn split(&self, rank: usize) -> Result<(usize, usize), OpError> {
         if self.coerced {
             // Flattening may start behind the last axis: every element is then a row of its own.
-            let first = if self.axis == rank as i64 { rank } else { axis_index(self.axis, rank)? };
+            let first = if self.axis == rank as i64 { rank } else { normalize_axis(self.axis, rank)? };
             return Ok((first, rank));
         }
         // A scalar has one element to choose from.
         if rank == 0 && matches!(self.axis, 0 | -1) {
             return Ok((0, 0));
         }
-        axis_index(self.axis, rank).map(|axis| (axis, axis + 1))
+        normalize_axis(self.axis, rank).map(|axis| (axis, axis + 1))
     }
 }
 
