@@ -79,10 +79,8 @@ mod digits {
 
     fn train_one(recipe: &Recipe, training: &Examples, folder: &Path) -> Result<()> {
         let count = recipe.images.min(training.labels.len());
-        let examples = Examples {
-            images: training.images[..count * PIXELS].to_vec(),
-            labels: training.labels[..count].to_vec(),
-        };
+        let examples =
+            Examples { images: training.images[..count * PIXELS].to_vec(), labels: training.labels[..count].to_vec() };
         let [first, second] = recipe.channels;
         let network = Network {
             input: [1, SIDE, SIDE],
@@ -132,8 +130,11 @@ mod digits {
     fn split(text: &str) -> Result<(Examples, Examples)> {
         let (mut training, mut held_out) = (Examples::default(), Examples::default());
         for (index, line) in text.lines().enumerate() {
-            let numbers: Vec<u32> =
-                line.split(',').map(str::parse).collect::<Result<_, _>>().with_context(|| format!("line {}", index + 1))?;
+            let numbers: Vec<u32> = line
+                .split(',')
+                .map(str::parse)
+                .collect::<Result<_, _>>()
+                .with_context(|| format!("line {}", index + 1))?;
             let Some((&label, pixels)) = numbers.split_last().filter(|(_, pixels)| pixels.len() == PIXELS) else {
                 bail!("line {} has {} numbers, expected {}", index + 1, numbers.len(), PIXELS + 1);
             };

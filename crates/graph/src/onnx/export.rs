@@ -3,8 +3,8 @@
 use super::{
     proto::{
         AttributeProto, Dimension, ElementTypeProto, Extent, GraphProto, MapTypeProto, ModelProto, NodeProto,
-        OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue,
-        ValueInfoProto, attribute_type,
+        OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
+        TypeValue, ValueInfoProto, attribute_type,
     },
     safetensors,
 };
@@ -131,7 +131,8 @@ impl<'a> Writer<'a> {
             node: self.nodes,
             sparse_initializer: Vec::new(),
         };
-        let property = |(key, value): (&String, &String)| StringStringEntryProto { key: key.clone(), value: value.clone() };
+        let property =
+            |(key, value): (&String, &String)| StringStringEntryProto { key: key.clone(), value: value.clone() };
         let model = ModelProto {
             ir_version: IR_VERSION,
             producer_name: "cutover".to_string(),
@@ -180,7 +181,12 @@ impl<'a> Writer<'a> {
         };
         if let Some(shape) = coerced {
             let output = next(self);
-            self.push(&format!("{}.restore", node.name), Spelling::new("Reshape"), vec![current, shape], vec![output.clone()]);
+            self.push(
+                &format!("{}.restore", node.name),
+                Spelling::new("Reshape"),
+                vec![current, shape],
+                vec![output.clone()],
+            );
             current = output;
         }
         if let Some(added) = added {

@@ -75,7 +75,13 @@ fn read(file: FileBytes, folder: Option<&Path>, options: &ImportOptions) -> Resu
     }
     let model = ModelProto::decode(file.bytes()).map_err(|e| ImportError::Decode(e.to_string()))?;
     let reader = TensorReader::new(file, folder, options);
-    let importer = Importer { graph: Graph::default(), values: HashMap::new(), node_names: HashSet::new(), opsets: opsets(&model)?, reader };
+    let importer = Importer {
+        graph: Graph::default(),
+        values: HashMap::new(),
+        node_names: HashSet::new(),
+        opsets: opsets(&model)?,
+        reader,
+    };
     importer.model(model)
 }
 
@@ -294,7 +300,9 @@ impl Importer<'_> {
             attribute_type::STRING => Attribute::String(text(&attribute.s)?),
             attribute_type::FLOATS => Attribute::Floats(attribute.floats.clone()),
             attribute_type::INTS => Attribute::Ints(attribute.ints.clone()),
-            attribute_type::STRINGS => Attribute::Strings(attribute.strings.iter().map(text).collect::<Result<_, _>>()?),
+            attribute_type::STRINGS => {
+                Attribute::Strings(attribute.strings.iter().map(text).collect::<Result<_, _>>()?)
+            }
             attribute_type::TENSOR => match &attribute.t {
                 Some(tensor) => Attribute::Tensor(self.reader.read(tensor, &place)?),
                 None => return corrupt(place, "is said to be a tensor, and there is none"),

@@ -94,7 +94,9 @@ mod tests {
         let narrow = Tensor::from_bytes(DType::I4, [3], &[0x21, 0x03]).unwrap();
         let empty = Tensor::zeros(DType::F16, [0, 2]).unwrap();
         let tensors: Vec<(String, &Tensor)> =
-            [("a", &small), ("b", &large), ("c", &narrow), ("d", &large), ("e", &empty)].map(|(n, t)| (n.to_string(), t)).to_vec();
+            [("a", &small), ("b", &large), ("c", &narrow), ("d", &large), ("e", &empty)]
+                .map(|(n, t)| (n.to_string(), t))
+                .to_vec();
         let layout = layout(&tensors);
         let mut file = Vec::new();
         write(&layout, &tensors, &mut file).unwrap();

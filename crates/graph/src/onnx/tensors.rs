@@ -97,9 +97,7 @@ impl<'a> TensorReader<'a> {
         };
         let length = number("length")?.unwrap_or(expected);
         if length != expected {
-            return Err(corrupt(format!(
-                "external data of {length} bytes, {dtype} of shape {shape} takes {expected}"
-            )));
+            return Err(corrupt(format!("external data of {length} bytes, {dtype} of shape {shape} takes {expected}")));
         }
         if offset.checked_add(length).is_none_or(|end| end > file.0.len()) {
             let len = file.0.len();

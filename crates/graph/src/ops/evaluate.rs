@@ -239,7 +239,11 @@ pub fn select_from(
 pub fn normalize_axis(axis: i64, rank: usize) -> Result<usize, OpError> {
     let shifted = if axis < 0 { axis.saturating_add(rank as i64) } else { axis };
     usize::try_from(shifted).ok().filter(|&a| a < rank).ok_or_else(|| {
-        OpError::input(format!("axis {axis} of a tensor of rank {rank}, expected {} to {}", -(rank as i64), rank as i64 - 1))
+        OpError::input(format!(
+            "axis {axis} of a tensor of rank {rank}, expected {} to {}",
+            -(rank as i64),
+            rank as i64 - 1
+        ))
     })
 }
 

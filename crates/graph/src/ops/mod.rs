@@ -13,7 +13,8 @@ mod window;
 pub use activation::Activation;
 pub use broadcast::{broadcast_dims, elementwise_fact};
 pub use evaluate::{
-    Inputs, Wide, broadcast_index, broadcast_shape, checked_shape, indices, normalize_axes, normalize_axis, select, select_from,
+    Inputs, Wide, broadcast_index, broadcast_shape, checked_shape, indices, normalize_axes, normalize_axis, select,
+    select_from,
 };
 pub use read::NodeReader;
 pub use window::{Padding, Window, WindowAxis};

@@ -23,12 +23,19 @@ pub struct Network {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
     /// Stride 1, an odd square kernel, padded so that height and width stay.
-    Convolution { channels: usize, kernel: usize },
+    Convolution {
+        channels: usize,
+        kernel: usize,
+    },
     Relu,
     /// Window and stride `size`; a remainder is dropped.
-    MaxPool { size: usize },
+    MaxPool {
+        size: usize,
+    },
     /// Flattens what comes, then `x · Wᵀ + b`.
-    Linear { units: usize },
+    Linear {
+        units: usize,
+    },
 }
 
 /// Images with the class of each.
@@ -97,7 +104,8 @@ pub fn train(
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
     let trained = Trained::initial(network, &mut random)?;
     let variables = trained.parameters.iter().flat_map(|(w, b)| [w.clone(), b.clone()]).collect();
-    let settings = ParamsAdamW { lr: options.learning_rate, weight_decay: options.weight_decay, ..ParamsAdamW::default() };
+    let settings =
+        ParamsAdamW { lr: options.learning_rate, weight_decay: options.weight_decay, ..ParamsAdamW::default() };
     let mut optimizer = AdamW::new(variables, settings)?;
     let batches = count.div_ceil(options.batch.max(1));
     let mut order: Vec<usize> = (0..count).collect();
@@ -194,9 +202,7 @@ fn shapes(network: &Network) -> Result<(Vec<Option<WeightAndBias>>, Vec<usize>),
                 }
                 (None, vec![c, h / size, w / size])
             }
-            Layer::Linear { units } => {
-                (Some((vec![units, shape.iter().product()], vec![units])), vec![units])
-            }
+            Layer::Linear { units } => (Some((vec![units, shape.iter().product()], vec![units])), vec![units]),
         };
         parameters.push(parameter);
         shape = next;
