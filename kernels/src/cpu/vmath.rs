@@ -77,10 +77,10 @@ pub fn tanh<I: Isa>(isa: I, x: I::V) -> I::V {
     let magnitude = isa.abs(x);
     let z = isa.mul(x, x);
     let p = horner(isa, z, [-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1]);
-    let small = isa.fma(isa.mul(p, z), x, x);
+    let small = isa.fma(isa.mul(p, z), magnitude, magnitude);
     let e = exp(isa, isa.add(magnitude, magnitude));
     let large = isa.sub(isa.splat(1.0), isa.div(isa.splat(2.0), isa.add(e, isa.splat(1.0))));
-    isa.select(isa.lt(magnitude, isa.splat(0.625)), small, isa.copysign(large, x))
+    isa.copysign(isa.select(isa.lt(magnitude, isa.splat(0.625)), small, large), x)
 }
 
 /// 1 / (1 + e^-x), 4 ulp for x > -87; 0 where e^-x overflows.
@@ -175,4 +175,130 @@ pub fn softplus<I: Isa>(isa: I, x: I::V) -> I::V {
     let series = isa.fnma(isa.mul(e, e), isa.splat(0.5), e);
     let tail = isa.select(isa.lt(e, isa.splat(1e-3)), series, log(isa, isa.add(isa.splat(1.0), e)));
     isa.add(isa.max(isa.zero(), x), tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::dispatch::{Kernel, dispatch};
+    use super::super::{IsaLevel, testing};
+    use super::*;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Function {
+        Exp,
+        Log,
+        Tanh,
+        Sigmoid,
+        Erf,
+        Gelu,
+    }
+
+    struct Apply<'a>(Function, &'a mut [f32]);
+
+    impl Kernel for Apply<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn eval<I: Isa>(self, isa: I) {
+            for chunk in self.1.chunks_exact_mut(I::LANES) {
+                // SAFETY: a chunk holds LANES values.
+                unsafe {
+                    let x = isa.load(chunk.as_ptr());
+                    let y = match self.0 {
+                        Function::Exp => exp(isa, x),
+                        Function::Log => log(isa, x),
+                        Function::Tanh => tanh(isa, x),
+                        Function::Sigmoid => sigmoid(isa, x),
+                        Function::Erf => erf(isa, x),
+                        Function::Gelu => gelu(isa, x),
+                    };
+                    isa.store(chunk.as_mut_ptr(), y);
+                }
+            }
+        }
+    }
+
+    /// Distance in units of the last place of the rounded expectation.
+    fn ulps(actual: f32, expected: f64) -> f64 {
+        if f64::from(actual) == expected || (actual.is_nan() && expected.is_nan()) {
+            return 0.0;
+        }
+        let rounded = expected as f32;
+        if rounded.is_infinite() || actual.is_infinite() {
+            return if rounded == actual { 0.0 } else { f64::INFINITY };
+        }
+        let ulp = f64::from(f32::from_bits((rounded.abs().to_bits()).max(1) + 1)) - f64::from(rounded.abs());
+        (f64::from(actual) - expected).abs() / ulp
+    }
+
+    #[test]
+    fn errors_are_within_what_the_documentation_says() {
+        let cases: [(Function, f32, f32, f64, fn(f64) -> f64); 6] = [
+            (Function::Exp, -87.0, 88.7, 2.0, f64::exp),
+            (Function::Log, 1e-38, 1e38, 2.0, f64::ln),
+            (Function::Tanh, -12.0, 12.0, 3.0, f64::tanh),
+            (Function::Sigmoid, -87.0, 87.0, 4.0, |x| 1.0 / (1.0 + (-x).exp())),
+            (Function::Erf, -5.0, 5.0, 3.0, testing::erf),
+            // Relative to max(1, |x|) below: the tail cancels.
+            (Function::Gelu, -8.0, 8.0, 0.0, |x| x / 2.0 * (1.0 + testing::erf(x / 2f64.sqrt()))),
+        ];
+        for level in IsaLevel::available() {
+            let mut random = testing::Random::new(13);
+            for (function, low, high, bound, definition) in cases {
+                let inputs: Vec<f32> = (0..16_000)
+                    .map(|i| match i % 4 {
+                        // Even over the range, and even over the exponents.
+                        0 | 1 => (low + (high - low) * (random.unit() * 0.5 + 0.5)).clamp(low, high),
+                        _ => {
+                            let x = (random.unit() * 40.0).exp2();
+                            let x = if i % 4 == 2 || low >= 0.0 { x } else { -x };
+                            x.clamp(low, high)
+                        }
+                    })
+                    .collect();
+                let mut outputs = inputs.clone();
+                dispatch(level, Apply(function, &mut outputs));
+                for (&x, &y) in inputs.iter().zip(&outputs) {
+                    let expected = definition(x.into());
+                    if matches!(function, Function::Gelu) {
+                        let error = (f64::from(y) - expected).abs() / f64::from(x.abs().max(1.0));
+                        assert!(error < 3e-7, "{} gelu({x}) = {y}, expected {expected}", level.name());
+                    } else {
+                        let error = ulps(y, expected);
+                        let name = level.name();
+                        assert!(error <= bound, "{name} {function:?}({x}) = {y}, expected {expected}: {error} ulp");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn special_values_are_right() {
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        let cases: [(Function, &[(f32, f32)]); 5] = [
+            (Function::Exp, &[(inf, inf), (-inf, 0.0), (nan, nan), (100.0, inf), (-200.0, 0.0), (0.0, 1.0)]),
+            (Function::Log, &[(0.0, -inf), (-0.0, -inf), (-1.0, nan), (inf, inf), (nan, nan), (1.0, 0.0)]),
+            (Function::Tanh, &[(inf, 1.0), (-inf, -1.0), (nan, nan), (0.0, 0.0), (-0.0, -0.0)]),
+            (Function::Sigmoid, &[(inf, 1.0), (-inf, 0.0), (nan, nan), (0.0, 0.5)]),
+            (Function::Erf, &[(inf, 1.0), (-inf, -1.0), (nan, nan), (-0.0, -0.0)]),
+        ];
+        for level in IsaLevel::available() {
+            for (function, pairs) in cases {
+                for &(x, expected) in pairs {
+                    let mut values = [x; 16];
+                    dispatch(level, Apply(function, &mut values));
+                    let same = values[0].to_bits() == expected.to_bits() || (values[0].is_nan() && expected.is_nan());
+                    assert!(same, "{} {function:?}({x}) = {}, expected {expected}", level.name(), values[0]);
+                }
+            }
+            // Subnormal results and arguments.
+            let mut values = [-95.0; 16];
+            dispatch(level, Apply(Function::Exp, &mut values));
+            assert!((f64::from(values[0]) / (-95f64).exp() - 1.0).abs() < 1e-3);
+            let mut values = [1e-42; 16];
+            dispatch(level, Apply(Function::Log, &mut values));
+            assert!((f64::from(values[0]) - f64::from(1e-42f32).ln()).abs() < 1e-4);
+        }
+    }
 }
