@@ -611,7 +611,8 @@ mod tests {
                         }
                     }
                     let low = if matches!(definitions[round % 9].0, Binary::Pow) { 0.0 } else { 1.0 };
-                    let values: Vec<f32> = (0..len).map(|_| (random.unit() * 0.5 + 0.6) * random.unit().signum().powf(low)).collect();
+                    let values: Vec<f32> =
+                        (0..len).map(|_| (random.unit() * 0.5 + 0.6) * random.unit().signum().powf(low)).collect();
                     (values, strides)
                 };
                 let ((a, a_strides), (b, b_strides)) = (operand(&mut random), operand(&mut random));

@@ -40,7 +40,12 @@ pub fn softmax(level: IsaLevel, problem: &Softmax<'_>, rows: Range<usize>, outpu
     let end = rows.end * problem.width;
     assert!(end <= len && end <= output.len(), "rows {rows:?} of {} in {len} elements", problem.width);
     if let Some(RowAddend { data, rows_each }) = problem.addend {
-        assert!(rows_each > 0 && data.len() >= problem.width, "an addend of {} for rows of {}", data.len(), problem.width);
+        assert!(
+            rows_each > 0 && data.len() >= problem.width,
+            "an addend of {} for rows of {}",
+            data.len(),
+            problem.width
+        );
     }
     dispatch(level, SoftmaxRows { problem, rows, from, to: output.pointer() });
 }
@@ -254,7 +259,9 @@ pub fn layer_norm(level: IsaLevel, problem: &LayerNorm<'_>, rows: Range<usize>, 
     let end = rows.end * problem.width;
     assert!(end <= len && end <= output.len(), "rows {rows:?} of {} in {len} elements", problem.width);
     assert!(problem.residual.is_none_or(|r| r.len() >= end), "too short a residual for rows {rows:?}");
-    assert!(problem.gamma.is_none_or(|g| g.len() >= problem.width) && problem.beta.is_none_or(|b| b.len() >= problem.width));
+    assert!(
+        problem.gamma.is_none_or(|g| g.len() >= problem.width) && problem.beta.is_none_or(|b| b.len() >= problem.width)
+    );
     dispatch(level, LayerNormRows { problem, rows, from, to: output.pointer() });
 }
 
@@ -333,8 +340,7 @@ mod tests {
                     mask[0] = f32::NEG_INFINITY;
                 }
                 let addend = (round % 2 == 0).then_some(RowAddend { data: &mask, rows_each });
-                let problem =
-                    Softmax { width, input: Source::Slice(&input), scale, addend, logarithm: round % 3 == 0 };
+                let problem = Softmax { width, input: Source::Slice(&input), scale, addend, logarithm: round % 3 == 0 };
                 let mut output = vec![f32::NAN; rows * width];
                 for rows in random_cuts(&mut random, rows) {
                     softmax(level, &problem, rows, Output::new(&mut output));
@@ -360,7 +366,9 @@ mod tests {
     fn softmax_of_a_middle_axis_matches_its_definition() {
         for level in IsaLevel::available() {
             let mut random = Random::new(15);
-            for (outer, axis, inner, logarithm) in [(1, 3, 1, false), (2, 10, 33, false), (3, 5, 16, true), (2, 1, 7, true)] {
+            for (outer, axis, inner, logarithm) in
+                [(1, 3, 1, false), (2, 10, 33, false), (3, 5, 16, true), (2, 1, 7, true)]
+            {
                 let input: Vec<f32> = (0..outer * axis * inner).map(|_| random.unit() * 20.0).collect();
                 let problem = StridedSoftmax { axis, inner, input: Source::Slice(&input), logarithm };
                 let mut output = vec![f32::NAN; input.len()];
