@@ -344,6 +344,12 @@ impl<const N: usize> Odometer<N> {
         self.strides.map(|strides| strides[self.rank - 1])
     }
 
+    /// Rows left along the axis before the last, and the distance between them, for a single operand.
+    pub fn rows_to_come(&self) -> Option<(usize, usize)> {
+        let axis = self.rank.checked_sub(2)?;
+        Some((self.shape[axis] - self.index[axis], self.strides[0][axis]))
+    }
+
     /// Goes to an element; gives its position in its row.
     pub fn seek(&mut self, mut element: usize) -> usize {
         self.offsets = [0; N];

@@ -1,0 +1,275 @@
+//! Moving values without changing them: transposes, strided copies, gathered rows.
+//!
+//! `f32` lanes only as far as this crate's interface goes; values of other types of four bytes may be moved as if they were `f32`, no bit
+//! is changed.
+
+use std::ops::Range;
+
+use super::IsaLevel;
+use super::dispatch::{Kernel, dispatch};
+use super::elementwise::Odometer;
+use super::epilogue::Output;
+use super::isa::Isa;
+
+/// Rows of the source that make a unit of [`transpose`].
+const UNIT_ROWS: usize = 64;
+
+/// Units of work of [`transpose`].
+pub fn transpose_units(batch: usize, rows: usize) -> usize {
+    batch * rows.div_ceil(UNIT_ROWS)
+}
+
+/// Transposes each of `batch` matrices: `[batch][rows][columns]` to `[batch][columns][rows]`, for a range of units.
+pub fn transpose(
+    level: IsaLevel,
+    batch: usize,
+    rows: usize,
+    columns: usize,
+    input: &[f32],
+    units: Range<usize>,
+    output: Output<'_>,
+) {
+    assert!(units.is_empty() || units.end <= transpose_units(batch, rows), "units {units:?} of {batch} x {rows}");
+    let len = batch * rows * columns;
+    assert!(input.len() >= len && output.len() >= len, "{} and {} of {len}", input.len(), output.len());
+    dispatch(level, Transpose { rows, columns, input, units, output: output.pointer() });
+}
+
+struct Transpose<'a> {
+    rows: usize,
+    columns: usize,
+    input: &'a [f32],
+    units: Range<usize>,
+    output: *mut f32,
+}
+
+impl Kernel for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Transpose { rows, columns, .. } = self;
+        let per_matrix = rows.div_ceil(UNIT_ROWS);
+        for unit in self.units {
+            let (matrix, first) = (unit / per_matrix, unit % per_matrix * UNIT_ROWS);
+            let last = rows.min(first + UNIT_ROWS);
+            // SAFETY: the entry checked the lengths; rows and columns are inside.
+            unsafe {
+                let from = self.input.as_ptr().add(matrix * rows * columns);
+                let to = self.output.add(matrix * rows * columns);
+                transpose_block(isa, from.add(first * columns), columns, to.add(first), rows, last - first, columns);
+            }
+        }
+    }
+}
+
+/// Value `(i, j)` of `rows × columns` goes from `from + i·from_stride + j` to `to + j·to_stride + i`.
+///
+/// # Safety
+/// Both are valid for that, and apart.
+#[inline(always)]
+pub(crate) unsafe fn transpose_block<I: Isa>(
+    isa: I,
+    from: *const f32,
+    from_stride: usize,
+    to: *mut f32,
+    to_stride: usize,
+    rows: usize,
+    columns: usize,
+) {
+    let (whole_rows, whole_columns) = (rows / I::LANES * I::LANES, columns / I::LANES * I::LANES);
+    // SAFETY: the caller.
+    unsafe {
+        // A column of squares at a time: what is written then lies in `LANES` runs that fill up.
+        for j in (0..whole_columns).step_by(I::LANES) {
+            for i in (0..whole_rows).step_by(I::LANES) {
+                isa.transpose(from.add(i * from_stride + j), from_stride, to.add(j * to_stride + i), to_stride);
+            }
+        }
+        for i in 0..rows {
+            let start = if i < whole_rows { whole_columns } else { 0 };
+            for j in start..columns {
+                to.add(j * to_stride + i).write(from.add(i * from_stride + j).read());
+            }
+        }
+    }
+}
+
+/// Copies a strided view into a contiguous output: element `i` (an index per axis of `shape`) is `input[Σ i·strides]`. Any permutation of
+/// axes, slice with positive steps, or broadcast is one. The range counts output elements and may be cut anywhere.
+pub fn copy_strided(
+    level: IsaLevel,
+    shape: &[usize],
+    strides: &[usize],
+    input: &[f32],
+    range: Range<usize>,
+    output: Output<'_>,
+) {
+    assert!(range.start <= range.end && range.end <= output.len(), "{range:?} of {} elements", output.len());
+    if range.is_empty() {
+        return;
+    }
+    let odometer = Odometer::new(shape, [strides]);
+    assert!(range.end <= odometer.count(), "{range:?} of {shape:?}");
+    let last: usize = shape.iter().zip(strides).map(|(n, stride)| (n - 1) * stride).sum();
+    assert!(last < input.len(), "a view of {} elements is read at {last}", input.len());
+    dispatch(level, CopyStrided { odometer, input, range, to: output.pointer() });
+}
+
+struct CopyStrided<'a> {
+    odometer: Odometer<1>,
+    input: &'a [f32],
+    range: Range<usize>,
+    to: *mut f32,
+}
+
+impl Kernel for CopyStrided<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let mut odometer = self.odometer;
+        let (row, [stride]) = (odometer.row(), odometer.row_strides());
+        let mut position = odometer.seek(self.range.start);
+        let mut element = self.range.start;
+        while element < self.range.end {
+            // Rows that read down a matrix whose rows are the next axis's: a transpose, in squares.
+            if position == 0
+                && let Some((rows, row_stride)) = odometer.rows_to_come()
+                && stride > 1
+                && row_stride == 1
+            {
+                let rows = rows.min((self.range.end - element) / row).min(UNIT_ROWS);
+                if rows >= I::LANES {
+                    // SAFETY: the entry checked the largest offset, and the range against the output.
+                    unsafe {
+                        let from = self.input.as_ptr().add(odometer.offsets[0]);
+                        transpose_block(isa, from, stride, self.to.add(element), row, row, rows);
+                    }
+                    element += rows * row;
+                    for _ in 0..rows {
+                        odometer.next_row();
+                    }
+                    continue;
+                }
+            }
+            let count = (row - position).min(self.range.end - element);
+            // SAFETY: as above.
+            unsafe {
+                let from = self.input.as_ptr().add(odometer.offsets[0] + position * stride);
+                let to = self.to.add(element);
+                if stride == 1 {
+                    std::ptr::copy_nonoverlapping(from, to, count);
+                } else {
+                    for i in 0..count {
+                        to.add(i).write(from.add(i * stride).read());
+                    }
+                }
+            }
+            element += count;
+            position = 0;
+            odometer.next_row();
+        }
+    }
+}
+
+/// Copies `rows` runs of `width` values from rows `from_stride` apart to rows `to_stride` apart: a part of a concatenation or of a split.
+pub fn copy_rows(input: &[f32], from_stride: usize, width: usize, rows: Range<usize>, output: Output<'_>, to_stride: usize) {
+    if rows.is_empty() || width == 0 {
+        return;
+    }
+    let last = rows.end - 1;
+    assert!(last * from_stride + width <= input.len(), "rows {rows:?}, {from_stride} apart, of {}", input.len());
+    assert!(last * to_stride + width <= output.len(), "rows {rows:?}, {to_stride} apart, into {}", output.len());
+    for row in rows {
+        // SAFETY: checked above; a slice and an output do not overlap.
+        unsafe {
+            let from = input.as_ptr().add(row * from_stride);
+            std::ptr::copy_nonoverlapping(from, output.pointer().add(row * to_stride), width);
+        }
+    }
+}
+
+/// `output[i] = input[indices[i]]` for rows of `width` values, for a range of i. Indices are of rows of the input, checked by the caller: one outside
+/// panics.
+pub fn gather_rows(input: &[f32], width: usize, indices: &[usize], range: Range<usize>, output: Output<'_>) {
+    assert!(range.end * width <= output.len(), "rows {range:?} of {width} into {}", output.len());
+    for at in range {
+        let row = &input[indices[at] * width..][..width];
+        // SAFETY: checked above; a slice and an output do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), output.pointer().add(at * width), width) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn matrices_are_transposed() {
+        for level in IsaLevel::available() {
+            let mut random = Random::new(20);
+            for (batch, rows, columns) in [(0, 3, 3), (1, 1, 1), (2, 5, 130), (3, 16, 16), (1, 200, 33), (2, 67, 4)] {
+                let input = random.units(batch * rows * columns);
+                let mut output = vec![f32::NAN; input.len()];
+                for units in random_cuts(&mut random, transpose_units(batch, rows)) {
+                    transpose(level, batch, rows, columns, &input, units, Output::new(&mut output));
+                }
+                for (at, value) in output.iter().enumerate() {
+                    let (matrix, j, i) = (at / rows / columns, at / rows % columns, at % rows);
+                    assert_eq!(*value, input[(matrix * rows + i) * columns + j], "{} {rows} x {columns}", level.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn strided_views_are_copied() {
+        for level in IsaLevel::available() {
+            let mut random = Random::new(21);
+            for _ in 0..150 {
+                let rank = random.between(0, 4);
+                let shape: Vec<usize> = (0..rank).map(|_| random.pick(&[1, 2, 3, 16, 35])).collect();
+                // A random order of the axes in memory, steps of 1 or 2, some repeated.
+                let mut axes: Vec<usize> = (0..rank).collect();
+                for i in (1..rank).rev() {
+                    axes.swap(i, random.between(0, i));
+                }
+                let (mut strides, mut len) = (vec![0; rank], 1);
+                for axis in axes {
+                    if random.between(0, 5) > 0 {
+                        let step = random.pick(&[1, 1, 1, 2]);
+                        strides[axis] = len * step;
+                        len *= step * shape[axis];
+                    }
+                }
+                let input = random.units(len);
+                let count = shape.iter().product();
+                let mut output = vec![f32::NAN; count];
+                for range in random_cuts(&mut random, count) {
+                    copy_strided(level, &shape, &strides, &input, range, Output::new(&mut output));
+                }
+                for (element, value) in output.iter().enumerate() {
+                    let (mut rest, mut at) = (element, 0);
+                    for axis in (0..rank).rev() {
+                        at += rest % shape[axis] * strides[axis];
+                        rest /= shape[axis];
+                    }
+                    assert_eq!(*value, input[at], "{} {shape:?} {strides:?} [{element}]", level.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_copied_and_gathered() {
+        let input: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let mut output = [-1.0; 10];
+        copy_rows(&input, 4, 3, 0..3, Output::new(&mut output[1..]), 3);
+        assert_eq!(output, [-1.0, 0.0, 1.0, 2.0, 4.0, 5.0, 6.0, 8.0, 9.0, 10.0]);
+        let mut output = [-1.0; 8];
+        gather_rows(&input, 4, &[2, 0, 1], 0..2, Output::new(&mut output));
+        assert_eq!(output, [8.0, 9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 3.0]);
+    }
+}
