@@ -174,7 +174,14 @@ impl Kernel for CopyStrided<'_> {
 }
 
 /// Copies `rows` runs of `width` values from rows `from_stride` apart to rows `to_stride` apart: a part of a concatenation or of a split.
-pub fn copy_rows(input: &[f32], from_stride: usize, width: usize, rows: Range<usize>, output: Output<'_>, to_stride: usize) {
+pub fn copy_rows(
+    input: &[f32],
+    from_stride: usize,
+    width: usize,
+    rows: Range<usize>,
+    output: Output<'_>,
+    to_stride: usize,
+) {
     if rows.is_empty() || width == 0 {
         return;
     }

@@ -103,11 +103,7 @@ impl Kernel for LstmStep<'_> {
                         f = isa.fma(load(isa, p.as_ptr().add(2 * hidden + at), lanes), before, f);
                     }
                     let i = vmath::sigmoid(isa, bound(isa, i, clip));
-                    let f = if coupled {
-                        isa.sub(isa.splat(1.0), i)
-                    } else {
-                        vmath::sigmoid(isa, bound(isa, f, clip))
-                    };
+                    let f = if coupled { isa.sub(isa.splat(1.0), i) } else { vmath::sigmoid(isa, bound(isa, f, clip)) };
                     let c = vmath::tanh(isa, bound(isa, c, clip));
                     let after = isa.fma(f, before, isa.mul(i, c));
                     if let Some(p) = peepholes {
