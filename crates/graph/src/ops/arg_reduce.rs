@@ -86,3 +86,21 @@ impl ArgReduce {
         best as i128
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("ArgMax", 13).with("axis", 1).wave(&[2, 5]).gives([tensor::<i64>(&[2, 1], &[3, 1])]);
+        case("ArgMin", 13).with("axis", -2).with("keepdims", 0).wave(&[3, 2]).gives([tensor::<i64>(&[2], &[0, 2])]);
+        case("ArgMax", 13).with("axis", 0).with("select_last_index", 1).input(f32s(&[4], &[1.0, 3.0, 3.0, 2.0])).gives([tensor::<i64>(&[1], &[2])]);
+        case("ArgMax", 11).input(tensor::<i32>(&[3], &[3, 9, 9])).gives([tensor::<i64>(&[1], &[1])]);
+    }
+
+    #[test]
+    fn an_empty_axis_has_no_largest_element() {
+        case("ArgMax", 13).wave(&[0, 2]).fails("has no element to choose");
+    }
+}

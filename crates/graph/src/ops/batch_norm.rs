@@ -71,3 +71,20 @@ impl Operator for BatchNorm {
         Ok(vec![Wide::Float(y).narrow(x.dtype(), x.shape().clone())?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("BatchNormalization", 15).with("epsilon", 0.01f32).wave(&[2, 2, 3]).wave(&[2]).wave(&[2]).wave(&[2]).input(f32s(&[2], &[0.5, 2.0])).gives([f32s(&[2, 2, 3], &[1.82531, 0.60007, 1.30021, 0.352103, -0.52958, -1.41126, 0.25, 0.95014, 1.65028, -0.0887384, -0.97042, -1.8521])]);
+        case("BatchNormalization", 9).wave(&[2, 3]).wave(&[3]).wave(&[3]).wave(&[3]).input(f32s(&[3], &[0.5, 2.0, 0.0])).gives([f32s(&[2, 3], &[1.84097, -0.308059, 40.5285, 0.0732251, -0.52903, 20.7642])]);
+    }
+
+    #[test]
+    fn training_is_refused() {
+        let node = case("BatchNormalization", 15).with("training_mode", 1).wave(&[1, 2]);
+        node.wave(&[2]).wave(&[2]).wave(&[2]).wave(&[2]).fails("training_mode");
+    }
+}

@@ -60,3 +60,13 @@ pub(super) fn less_zero_point(
     let values = values.into_iter().enumerate();
     Ok(values.map(|(i, x)| x - points[(i / run).min(points.len() - 1)]).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("ConvInteger", 10).with("pads", vec![1i64, 0]).with("strides", vec![2i64]).input(tensor::<u8>(&[1, 1, 4], &[1, 2, 3, 250])).input(tensor::<u8>(&[1, 1, 2], &[1, 2])).input(tensor::<u8>(&[], &[2])).input(tensor::<u8>(&[], &[1])).gives([tensor::<i32>(&[1, 1, 2], &[-1, 1])]);
+    }
+}

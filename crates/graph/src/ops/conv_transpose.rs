@@ -218,3 +218,23 @@ impl ConvTranspose {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("ConvTranspose", 11).with("strides", vec![2i64, 2]).wave(&[1, 2, 2, 2]).wave(&[2, 1, 2, 2]).wave(&[1]).gives([f32s(&[1, 1, 4, 4], &[1.125, -1.3125, -0.75, 0.875, -0.3125, 1.375, 1.125, -0.6875, 1.5, -0.375, -0.375, 1.8125, -0.875, 1.375, 0.5625, -0.6875])]);
+        case("ConvTranspose", 11).with("strides", vec![2i64, 3]).with("pads", vec![1i64, 0, 0, 1]).with("output_padding", vec![1i64, 2]).with("dilations", vec![2i64, 1]).with("group", 2).wave(&[1, 2, 2, 3]).wave(&[2, 1, 2, 3]).gives([f32s(&[1, 2, 5, 10], &[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.3125, 0.3125, 0.3125, -0.5, 0.8125, 0.0625, 0.75, -1.4375, -0.1875, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.9375, 1.25, 0.0, -0.1875, 0.25, 0.0, 0.5625, -0.75, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -2.0, 1.0625, -0.6875, 0.25, -0.1875, 0.0625, 2.5, -1.4375, 0.8125, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.9375, 0.375, -0.375, 0.3125, -0.125, 0.125, 1.5625, -0.625, 0.625, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])]);
+        case("ConvTranspose", 11).with("strides", vec![2i64]).with("output_shape", vec![5i64]).with("auto_pad", "SAME_UPPER").wave(&[1, 1, 3]).wave(&[1, 1, 3]).gives([f32s(&[1, 1, 5], &[-1.5625, -0.5625, 0.625, 0.375, -0.625])]);
+        case("ConvTranspose", 11).with("strides", vec![2i64]).with("output_shape", vec![6i64]).with("auto_pad", "SAME_LOWER").wave(&[1, 1, 3]).wave(&[1, 1, 3]).gives([f32s(&[1, 1, 6], &[-1.5625, -0.5625, 0.625, 0.375, -0.625, -0.125])]);
+        case("ConvTranspose", 11).with("strides", vec![2i64]).with("auto_pad", "SAME_LOWER").wave(&[1, 1, 3]).wave(&[1, 1, 3]).gives([f32s(&[1, 1, 6], &[-1.5625, -0.5625, 0.625, 0.375, -0.625, -0.125])]);
+    }
+
+    #[test]
+    fn contradictions_are_errors() {
+        case("ConvTranspose", 11).wave(&[1, 3, 4]).wave(&[2, 2, 3]).fails("has 3 channels");
+        case("ConvTranspose", 11).with("pads", vec![3i64, 3]).wave(&[1, 1, 2]).wave(&[1, 1, 3]).fails("would have extent -2");
+    }
+}

@@ -125,3 +125,23 @@ impl Gemm {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("Gemm", 13).with("transA", 1).with("transB", 1).with("alpha", 0.5f32).with("beta", 2.0f32).wave(&[3, 2]).wave(&[2, 3]).wave(&[2]).gives([f32s(&[2, 2], &[0.53125, -1.28125, 1.0625, -1.0625])]);
+        case("Gemm", 13).wave(&[2, 3]).wave(&[3, 2]).gives([f32s(&[2, 2], &[0.25, -1.9375, -1.3125, 1.375])]);
+        case("Gemm", 7).with("transB", 1).wave(&[1, 3]).wave(&[2, 3]).wave(&[1, 1]).gives([f32s(&[1, 2], &[1.375, 1.6875])]);
+        case("Gemm", 13).wave(&[0, 3]).wave(&[3, 2]).wave(&[2]).gives([f32s(&[0, 2], &[])]);
+    }
+
+    #[test]
+    fn contradictions_are_errors() {
+        case("Gemm", 13).wave(&[2, 3]).wave(&[2, 2]).fails("3 columns against 2 rows");
+        case("Gemm", 13).wave(&[2, 3]).wave(&[3, 2]).wave(&[3]).fails("does not broadcast to [2, 2]");
+        case("Gemm", 13).wave(&[2, 3, 1]).wave(&[3, 2]).fails("expected a matrix");
+    }
+}

@@ -75,3 +75,15 @@ impl Operator for GlobalPool {
         Ok(vec![Wide::Float(y.collect()).narrow(x.dtype(), output)?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("GlobalAveragePool", 7).wave(&[1, 2, 3, 2]).gives([f32s(&[1, 2, 1, 1], &[-0.0833333, -0.125])]);
+        case("GlobalMaxPool", 7).wave(&[2, 1, 3]).gives([f32s(&[2, 1, 1], &[0.5, 1.25])]);
+        case("GlobalLpPool", 7).with("p", 3).wave(&[1, 2, 2, 2]).gives([f32s(&[1, 2, 1, 1], &[1.60781, 1.12859])]);
+    }
+}

@@ -185,3 +185,21 @@ fn reflect(x: f64, low: f64, high: f64) -> f64 {
         (true, false) | (false, true) => high - rest,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("GridSample", 20).with("mode", "linear").wave(&[1, 1, 2, 3]).wave(&[1, 2, 2, 2]).gives([f32s(&[1, 1, 2, 2], &[0.25, 0.09375, -0.3125, 0.46875])]);
+        case("GridSample", 20).with("mode", "nearest").with("padding_mode", "border").wave(&[1, 2, 2, 2]).wave(&[1, 1, 3, 2]).gives([f32s(&[1, 2, 1, 3], &[-0.5, 0.5, 0.5, 1.0, -0.75, -0.75])]);
+        case("GridSample", 20).with("mode", "cubic").with("padding_mode", "reflection").with("align_corners", 1).wave(&[1, 1, 3, 3]).wave(&[1, 2, 2, 2]).gives([f32s(&[1, 1, 2, 2], &[0.766388, 0.366245, -0.75, 1.11816])]);
+        case("GridSample", 16).with("mode", "bilinear").with("padding_mode", "reflection").wave(&[1, 1, 2, 2]).wave(&[1, 1, 3, 2]).gives([f32s(&[1, 1, 1, 3], &[-0.5, 0.0625, 0.875])]);
+    }
+
+    #[test]
+    fn contradictions_are_errors() {
+        case("GridSample", 20).wave(&[1, 1, 2, 3]).wave(&[1, 2, 2, 3]).fails("a grid [n, …, axes]");
+    }
+}

@@ -89,3 +89,19 @@ impl Operator for InstanceNorm {
         Ok(vec![Wide::Float(y).narrow(x.dtype(), x.shape().clone())?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("InstanceNormalization", 7).with("epsilon", 0.01f32).wave(&[2, 2, 3]).wave(&[2]).wave(&[2]).gives([f32s(&[2, 2, 3], &[0.825664, -0.383231, 0.307566, 0.769577, -0.75, -2.26958, -0.357831, 0.25, 0.857831, 0.769577, -0.75, -2.26958])]);
+        case("GroupNormalization", 21).with("num_groups", 2).with("epsilon", 0.01f32).wave(&[1, 4, 3]).wave(&[4]).wave(&[4]).gives([f32s(&[1, 4, 3], &[0.941613, -0.0958066, 0.497005, 1.22604, -0.255991, -1.73802, 1.33802, 1.03756, 0.737092, -0.788723, 0.112675, 1.01407])]);
+    }
+
+    #[test]
+    fn groups_must_divide_the_channels() {
+        case("GroupNormalization", 21).with("num_groups", 2).wave(&[1, 3, 1]).wave(&[3]).wave(&[3]).fails("3 channels do not divide into 2 groups");
+    }
+}

@@ -101,3 +101,15 @@ fn scale_and_shift(y: &mut [f64], shape: &Shape, scale: &Tensor, bias: Option<&T
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("LayerNormalization", 17).with("axis", -1).wave(&[2, 3]).wave(&[3]).wave(&[3]).gives([f32s(&[2, 3], &[0.831233, 0.848389, 0.970938, -0.362368, -0.75, 0.693816]), f32s(&[2, 1], &[-0.416667, 0.25]), f32s(&[2, 1], &[1.39496, 1.22474])]);
+        case("LayerNormalization", 17).with("axis", 1).with("epsilon", 0.01f32).wave(&[2, 2, 2]).wave(&[2, 2]).gives([f32s(&[2, 2, 2], &[0.65294, 0.65294, -0.130588, -0.979409, -0.0987441, -1.72802, 0.345604, 0.148116])]);
+        case("RMSNormalization", 23).with("axis", -1).wave(&[2, 3]).wave(&[3]).gives([f32s(&[2, 3], &[0.753773, 0.753773, -0.150755, -0.73192, 0.36596, -0.219576])]);
+    }
+}

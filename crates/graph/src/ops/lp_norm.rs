@@ -57,3 +57,14 @@ impl Operator for LpNorm {
         Ok(vec![Wide::Float(y).narrow(x.dtype(), x.shape().clone())?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("LpNormalization", 7).with("axis", 0).with("p", 1).wave(&[2, 2]).gives([f32s(&[2, 2], &[-0.714286, 0.285714, -0.285714, 0.714286])]);
+        case("LpNormalization", 7).wave(&[2, 3]).gives([f32s(&[2, 3], &[-0.870388, 0.348155, -0.348155, 0.845154, 0.169031, -0.507093])]);
+    }
+}

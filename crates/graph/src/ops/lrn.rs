@@ -58,3 +58,13 @@ impl Operator for Lrn {
         Ok(vec![Wide::Float(y.collect()).narrow(x.dtype(), x.shape().clone())?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("LRN", 13).with("size", 3).with("alpha", 0.5f32).with("beta", 0.6f32).with("bias", 2.0f32).wave(&[1, 4, 1, 2]).gives([f32s(&[1, 4, 1, 2], &[-0.757944, 0.303178, -0.302358, 0.740007, 0.15498, -0.448703, 0.627011, 0.0])]);
+    }
+}

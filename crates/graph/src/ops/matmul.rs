@@ -164,3 +164,34 @@ impl Product {
         y
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cases::{case, check_fused, f32s, tensor, wave};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("MatMul", 13).wave(&[2, 3]).wave(&[3, 2]).gives([f32s(&[2, 2], &[0.25, -1.9375, -1.3125, 1.375])]);
+        case("MatMul", 13).wave(&[3]).wave(&[3]).gives([f32s(&[], &[1.125])]);
+        case("MatMul", 13).wave(&[3]).wave(&[2, 3, 1]).gives([f32s(&[2, 1], &[1.125, 1.4375])]);
+        case("MatMul", 13).wave(&[2, 2, 3]).wave(&[3]).gives([f32s(&[2, 2], &[1.125, -0.5, -0.75, -1.0])]);
+        case("MatMul", 13).wave(&[2, 1, 1, 2]).wave(&[3, 2, 1]).gives([f32s(&[2, 3, 1, 1], &[1.25, -0.6875, -1.25, 1.8125, -1.0625, -0.5])]);
+        case("MatMul", 13).wave(&[2, 0]).wave(&[0, 2]).gives([f32s(&[2, 2], &[0.0, 0.0, 0.0, 0.0])]);
+        case("MatMul", 13).input(tensor::<i32>(&[2, 2], &[1, -2, 3, 4])).input(tensor::<i32>(&[2, 1], &[5, 6])).gives([tensor::<i32>(&[2, 1], &[-7, 39])]);
+    }
+
+    #[test]
+    fn contradictions_are_errors() {
+        case("MatMul", 13).wave(&[2, 3]).wave(&[2, 2]).fails("3 columns against 2 rows");
+        case("MatMul", 13).wave(&[2, 2, 2]).wave(&[3, 2, 2]).fails("2 matrices against 3");
+        case("MatMul", 13).wave(&[]).wave(&[2]).fails("a scalar is no matrix");
+    }
+
+    #[test]
+    fn a_fused_sum_and_activation_come_after_the_product() {
+        let (plain, fused) = (MatMul { activation: None }, MatMul { activation: Some(Activation::Tanh) });
+        let inputs = [wave(&[2, 2, 3], 0), wave(&[3, 4], 1), wave(&[4], 2)].map(Some);
+        check_fused(plain, fused, &inputs, 2, Activation::Tanh);
+    }
+}

@@ -51,3 +51,14 @@ impl Operator for MeanVarianceNorm {
         Ok(vec![Wide::Float(y).narrow(x.dtype(), x.shape().clone())?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("MeanVarianceNormalization", 13).wave(&[2, 2, 1, 3]).gives([f32s(&[2, 2, 1, 3], &[-1.30856, 0.889821, -0.366397, 1.46385, 0.29277, -0.87831, 1.51793, 0.261712, -0.994506, 0.87831, -0.29277, -1.46385])]);
+        case("MeanVarianceNormalization", 13).with("axes", vec![0i64, 2]).wave(&[2, 2, 2, 2]).gives([f32s(&[2, 2, 2, 2], &[-1.26491, 0.199117, 0.632456, 0.995585, -1.26491, -1.26491, 0.632456, 0.632456, -0.632456, 0.464606, 1.26491, -1.65931, -0.632456, -0.632456, 1.26491, 1.26491])]);
+    }
+}

@@ -5,6 +5,8 @@
 
 mod activation;
 mod broadcast;
+#[cfg(test)]
+mod cases;
 mod evaluate;
 mod movement;
 mod read;

@@ -63,3 +63,13 @@ impl Operator for QLinearMatMul {
         Ok(vec![Wide::Int(y.collect()).narrow(dtype, product.output.clone())?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("QLinearMatMul", 10).input(tensor::<u8>(&[2, 2], &[1, 200, 3, 4])).input(f32s(&[1], &[0.5])).input(tensor::<u8>(&[1], &[2])).input(tensor::<i8>(&[2, 2], &[5, -6, 7, 8])).input(f32s(&[2], &[0.25, 0.75])).input(tensor::<i8>(&[2], &[1, -1])).input(f32s(&[1], &[3.0])).input(tensor::<u8>(&[1], &[90])).gives([tensor::<u8>(&[2, 2], &[139, 255, 91, 92])]);
+    }
+}

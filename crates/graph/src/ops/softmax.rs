@@ -109,3 +109,29 @@ impl SoftmaxFunction {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("Softmax", 13).wave(&[2, 3]).gives([f32s(&[2, 3], &[0.112719, 0.648654, 0.238627, 0.665241, 0.244728, 0.0900306])]);
+        case("Softmax", 13).with("axis", 0).wave(&[2, 2, 2]).gives([f32s(&[2, 2, 2], &[0.182426, 0.7773, 0.182426, 0.7773, 0.817574, 0.2227, 0.817574, 0.2227])]);
+        case("Softmax", 11).with("axis", 1).wave(&[2, 2, 2]).gives([f32s(&[2, 2, 2], &[0.0474967, 0.273325, 0.100551, 0.578628, 0.234539, 0.0862821, 0.496519, 0.182659])]);
+        case("Softmax", 11).with("axis", -1).wave(&[2, 2]).gives([f32s(&[2, 2], &[0.148047, 0.851953, 0.148047, 0.851953])]);
+        case("LogSoftmax", 13).with("axis", 1).wave(&[2, 3, 1]).gives([f32s(&[2, 3, 1], &[-2.18286, -0.432855, -1.43286, -0.407606, -1.40761, -2.40761])]);
+        case("Hardmax", 13).input(f32s(&[4], &[1.0, 3.0, 3.0, 2.0])).gives([f32s(&[4], &[0.0, 1.0, 0.0, 0.0])]);
+        case("Softmax", 13).input(f32s(&[3], &[1000.0, 1000.0, -1000.0])).gives([f32s(&[3], &[0.5, 0.5, 0.0])]);
+        case("Softmax", 13).wave(&[2, 0]).gives([f32s(&[2, 0], &[])]);
+    }
+
+    #[test]
+    fn old_opsets_export_as_a_matrix_of_their_input() {
+        let mut node = NodeReader::new("n", "", "Softmax", 11, vec![true], 1, [].into());
+        let spelling = Softmax::import(&mut node).unwrap().spelling().unwrap();
+        assert_eq!(spelling.coerced_at, Some(1));
+        case("Softmax", 13).with("axis", 2).wave(&[2, 2]).fails("axis 2 is outside a tensor of 2 axes");
+    }
+}
