@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn axes_outside_are_errors() {
-        case("ReduceSum", 13).wave(&[2, 3]).input(tensor::<i64>(&[1], &[2])).fails("axis 2 is outside a tensor of 2 axes");
+        case("ReduceSum", 13).wave(&[2, 3]).input(tensor::<i64>(&[1], &[2])).fails("axis 2 of a tensor of rank 2");
         case("ReduceSum", 13).with("axes", vec![0i64]).wave(&[2, 3]).fails("has attribute 'axes', which opset 13 does not define");
     }
 
