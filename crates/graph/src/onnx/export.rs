@@ -23,6 +23,8 @@ use std::{
 
 /// IR version of opset 21.
 const IR_VERSION: i64 = 10;
+/// That of opset 23 and later.
+const NEWER_IR_VERSION: i64 = 11;
 /// Tensors below this stay in the model file even when weights go to another: shapes, axes, bounds.
 const INLINE_BYTES: usize = 256;
 
@@ -90,12 +92,13 @@ struct Writer<'a> {
     /// File name, and by tensor name offset and length.
     external: Option<(String, std::collections::HashMap<String, (usize, usize)>)>,
     names: BTreeSet<String>,
+    opset: i64,
 }
 
 impl<'a> Writer<'a> {
     fn new(graph: &'a Graph) -> Result<Writer<'a>, ExportError> {
         let names = graph.values().map(|(_, v)| v.name.clone()).collect();
-        let mut writer = Writer { graph, nodes: Vec::new(), weights: Vec::new(), external: None, names };
+        let mut writer = Writer { graph, nodes: Vec::new(), weights: Vec::new(), external: None, names, opset: EXPORT_OPSET };
         for (_, value) in graph.values() {
             if let Source::Constant(constant) = &value.source {
                 writer.weights.push((value.name.clone(), constant.tensor.clone()));
@@ -121,7 +124,7 @@ impl<'a> Writer<'a> {
         let domains: BTreeSet<String> = self.nodes.iter().map(|n| n.domain.clone()).filter(|d| !d.is_empty()).collect();
         let version = |domain: &str| if domain == "ai.onnx.ml" { 5 } else { 1 };
         let opsets = domains.iter().map(|d| OperatorSetIdProto { domain: d.clone(), version: version(d) });
-        let default = OperatorSetIdProto { domain: String::new(), version: EXPORT_OPSET };
+        let default = OperatorSetIdProto { domain: String::new(), version: self.opset };
         let graph = GraphProto {
             name: if self.graph.name.is_empty() { "graph".to_string() } else { self.graph.name.clone() },
             input: self.graph.inputs().iter().map(info).collect(),
@@ -134,7 +137,7 @@ impl<'a> Writer<'a> {
         let property =
             |(key, value): (&String, &String)| StringStringEntryProto { key: key.clone(), value: value.clone() };
         let model = ModelProto {
-            ir_version: IR_VERSION,
+            ir_version: if self.opset > EXPORT_OPSET { NEWER_IR_VERSION } else { IR_VERSION },
             producer_name: "cutover".to_string(),
             producer_version: env!("CARGO_PKG_VERSION").to_string(),
             graph: Some(graph),
@@ -237,6 +240,7 @@ impl<'a> Writer<'a> {
     }
 
     fn push(&mut self, name: &str, spelling: Spelling, input: Vec<String>, output: Vec<String>) {
+        self.opset = self.opset.max(spelling.since);
         let attribute = spelling.attributes.into_iter().map(|(name, value)| attribute(name, value)).collect();
         let (op_type, domain) = (spelling.op_type.to_string(), spelling.domain.to_string());
         self.nodes.push(NodeProto { input, output, name: name.to_string(), op_type, attribute, domain });

@@ -75,7 +75,14 @@ impl ArgReduce {
         Ok(dims)
     }
 
-    fn choose<T: Copy>(&self, x: &[T], start: usize, extent: usize, inner: usize, beats: impl Fn(T, T) -> bool) -> i128 {
+    fn choose<T: Copy>(
+        &self,
+        x: &[T],
+        start: usize,
+        extent: usize,
+        inner: usize,
+        beats: impl Fn(T, T) -> bool,
+    ) -> i128 {
         let mut best = 0;
         for i in 1..extent {
             let (new, old) = (x[start + i * inner], x[start + best * inner]);
@@ -95,7 +102,11 @@ mod tests {
     fn agrees_with_onnx_runtime() {
         case("ArgMax", 13).with("axis", 1).wave(&[2, 5]).gives([tensor::<i64>(&[2, 1], &[3, 1])]);
         case("ArgMin", 13).with("axis", -2).with("keepdims", 0).wave(&[3, 2]).gives([tensor::<i64>(&[2], &[0, 2])]);
-        case("ArgMax", 13).with("axis", 0).with("select_last_index", 1).input(f32s(&[4], &[1.0, 3.0, 3.0, 2.0])).gives([tensor::<i64>(&[1], &[2])]);
+        case("ArgMax", 13)
+            .with("axis", 0)
+            .with("select_last_index", 1)
+            .input(f32s(&[4], &[1.0, 3.0, 3.0, 2.0]))
+            .gives([tensor::<i64>(&[1], &[2])]);
         case("ArgMax", 11).input(tensor::<i32>(&[3], &[3, 9, 9])).gives([tensor::<i64>(&[1], &[1])]);
     }
 

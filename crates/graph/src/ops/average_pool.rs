@@ -70,9 +70,29 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("AveragePool", 11).with("kernel_shape", vec![2i64, 2]).with("pads", vec![1i64, 0, 1, 0]).wave(&[1, 1, 3, 3]).gives([f32s(&[1, 1, 4, 2], &[-0.375, 0.0, 0.1875, -0.125, 0.625, -0.375, 0.5, -0.5])]);
-        case("AveragePool", 11).with("kernel_shape", vec![2i64, 2]).with("pads", vec![1i64, 0, 1, 0]).with("count_include_pad", 1).wave(&[1, 1, 3, 3]).gives([f32s(&[1, 1, 4, 2], &[-0.1875, 0.0, 0.1875, -0.125, 0.625, -0.375, 0.25, -0.25])]);
-        case("AveragePool", 19).with("kernel_shape", vec![2i64]).with("strides", vec![2i64]).with("ceil_mode", 1).with("count_include_pad", 1).with("pads", vec![1i64, 1]).wave(&[1, 1, 4]).gives([f32s(&[1, 1, 3], &[-0.625, 0.0, 0.625])]);
-        case("AveragePool", 19).with("kernel_shape", vec![2i64]).with("dilations", vec![2i64]).wave(&[1, 2, 4]).gives([f32s(&[1, 2, 2], &[-0.875, 0.875, 0.625, -0.375])]);
+        case("AveragePool", 11)
+            .with("kernel_shape", vec![2i64, 2])
+            .with("pads", vec![1i64, 0, 1, 0])
+            .wave(&[1, 1, 3, 3])
+            .gives([f32s(&[1, 1, 4, 2], &[-0.375, 0.0, 0.1875, -0.125, 0.625, -0.375, 0.5, -0.5])]);
+        case("AveragePool", 11)
+            .with("kernel_shape", vec![2i64, 2])
+            .with("pads", vec![1i64, 0, 1, 0])
+            .with("count_include_pad", 1)
+            .wave(&[1, 1, 3, 3])
+            .gives([f32s(&[1, 1, 4, 2], &[-0.1875, 0.0, 0.1875, -0.125, 0.625, -0.375, 0.25, -0.25])]);
+        case("AveragePool", 19)
+            .with("kernel_shape", vec![2i64])
+            .with("strides", vec![2i64])
+            .with("ceil_mode", 1)
+            .with("count_include_pad", 1)
+            .with("pads", vec![1i64, 1])
+            .wave(&[1, 1, 4])
+            .gives([f32s(&[1, 1, 3], &[-0.625, 0.0, 0.625])]);
+        case("AveragePool", 19)
+            .with("kernel_shape", vec![2i64])
+            .with("dilations", vec![2i64])
+            .wave(&[1, 2, 4])
+            .gives([f32s(&[1, 2, 2], &[-0.875, 0.875, 0.625, -0.375])]);
     }
 }

@@ -38,9 +38,12 @@ impl Operator for BatchNorm {
         for index in 1..5 {
             let parameter = inputs.tensor(index)?;
             let channels = x.shape.as_ref().and_then(|dims| dims.get(1));
-            let wrong = parameter.shape.as_ref().is_some_and(|p| p.len() != 1 || channels.is_some_and(|c| differ(&p[0], c)));
+            let wrong =
+                parameter.shape.as_ref().is_some_and(|p| p.len() != 1 || channels.is_some_and(|c| differ(&p[0], c)));
             if wrong || x.rank().is_some_and(|rank| rank < 2) {
-                return Err(OpError::input(format!("expected [n, c, …] and parameters of [c], got {x} and {parameter}")));
+                return Err(OpError::input(format!(
+                    "expected [n, c, …] and parameters of [c], got {x} and {parameter}"
+                )));
             }
         }
         Ok(vec![TensorFact { value: None, ..x.clone() }.into()])
@@ -55,7 +58,9 @@ impl Operator for BatchNorm {
             let values = Wide::floats(inputs.tensor(index)?)?;
             match values.len() == *channels {
                 true => Ok(values),
-                false => Err(OpError::input(format!("input {index} must have {channels} elements, has {}", values.len()))),
+                false => {
+                    Err(OpError::input(format!("input {index} must have {channels} elements, has {}", values.len())))
+                }
             }
         };
         let (scale, bias, mean, variance) = (parameter(1)?, parameter(2)?, parameter(3)?, parameter(4)?);
@@ -78,8 +83,27 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("BatchNormalization", 15).with("epsilon", 0.01f32).wave(&[2, 2, 3]).wave(&[2]).wave(&[2]).wave(&[2]).input(f32s(&[2], &[0.5, 2.0])).gives([f32s(&[2, 2, 3], &[1.82531, 0.60007, 1.30021, 0.352103, -0.52958, -1.41126, 0.25, 0.95014, 1.65028, -0.0887384, -0.97042, -1.8521])]);
-        case("BatchNormalization", 9).wave(&[2, 3]).wave(&[3]).wave(&[3]).wave(&[3]).input(f32s(&[3], &[0.5, 2.0, 0.0])).gives([f32s(&[2, 3], &[1.84097, -0.308059, 40.5285, 0.0732251, -0.52903, 20.7642])]);
+        case("BatchNormalization", 15)
+            .with("epsilon", 0.01f32)
+            .wave(&[2, 2, 3])
+            .wave(&[2])
+            .wave(&[2])
+            .wave(&[2])
+            .input(f32s(&[2], &[0.5, 2.0]))
+            .gives([f32s(
+                &[2, 2, 3],
+                &[
+                    1.82531, 0.60007, 1.30021, 0.352103, -0.52958, -1.41126, 0.25, 0.95014, 1.65028, -0.0887384,
+                    -0.97042, -1.8521,
+                ],
+            )]);
+        case("BatchNormalization", 9)
+            .wave(&[2, 3])
+            .wave(&[3])
+            .wave(&[3])
+            .wave(&[3])
+            .input(f32s(&[3], &[0.5, 2.0, 0.0]))
+            .gives([f32s(&[2, 3], &[1.84097, -0.308059, 40.5285, 0.0732251, -0.52903, 20.7642])]);
     }
 
     #[test]

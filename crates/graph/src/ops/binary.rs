@@ -1,8 +1,8 @@
 //! Arithmetic, comparison and logic of two tensors, broadcast.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index, broadcast_shape,
-    elementwise_fact,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
+    broadcast_shape, elementwise_fact,
 };
 use crate::{Dim, Fact, ImportError, OpError};
 use cutover_tensor::{DType, Tensor, Value};
@@ -31,7 +31,22 @@ macro_rules! functions {
 }
 
 functions!(
-    Add, Sub, Mul, Div, Pow, Equal, Less, Greater, LessOrEqual, GreaterOrEqual, And, Or, Xor, BitwiseAnd, BitwiseOr, BitwiseXor,
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Pow,
+    Equal,
+    Less,
+    Greater,
+    LessOrEqual,
+    GreaterOrEqual,
+    And,
+    Or,
+    Xor,
+    BitwiseAnd,
+    BitwiseOr,
+    BitwiseXor,
     PRelu,
 );
 
@@ -64,7 +79,13 @@ impl BinaryFunction {
             Mul => a * b,
             Div => a / b,
             Pow => a.powf(b),
-            PRelu => if a < 0.0 { a * b } else { a },
+            PRelu => {
+                if a < 0.0 {
+                    a * b
+                } else {
+                    a
+                }
+            }
             _ => return None,
         })
     }
@@ -82,7 +103,13 @@ impl BinaryFunction {
             BitwiseAnd => a & b,
             BitwiseOr => a | b,
             BitwiseXor => a ^ b,
-            PRelu => if a < 0 { a.wrapping_mul(b) } else { a },
+            PRelu => {
+                if a < 0 {
+                    a.wrapping_mul(b)
+                } else {
+                    a
+                }
+            }
             other => return Err(OpError::input(format!("{} is not defined on integers", other.name()))),
         })
     }
@@ -114,7 +141,13 @@ fn power(base: i128, exponent: i128) -> Result<i128, OpError> {
     match u32::try_from(exponent) {
         Ok(exponent) => Ok(base.wrapping_pow(exponent)),
         // 1/base^n rounds towards zero.
-        Err(_) if exponent < 0 && base != 0 => Ok(if base == 1 { 1 } else if base == -1 { 1 - 2 * (exponent & 1) } else { 0 }),
+        Err(_) if exponent < 0 && base != 0 => Ok(if base == 1 {
+            1
+        } else if base == -1 {
+            1 - 2 * (exponent & 1)
+        } else {
+            0
+        }),
         Err(_) => Err(OpError::input(format!("{base} to the power of {exponent}"))),
     }
 }

@@ -31,7 +31,10 @@ impl Operator for Clip {
             if let Some(bound) = inputs.optional_tensor(index)?
                 && bound.dtype != x.dtype
             {
-                return Err(OpError::input(format!("a bound of type {} for elements of type {}", bound.dtype, x.dtype)));
+                return Err(OpError::input(format!(
+                    "a bound of type {} for elements of type {}",
+                    bound.dtype, x.dtype
+                )));
             }
         }
         Ok(vec![TensorFact { value: None, ..x.clone() }.into()])

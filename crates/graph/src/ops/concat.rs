@@ -65,7 +65,11 @@ impl Operator for Concat {
             let dims = tensor.shape().dims();
             let agrees = dims.len() == first.len() && (0..dims.len()).all(|a| a == axis || dims[a] == first[a]);
             if !agrees {
-                return Err(OpError::input(format!("shapes {} and {} differ off axis {axis}", tensors[0].shape(), tensor.shape())));
+                return Err(OpError::input(format!(
+                    "shapes {} and {} differ off axis {axis}",
+                    tensors[0].shape(),
+                    tensor.shape()
+                )));
             }
             shape[axis] += dims[axis];
         }

@@ -39,7 +39,9 @@ impl Operator for Conv {
         let shape = infer_shape(&self.window, self.group, x, w, inputs.optional_tensor(2)?)?;
         let fact = TensorFact { dtype: x.dtype, shape, value: None };
         if let (Some(z), Some(shape)) = (inputs.optional_tensor(3)?, &fact.shape)
-            && z.shape.as_ref().is_some_and(|z| z.len() != shape.len() || z.iter().zip(shape).any(|(a, b)| differ(a, b)))
+            && z.shape
+                .as_ref()
+                .is_some_and(|z| z.len() != shape.len() || z.iter().zip(shape).any(|(a, b)| differ(a, b)))
         {
             return Err(OpError::input(format!("the residual is {z}, the result {fact}")));
         }
@@ -209,23 +211,62 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("Conv", 11).wave(&[1, 2, 4]).wave(&[2, 2, 3]).wave(&[2]).gives([f32s(&[1, 2, 2], &[0.4375, 1.25, -0.1875, -0.5])]);
-        case("Conv", 11).with("strides", vec![2i64, 1]).with("pads", vec![1i64, 0, 0, 1]).with("dilations", vec![1i64, 2]).wave(&[1, 2, 4, 5]).wave(&[2, 2, 2, 2]).gives([f32s(&[1, 2, 2, 4], &[-1.625, -0.1875, 0.5625, -0.1875, 2.0, -3.125, 0.0, 2.625, -2.1875, 0.3125, 0.0625, 0.25, 1.6875, -0.625, -1.5625, 2.1875])]);
-        case("Conv", 11).with("group", 2).with("auto_pad", "SAME_UPPER").with("strides", vec![2i64, 2]).wave(&[1, 2, 3, 4]).wave(&[2, 1, 2, 2]).wave(&[2]).gives([f32s(&[1, 2, 2, 2], &[2.125, 2.3125, 1.6875, -1.1875, 1.25, -0.25, 0.0, -2.0])]);
-        case("Conv", 11).with("auto_pad", "SAME_LOWER").wave(&[1, 1, 2, 3]).wave(&[1, 1, 2, 2]).gives([f32s(&[1, 1, 2, 3], &[0.9375, -0.6875, 0.5, -2.5, 1.375, -0.25])]);
-        case("Conv", 11).with("auto_pad", "VALID").with("kernel_shape", vec![2i64, 1, 2]).wave(&[1, 1, 2, 2, 3]).wave(&[1, 1, 2, 1, 2]).gives([f32s(&[1, 1, 1, 2, 2], &[1.5, -0.125, 0.0625, -0.1875])]);
+        case("Conv", 11)
+            .wave(&[1, 2, 4])
+            .wave(&[2, 2, 3])
+            .wave(&[2])
+            .gives([f32s(&[1, 2, 2], &[0.4375, 1.25, -0.1875, -0.5])]);
+        case("Conv", 11)
+            .with("strides", vec![2i64, 1])
+            .with("pads", vec![1i64, 0, 0, 1])
+            .with("dilations", vec![1i64, 2])
+            .wave(&[1, 2, 4, 5])
+            .wave(&[2, 2, 2, 2])
+            .gives([f32s(
+                &[1, 2, 2, 4],
+                &[
+                    -1.625, -0.1875, 0.5625, -0.1875, 2.0, -3.125, 0.0, 2.625, -2.1875, 0.3125, 0.0625, 0.25, 1.6875,
+                    -0.625, -1.5625, 2.1875,
+                ],
+            )]);
+        case("Conv", 11)
+            .with("group", 2)
+            .with("auto_pad", "SAME_UPPER")
+            .with("strides", vec![2i64, 2])
+            .wave(&[1, 2, 3, 4])
+            .wave(&[2, 1, 2, 2])
+            .wave(&[2])
+            .gives([f32s(&[1, 2, 2, 2], &[2.125, 2.3125, 1.6875, -1.1875, 1.25, -0.25, 0.0, -2.0])]);
+        case("Conv", 11)
+            .with("auto_pad", "SAME_LOWER")
+            .wave(&[1, 1, 2, 3])
+            .wave(&[1, 1, 2, 2])
+            .gives([f32s(&[1, 1, 2, 3], &[0.9375, -0.6875, 0.5, -2.5, 1.375, -0.25])]);
+        case("Conv", 11)
+            .with("auto_pad", "VALID")
+            .with("kernel_shape", vec![2i64, 1, 2])
+            .wave(&[1, 1, 2, 2, 3])
+            .wave(&[1, 1, 2, 1, 2])
+            .gives([f32s(&[1, 1, 1, 2, 2], &[1.5, -0.125, 0.0625, -0.1875])]);
         case("Conv", 11).wave(&[0, 2, 3]).wave(&[1, 2, 2]).gives([f32s(&[0, 1, 2], &[])]);
     }
 
     #[test]
     fn contradictions_are_errors() {
         case("Conv", 11).wave(&[1, 3, 4]).wave(&[2, 2, 3]).fails("has 3 channels");
-        case("Conv", 11).wave(&[1, 1, 2]).wave(&[1, 1, 3]).fails("the window spans 3 elements of spatial axis 0, which has 2");
+        case("Conv", 11)
+            .wave(&[1, 1, 2])
+            .wave(&[1, 1, 3])
+            .fails("the window spans 3 elements of spatial axis 0, which has 2");
         case("Conv", 11).with("group", 2).wave(&[1, 2, 4]).wave(&[3, 1, 3]).fails("do not divide into 2 groups");
         case("Conv", 11).with("strides", vec![0i64]).wave(&[1, 1, 4]).wave(&[1, 1, 3]).fails("'strides' has 0");
         case("Conv", 11).with("pads", vec![-1i64, 0]).wave(&[1, 1, 4]).wave(&[1, 1, 3]).fails("negative padding");
         case("Conv", 11).wave(&[1, 1, 4]).wave(&[1, 1, 3]).wave(&[1]).wave(&[1, 1, 2]).fails("has 4 inputs");
-        case("Conv", 11).with("kernel_shape", vec![2i64]).wave(&[1, 1, 4]).wave(&[1, 1, 3]).fails("kernel_shape is [2]");
+        case("Conv", 11)
+            .with("kernel_shape", vec![2i64])
+            .wave(&[1, 1, 4])
+            .wave(&[1, 1, 3])
+            .fails("kernel_shape is [2]");
         case("Conv", 11).wave(&[1, 1, 4]).input(tensor::<i8>(&[1, 1, 3], &[1, 2, 3])).fails("must have one type");
         let huge = case("Conv", 11).with("pads", vec![0x7fff_fff0i64; 6]);
         huge.wave(&[1, 1, 1, 1, 1]).wave(&[1, 1, 1, 1, 1]).fails("above the limit");
@@ -233,7 +274,13 @@ mod tests {
 
     #[test]
     fn a_fused_residual_and_activation_come_after_the_sum() {
-        let window = Window {kernel_shape: None, strides: vec![], dilations: vec![], padding: crate::ops::Padding::SameUpper, ceil_mode: false};
+        let window = Window {
+            kernel_shape: None,
+            strides: vec![],
+            dilations: vec![],
+            padding: crate::ops::Padding::SameUpper,
+            ceil_mode: false,
+        };
         let plain = Conv { window, group: 1, activation: None };
         let fused = Conv { activation: Some(Activation::Relu), ..plain.clone() };
         let inputs = [wave(&[1, 2, 3, 3], 0), wave(&[2, 2, 2, 2], 1), wave(&[2], 2), wave(&[1, 2, 3, 3], 3)].map(Some);

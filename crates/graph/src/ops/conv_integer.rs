@@ -67,6 +67,13 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("ConvInteger", 10).with("pads", vec![1i64, 0]).with("strides", vec![2i64]).input(tensor::<u8>(&[1, 1, 4], &[1, 2, 3, 250])).input(tensor::<u8>(&[1, 1, 2], &[1, 2])).input(tensor::<u8>(&[], &[2])).input(tensor::<u8>(&[], &[1])).gives([tensor::<i32>(&[1, 1, 2], &[-1, 1])]);
+        case("ConvInteger", 10)
+            .with("pads", vec![1i64, 0])
+            .with("strides", vec![2i64])
+            .input(tensor::<u8>(&[1, 1, 4], &[1, 2, 3, 250]))
+            .input(tensor::<u8>(&[1, 1, 2], &[1, 2]))
+            .input(tensor::<u8>(&[], &[2]))
+            .input(tensor::<u8>(&[], &[1]))
+            .gives([tensor::<i32>(&[1, 1, 2], &[-1, 1])]);
     }
 }

@@ -62,8 +62,7 @@ impl Operator for ConvTranspose {
         let fact = TensorFact::of_tensor;
         let bias = inputs.optional_tensor(2)?;
         let output = self.infer_shape(&fact(x), &fact(w), bias.map(fact).as_ref())?;
-        let output: Shape =
-            output.into_iter().flatten().filter_map(|d| usize::try_from(d.as_const()?).ok()).collect();
+        let output: Shape = output.into_iter().flatten().filter_map(|d| usize::try_from(d.as_const()?).ok()).collect();
         let mut y = vec![0.0; context.bounded_len(&output)?];
         let axes = three_axes(&self.axes(&x.shape()[2..], &w.shape()[2..], &output[2..])?)?;
         let plane: usize = output[2..].iter().product();
@@ -82,15 +81,12 @@ impl Operator for ConvTranspose {
 }
 
 impl ConvTranspose {
-    fn infer_shape(
-        &self,
-        x: &TensorFact,
-        w: &TensorFact,
-        b: Option<&TensorFact>,
-    ) -> Result<Option<Vec<Dim>>, OpError> {
+    fn infer_shape(&self, x: &TensorFact, w: &TensorFact, b: Option<&TensorFact>) -> Result<Option<Vec<Dim>>, OpError> {
         let (Some(xs), Some(ws)) = (&x.shape, &w.shape) else { return Ok(None) };
         if xs.len() < 3 || xs.len() != ws.len() {
-            return Err(OpError::input(format!("expected an input and a weight of one rank, at least 3: got {x} and {w}")));
+            return Err(OpError::input(format!(
+                "expected an input and a weight of one rank, at least 3: got {x} and {w}"
+            )));
         }
         if differ(&xs[1], &ws[0]) {
             return Err(OpError::input(format!("the input {x} has {} channels, the weight {w} {}", xs[1], ws[0])));
@@ -113,7 +109,10 @@ impl ConvTranspose {
     /// `stride·(input − 1) + output_padding + dilation·(kernel − 1) + 1 − pads`, or `stride·input` for the SAME modes.
     pub fn output_extents(&self, input: &[Dim], kernel: &[Dim]) -> Result<Vec<Dim>, OpError> {
         self.window.check_rank(input.len(), kernel.len())?;
-        let lists = [("output_padding", self.output_padding.len()), ("output_shape", self.output_shape.as_ref().map_or(0, Vec::len))];
+        let lists = [
+            ("output_padding", self.output_padding.len()),
+            ("output_shape", self.output_shape.as_ref().map_or(0, Vec::len)),
+        ];
         if let Some((name, len)) = lists.into_iter().find(|&(_, len)| len != 0 && len != input.len()) {
             return Err(OpError::input(format!("{name} is for {len} spatial axes, the input has {}", input.len())));
         }
@@ -131,7 +130,9 @@ impl ConvTranspose {
                 }
             };
             match extent.as_const() {
-                Some(extent @ ..0) => Err(OpError::input(format!("spatial axis {axis} of the result would have extent {extent}"))),
+                Some(extent @ ..0) => {
+                    Err(OpError::input(format!("spatial axis {axis} of the result would have extent {extent}")))
+                }
                 _ => Ok(extent),
             }
         })
@@ -185,10 +186,8 @@ impl ConvTranspose {
             };
             (0..axis.kernel).map(connects).collect::<Vec<_>>()
         });
-        let (input_plane, output_plane) = (
-            axes.iter().map(|a| a.input).product::<usize>(),
-            axes.iter().map(|a| a.output).product::<usize>(),
-        );
+        let (input_plane, output_plane) =
+            (axes.iter().map(|a| a.input).product::<usize>(), axes.iter().map(|a| a.output).product::<usize>());
         let taps: usize = axes.iter().map(|a| a.kernel).product();
         let (channels, group_m) = (x_shape[1], m / self.group);
         let group_channels = channels / self.group;
@@ -225,16 +224,67 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("ConvTranspose", 11).with("strides", vec![2i64, 2]).wave(&[1, 2, 2, 2]).wave(&[2, 1, 2, 2]).wave(&[1]).gives([f32s(&[1, 1, 4, 4], &[1.125, -1.3125, -0.75, 0.875, -0.3125, 1.375, 1.125, -0.6875, 1.5, -0.375, -0.375, 1.8125, -0.875, 1.375, 0.5625, -0.6875])]);
-        case("ConvTranspose", 11).with("strides", vec![2i64, 3]).with("pads", vec![1i64, 0, 0, 1]).with("output_padding", vec![1i64, 2]).with("dilations", vec![2i64, 1]).with("group", 2).wave(&[1, 2, 2, 3]).wave(&[2, 1, 2, 3]).gives([f32s(&[1, 2, 5, 10], &[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.3125, 0.3125, 0.3125, -0.5, 0.8125, 0.0625, 0.75, -1.4375, -0.1875, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.9375, 1.25, 0.0, -0.1875, 0.25, 0.0, 0.5625, -0.75, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -2.0, 1.0625, -0.6875, 0.25, -0.1875, 0.0625, 2.5, -1.4375, 0.8125, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.9375, 0.375, -0.375, 0.3125, -0.125, 0.125, 1.5625, -0.625, 0.625, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])]);
-        case("ConvTranspose", 11).with("strides", vec![2i64]).with("output_shape", vec![5i64]).with("auto_pad", "SAME_UPPER").wave(&[1, 1, 3]).wave(&[1, 1, 3]).gives([f32s(&[1, 1, 5], &[-1.5625, -0.5625, 0.625, 0.375, -0.625])]);
-        case("ConvTranspose", 11).with("strides", vec![2i64]).with("output_shape", vec![6i64]).with("auto_pad", "SAME_LOWER").wave(&[1, 1, 3]).wave(&[1, 1, 3]).gives([f32s(&[1, 1, 6], &[-1.5625, -0.5625, 0.625, 0.375, -0.625, -0.125])]);
-        case("ConvTranspose", 11).with("strides", vec![2i64]).with("auto_pad", "SAME_LOWER").wave(&[1, 1, 3]).wave(&[1, 1, 3]).gives([f32s(&[1, 1, 6], &[-1.5625, -0.5625, 0.625, 0.375, -0.625, -0.125])]);
+        case("ConvTranspose", 11)
+            .with("strides", vec![2i64, 2])
+            .wave(&[1, 2, 2, 2])
+            .wave(&[2, 1, 2, 2])
+            .wave(&[1])
+            .gives([f32s(
+                &[1, 1, 4, 4],
+                &[
+                    1.125, -1.3125, -0.75, 0.875, -0.3125, 1.375, 1.125, -0.6875, 1.5, -0.375, -0.375, 1.8125, -0.875,
+                    1.375, 0.5625, -0.6875,
+                ],
+            )]);
+        case("ConvTranspose", 11)
+            .with("strides", vec![2i64, 3])
+            .with("pads", vec![1i64, 0, 0, 1])
+            .with("output_padding", vec![1i64, 2])
+            .with("dilations", vec![2i64, 1])
+            .with("group", 2)
+            .wave(&[1, 2, 2, 3])
+            .wave(&[2, 1, 2, 3])
+            .gives([f32s(
+                &[1, 2, 5, 10],
+                &[
+                    0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.3125, 0.3125, 0.3125, -0.5, 0.8125, 0.0625,
+                    0.75, -1.4375, -0.1875, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.9375, 1.25, 0.0,
+                    -0.1875, 0.25, 0.0, 0.5625, -0.75, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+                    0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -2.0, 1.0625, -0.6875, 0.25, -0.1875, 0.0625, 2.5,
+                    -1.4375, 0.8125, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.9375, 0.375, -0.375,
+                    0.3125, -0.125, 0.125, 1.5625, -0.625, 0.625, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+                    0.0,
+                ],
+            )]);
+        case("ConvTranspose", 11)
+            .with("strides", vec![2i64])
+            .with("output_shape", vec![5i64])
+            .with("auto_pad", "SAME_UPPER")
+            .wave(&[1, 1, 3])
+            .wave(&[1, 1, 3])
+            .gives([f32s(&[1, 1, 5], &[-1.5625, -0.5625, 0.625, 0.375, -0.625])]);
+        case("ConvTranspose", 11)
+            .with("strides", vec![2i64])
+            .with("output_shape", vec![6i64])
+            .with("auto_pad", "SAME_LOWER")
+            .wave(&[1, 1, 3])
+            .wave(&[1, 1, 3])
+            .gives([f32s(&[1, 1, 6], &[-1.5625, -0.5625, 0.625, 0.375, -0.625, -0.125])]);
+        case("ConvTranspose", 11)
+            .with("strides", vec![2i64])
+            .with("auto_pad", "SAME_LOWER")
+            .wave(&[1, 1, 3])
+            .wave(&[1, 1, 3])
+            .gives([f32s(&[1, 1, 6], &[-1.5625, -0.5625, 0.625, 0.375, -0.625, -0.125])]);
     }
 
     #[test]
     fn contradictions_are_errors() {
         case("ConvTranspose", 11).wave(&[1, 3, 4]).wave(&[2, 2, 3]).fails("has 3 channels");
-        case("ConvTranspose", 11).with("pads", vec![3i64, 3]).wave(&[1, 1, 2]).wave(&[1, 1, 3]).fails("would have extent -2");
+        case("ConvTranspose", 11)
+            .with("pads", vec![3i64, 3])
+            .wave(&[1, 1, 2])
+            .wave(&[1, 1, 3])
+            .fails("would have extent -2");
     }
 }

@@ -56,9 +56,26 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("DequantizeLinear", 13).input(tensor::<u8>(&[3], &[0, 128, 255])).input(f32s(&[], &[0.5])).input(tensor::<u8>(&[], &[128])).gives([f32s(&[3], &[-64.0, 0.0, 63.5])]);
-        case("DequantizeLinear", 13).with("axis", -1).input(tensor::<i8>(&[2, 2], &[1, -2, 3, -128])).input(f32s(&[2], &[0.5, 2.0])).input(tensor::<i8>(&[2], &[1, 0])).gives([f32s(&[2, 2], &[0.0, -4.0, 1.0, -256.0])]);
-        case("DequantizeLinear", 13).input(tensor::<i32>(&[2], &[7, -9])).input(f32s(&[], &[0.25])).gives([f32s(&[2], &[1.75, -2.25])]);
-        case("DequantizeLinear", 21).with("axis", 0).with("block_size", 2).input(tensor::<i8>(&[3, 1], &[1, 2, 3])).input(f32s(&[2, 1], &[0.5, 2.0])).gives([f32s(&[3, 1], &[0.5, 1.0, 6.0])]);
+        case("DequantizeLinear", 13)
+            .input(tensor::<u8>(&[3], &[0, 128, 255]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<u8>(&[], &[128]))
+            .gives([f32s(&[3], &[-64.0, 0.0, 63.5])]);
+        case("DequantizeLinear", 13)
+            .with("axis", -1)
+            .input(tensor::<i8>(&[2, 2], &[1, -2, 3, -128]))
+            .input(f32s(&[2], &[0.5, 2.0]))
+            .input(tensor::<i8>(&[2], &[1, 0]))
+            .gives([f32s(&[2, 2], &[0.0, -4.0, 1.0, -256.0])]);
+        case("DequantizeLinear", 13)
+            .input(tensor::<i32>(&[2], &[7, -9]))
+            .input(f32s(&[], &[0.25]))
+            .gives([f32s(&[2], &[1.75, -2.25])]);
+        case("DequantizeLinear", 21)
+            .with("axis", 0)
+            .with("block_size", 2)
+            .input(tensor::<i8>(&[3, 1], &[1, 2, 3]))
+            .input(f32s(&[2, 1], &[0.5, 2.0]))
+            .gives([f32s(&[3, 1], &[0.5, 1.0, 6.0])]);
     }
 }

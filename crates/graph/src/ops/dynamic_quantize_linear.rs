@@ -55,8 +55,20 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("DynamicQuantizeLinear", 11).wave(&[2, 3]).gives([tensor::<u8>(&[2, 3], &[0, 178, 76, 254, 153, 51]), f32s(&[], &[0.00980392]), tensor::<u8>(&[], &[127])]);
-        case("DynamicQuantizeLinear", 11).input(f32s(&[3], &[1.0, 2.0, 3.0])).gives([tensor::<u8>(&[3], &[85, 170, 255]), f32s(&[], &[0.0117647]), tensor::<u8>(&[], &[0])]);
-        case("DynamicQuantizeLinear", 11).input(f32s(&[2], &[0.0, 0.0])).gives([tensor::<u8>(&[2], &[0, 0]), f32s(&[], &[1.0]), tensor::<u8>(&[], &[0])]);
+        case("DynamicQuantizeLinear", 11).wave(&[2, 3]).gives([
+            tensor::<u8>(&[2, 3], &[0, 178, 76, 254, 153, 51]),
+            f32s(&[], &[0.00980392]),
+            tensor::<u8>(&[], &[127]),
+        ]);
+        case("DynamicQuantizeLinear", 11).input(f32s(&[3], &[1.0, 2.0, 3.0])).gives([
+            tensor::<u8>(&[3], &[85, 170, 255]),
+            f32s(&[], &[0.0117647]),
+            tensor::<u8>(&[], &[0]),
+        ]);
+        case("DynamicQuantizeLinear", 11).input(f32s(&[2], &[0.0, 0.0])).gives([
+            tensor::<u8>(&[2], &[0, 0]),
+            f32s(&[], &[1.0]),
+            tensor::<u8>(&[], &[0]),
+        ]);
     }
 }

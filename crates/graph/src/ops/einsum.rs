@@ -103,7 +103,9 @@ impl Einsum {
                 Some((before, after)) => (before, Some(after)),
                 None => (term, None),
             };
-            if let Some(other) = before.chars().chain(after.unwrap_or_default().chars()).find(|c| !c.is_ascii_alphabetic()) {
+            if let Some(other) =
+                before.chars().chain(after.unwrap_or_default().chars()).find(|c| !c.is_ascii_alphabetic())
+            {
                 return Err(bad(format!("'{other}' is no letter")));
             }
             let letters = before.len() + after.map_or(0, str::len);
@@ -123,7 +125,8 @@ impl Einsum {
             inputs.push(labels);
         }
         let all = || inputs.iter().flatten().copied();
-        let covered = all().filter_map(|l| if let Label::Ellipsis(i) = l { Some(i + 1) } else { None }).max().unwrap_or(0);
+        let covered =
+            all().filter_map(|l| if let Label::Ellipsis(i) = l { Some(i + 1) } else { None }).max().unwrap_or(0);
         let output = match right {
             Some(right) => parse(right, &|_| Ok(covered))?,
             None => {
@@ -202,7 +205,8 @@ impl Contraction {
         let mut offsets = vec![0usize; values.len()];
         for y in &mut y {
             for _ in 0..terms {
-                let product = values.iter().zip(&offsets).fold(one, |product, (values, &offset)| product * values[offset]);
+                let product =
+                    values.iter().zip(&offsets).fold(one, |product, (values, &offset)| product * values[offset]);
                 *y += product;
                 self.advance(&mut index, &mut offsets);
             }
@@ -231,17 +235,37 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("Einsum", 12).with("equation", "bij,bjk->bik").wave(&[2, 1, 2]).wave(&[2, 2, 2]).gives([f32s(&[2, 1, 2], &[0.75, -1.9375, -1.75, 0.9375])]);
+        case("Einsum", 12)
+            .with("equation", "bij,bjk->bik")
+            .wave(&[2, 1, 2])
+            .wave(&[2, 2, 2])
+            .gives([f32s(&[2, 1, 2], &[0.75, -1.9375, -1.75, 0.9375])]);
         case("Einsum", 12).with("equation", "ii->i").wave(&[3, 3]).gives([f32s(&[3], &[-1.25, 0.25, -1.0])]);
-        case("Einsum", 12).with("equation", "...ij -> ...ji").wave(&[2, 1, 2]).gives([f32s(&[2, 2, 1], &[-1.25, 0.5, -0.5, 1.25])]);
-        case("Einsum", 12).with("equation", "ij,kj").wave(&[2, 2]).wave(&[1, 2]).gives([f32s(&[2, 1], &[1.25, 1.8125])]);
-        case("Einsum", 12).with("equation", "bi,bj,ij->b").wave(&[2, 2]).wave(&[2, 1]).wave(&[2, 1]).gives([f32s(&[2], &[0.34375, -1.32812])]);
+        case("Einsum", 12)
+            .with("equation", "...ij -> ...ji")
+            .wave(&[2, 1, 2])
+            .gives([f32s(&[2, 2, 1], &[-1.25, 0.5, -0.5, 1.25])]);
+        case("Einsum", 12)
+            .with("equation", "ij,kj")
+            .wave(&[2, 2])
+            .wave(&[1, 2])
+            .gives([f32s(&[2, 1], &[1.25, 1.8125])]);
+        case("Einsum", 12)
+            .with("equation", "bi,bj,ij->b")
+            .wave(&[2, 2])
+            .wave(&[2, 1])
+            .wave(&[2, 1])
+            .gives([f32s(&[2], &[0.34375, -1.32812])]);
         case("Einsum", 12).with("equation", "ij->").wave(&[2, 3]).gives([f32s(&[], &[-0.5])]);
     }
 
     #[test]
     fn contradictions_are_errors() {
-        case("Einsum", 12).with("equation", "ij,jk->ik").wave(&[2, 3]).wave(&[2, 2]).fails("is 3 in one input and 2 in another");
+        case("Einsum", 12)
+            .with("equation", "ij,jk->ik")
+            .wave(&[2, 3])
+            .wave(&[2, 2])
+            .fails("is 3 in one input and 2 in another");
         case("Einsum", 12).with("equation", "ij->ik").wave(&[2, 3]).fails("one that no input has");
         case("Einsum", 12).with("equation", "ij,jk").wave(&[2, 3]).fails("is for 2 inputs, there are 1");
         case("Einsum", 12).with("equation", "ijk").wave(&[2, 3]).fails("names 3 axes, its input has 2");

@@ -77,6 +77,7 @@ impl Wide {
             DType::U32 => ints::<u32>(tensor)?,
             DType::U64 => ints::<u64>(tensor)?,
             DType::Bool => Wide::Bool(tensor.to_bools()?),
+            DType::I4 | DType::U4 | DType::I2 | DType::U2 => Wide::Int(unpack(tensor)),
             other => return Err(OpError::unsupported(format!("arithmetic on {other}"))),
         })
     }
@@ -123,6 +124,7 @@ impl Wide {
             (Wide::Int(v), DType::U16) => ints(shape, v, |x| x as u16),
             (Wide::Int(v), DType::U32) => ints(shape, v, |x| x as u32),
             (Wide::Int(v), DType::U64) => ints(shape, v, |x| x as u64),
+            (Wide::Int(v), DType::I4 | DType::U4 | DType::I2 | DType::U2) => pack(&v, dtype, shape),
             (Wide::Bool(v), DType::Bool) => Ok(Tensor::from_bools(shape, &v)?),
             (wide, dtype) => {
                 let class = match wide {
@@ -134,6 +136,27 @@ impl Wide {
             }
         }
     }
+}
+
+/// Two- and four-bit integers, the first of a byte in its lowest bits.
+fn unpack(tensor: &Tensor) -> Vec<i128> {
+    let bits = tensor.dtype().bits();
+    let (per_byte, signed) = (8 / bits, matches!(tensor.dtype(), DType::I4 | DType::I2));
+    let element = |i: usize| {
+        let raw = i128::from(tensor.bytes()[i / per_byte] >> (i % per_byte * bits)) & ((1 << bits) - 1);
+        if signed && raw >> (bits - 1) == 1 { raw - (1 << bits) } else { raw }
+    };
+    (0..tensor.element_count()).map(element).collect()
+}
+
+fn pack(values: &[i128], dtype: DType, shape: Shape) -> Result<Tensor, OpError> {
+    let bits = dtype.bits();
+    let per_byte = 8 / bits;
+    let mut bytes = vec![0u8; values.len().div_ceil(per_byte)];
+    for (i, value) in values.iter().enumerate() {
+        bytes[i / per_byte] |= ((value & ((1 << bits) - 1)) as u8) << (i % per_byte * bits);
+    }
+    Ok(Tensor::from_bytes(dtype, shape, &bytes)?)
 }
 
 /// The shape that NumPy-style broadcasting gives.

@@ -1,6 +1,9 @@
 //! Broadcasting to a given shape.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, broadcast_dims, broadcast_index, broadcast_shape, checked_shape, movement};
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, broadcast_dims, broadcast_index,
+    broadcast_shape, checked_shape, movement,
+};
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Value};
 
@@ -29,10 +32,12 @@ impl Operator for Expand {
         let shape = broadcast_dims(&[x, &target])?;
         let to = TensorFact { dtype: x.dtype, shape: shape.clone(), value: None }.constant_shape();
         match to {
-            Some(to) if to.iter().product::<usize>() <= TensorFact::VALUE_LIMIT => movement::moved_fact(x, shape, |from| {
-                let sources = broadcast_index(from, &to);
-                Ok(movement::Moved { shape: to, sources: Box::new(sources) })
-            }),
+            Some(to) if to.iter().product::<usize>() <= TensorFact::VALUE_LIMIT => {
+                movement::moved_fact(x, shape, |from| {
+                    let sources = broadcast_index(from, &to);
+                    Ok(movement::Moved { shape: to, sources: Box::new(sources) })
+                })
+            }
             _ => Ok(vec![TensorFact { dtype: x.dtype, shape, value: None }.into()]),
         }
     }

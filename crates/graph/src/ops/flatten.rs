@@ -2,7 +2,7 @@
 
 use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, normalize_axis};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{Value};
+use cutover_tensor::Value;
 
 /// `[d₀ · … · d(axis-1), d(axis) · …]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +12,13 @@ pub struct Flatten {
 
 impl Flatten {
     fn split(&self, rank: usize) -> Result<usize, OpError> {
-        if self.axis == rank as i64 { Ok(rank) } else if rank == 0 && self.axis == 0 { Ok(0) } else { normalize_axis(self.axis, rank) }
+        if self.axis == rank as i64 {
+            Ok(rank)
+        } else if rank == 0 && self.axis == 0 {
+            Ok(0)
+        } else {
+            normalize_axis(self.axis, rank)
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! Selection of slices by index.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, checked_shape, movement, normalize_axis};
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, checked_shape, movement,
+    normalize_axis,
+};
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::Value;
 

@@ -1,8 +1,10 @@
 //! Selection of single elements by index.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, gather, movement, normalize_axis};
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, gather, movement, normalize_axis,
+};
 use crate::{Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{Value};
+use cutover_tensor::Value;
 
 /// `y[i₀, …] = x[i₀, …, indices[i₀, …], …]` at `axis`; `y` has the shape of `indices`.
 #[derive(Clone, Debug, PartialEq)]

@@ -117,7 +117,10 @@ impl Gemm {
     /// Both factors as `[m, k]` and `[k, n]`.
     fn plain<T: Copy>(&self, product: &Product, a: Vec<T>, b: Vec<T>) -> (Vec<T>, Vec<T>) {
         let transposed = |from: Vec<T>, rows: usize, columns: usize| -> Vec<T> {
-            (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))).map(|(r, c)| from[c * rows + r]).collect()
+            (0..rows)
+                .flat_map(|row| (0..columns).map(move |column| (row, column)))
+                .map(|(r, c)| from[c * rows + r])
+                .collect()
         };
         (
             if self.transpose_a { transposed(a, product.m, product.k) } else { a },
@@ -132,9 +135,22 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("Gemm", 13).with("transA", 1).with("transB", 1).with("alpha", 0.5f32).with("beta", 2.0f32).wave(&[3, 2]).wave(&[2, 3]).wave(&[2]).gives([f32s(&[2, 2], &[0.53125, -1.28125, 1.0625, -1.0625])]);
+        case("Gemm", 13)
+            .with("transA", 1)
+            .with("transB", 1)
+            .with("alpha", 0.5f32)
+            .with("beta", 2.0f32)
+            .wave(&[3, 2])
+            .wave(&[2, 3])
+            .wave(&[2])
+            .gives([f32s(&[2, 2], &[0.53125, -1.28125, 1.0625, -1.0625])]);
         case("Gemm", 13).wave(&[2, 3]).wave(&[3, 2]).gives([f32s(&[2, 2], &[0.25, -1.9375, -1.3125, 1.375])]);
-        case("Gemm", 7).with("transB", 1).wave(&[1, 3]).wave(&[2, 3]).wave(&[1, 1]).gives([f32s(&[1, 2], &[1.375, 1.6875])]);
+        case("Gemm", 7)
+            .with("transB", 1)
+            .wave(&[1, 3])
+            .wave(&[2, 3])
+            .wave(&[1, 1])
+            .gives([f32s(&[1, 2], &[1.375, 1.6875])]);
         case("Gemm", 13).wave(&[0, 3]).wave(&[3, 2]).wave(&[2]).gives([f32s(&[0, 2], &[])]);
     }
 

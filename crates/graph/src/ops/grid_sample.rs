@@ -77,7 +77,9 @@ impl Operator for GridSample {
                     && !differ(&gs[rank - 1], &Dim::from(rank - 2))
                     && !differ(&gs[0], &xs[0]);
                 if !fits {
-                    return Err(OpError::input(format!("expected [n, c, …] and a grid [n, …, axes], got {x} and {grid}")));
+                    return Err(OpError::input(format!(
+                        "expected [n, c, …] and a grid [n, …, axes], got {x} and {grid}"
+                    )));
                 }
                 let mut shape = xs[..2].to_vec();
                 shape.extend_from_slice(&gs[1..rank - 1]);
@@ -192,10 +194,30 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("GridSample", 20).with("mode", "linear").wave(&[1, 1, 2, 3]).wave(&[1, 2, 2, 2]).gives([f32s(&[1, 1, 2, 2], &[0.25, 0.09375, -0.3125, 0.46875])]);
-        case("GridSample", 20).with("mode", "nearest").with("padding_mode", "border").wave(&[1, 2, 2, 2]).wave(&[1, 1, 3, 2]).gives([f32s(&[1, 2, 1, 3], &[-0.5, 0.5, 0.5, 1.0, -0.75, -0.75])]);
-        case("GridSample", 20).with("mode", "cubic").with("padding_mode", "reflection").with("align_corners", 1).wave(&[1, 1, 3, 3]).wave(&[1, 2, 2, 2]).gives([f32s(&[1, 1, 2, 2], &[0.766388, 0.366245, -0.75, 1.11816])]);
-        case("GridSample", 16).with("mode", "bilinear").with("padding_mode", "reflection").wave(&[1, 1, 2, 2]).wave(&[1, 1, 3, 2]).gives([f32s(&[1, 1, 1, 3], &[-0.5, 0.0625, 0.875])]);
+        case("GridSample", 20)
+            .with("mode", "linear")
+            .wave(&[1, 1, 2, 3])
+            .wave(&[1, 2, 2, 2])
+            .gives([f32s(&[1, 1, 2, 2], &[0.25, 0.09375, -0.3125, 0.46875])]);
+        case("GridSample", 20)
+            .with("mode", "nearest")
+            .with("padding_mode", "border")
+            .wave(&[1, 2, 2, 2])
+            .wave(&[1, 1, 3, 2])
+            .gives([f32s(&[1, 2, 1, 3], &[-0.5, 0.5, 0.5, 1.0, -0.75, -0.75])]);
+        case("GridSample", 20)
+            .with("mode", "cubic")
+            .with("padding_mode", "reflection")
+            .with("align_corners", 1)
+            .wave(&[1, 1, 3, 3])
+            .wave(&[1, 2, 2, 2])
+            .gives([f32s(&[1, 1, 2, 2], &[0.766388, 0.366245, -0.75, 1.11816])]);
+        case("GridSample", 16)
+            .with("mode", "bilinear")
+            .with("padding_mode", "reflection")
+            .wave(&[1, 1, 2, 2])
+            .wave(&[1, 1, 3, 2])
+            .gives([f32s(&[1, 1, 1, 3], &[-0.5, 0.0625, 0.875])]);
     }
 
     #[test]

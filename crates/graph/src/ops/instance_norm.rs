@@ -51,7 +51,9 @@ impl Operator for InstanceNorm {
             let wrong =
                 parameter.shape.as_ref().is_some_and(|p| p.len() != 1 || channels.is_some_and(|c| differ(&p[0], c)));
             if wrong || x.rank().is_some_and(|rank| rank < 2) {
-                return Err(OpError::input(format!("expected [n, c, …] and parameters of [c], got {x} and {parameter}")));
+                return Err(OpError::input(format!(
+                    "expected [n, c, …] and parameters of [c], got {x} and {parameter}"
+                )));
             }
         }
         Ok(vec![TensorFact { value: None, ..x.clone() }.into()])
@@ -96,12 +98,35 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("InstanceNormalization", 7).with("epsilon", 0.01f32).wave(&[2, 2, 3]).wave(&[2]).wave(&[2]).gives([f32s(&[2, 2, 3], &[0.825664, -0.383231, 0.307566, 0.769577, -0.75, -2.26958, -0.357831, 0.25, 0.857831, 0.769577, -0.75, -2.26958])]);
-        case("GroupNormalization", 21).with("num_groups", 2).with("epsilon", 0.01f32).wave(&[1, 4, 3]).wave(&[4]).wave(&[4]).gives([f32s(&[1, 4, 3], &[0.941613, -0.0958066, 0.497005, 1.22604, -0.255991, -1.73802, 1.33802, 1.03756, 0.737092, -0.788723, 0.112675, 1.01407])]);
+        case("InstanceNormalization", 7).with("epsilon", 0.01f32).wave(&[2, 2, 3]).wave(&[2]).wave(&[2]).gives([f32s(
+            &[2, 2, 3],
+            &[
+                0.825664, -0.383231, 0.307566, 0.769577, -0.75, -2.26958, -0.357831, 0.25, 0.857831, 0.769577, -0.75,
+                -2.26958,
+            ],
+        )]);
+        case("GroupNormalization", 21)
+            .with("num_groups", 2)
+            .with("epsilon", 0.01f32)
+            .wave(&[1, 4, 3])
+            .wave(&[4])
+            .wave(&[4])
+            .gives([f32s(
+                &[1, 4, 3],
+                &[
+                    0.941613, -0.0958066, 0.497005, 1.22604, -0.255991, -1.73802, 1.33802, 1.03756, 0.737092,
+                    -0.788723, 0.112675, 1.01407,
+                ],
+            )]);
     }
 
     #[test]
     fn groups_must_divide_the_channels() {
-        case("GroupNormalization", 21).with("num_groups", 2).wave(&[1, 3, 1]).wave(&[3]).wave(&[3]).fails("3 channels do not divide into 2 groups");
+        case("GroupNormalization", 21)
+            .with("num_groups", 2)
+            .wave(&[1, 3, 1])
+            .wave(&[3])
+            .wave(&[3])
+            .fails("3 channels do not divide into 2 groups");
     }
 }

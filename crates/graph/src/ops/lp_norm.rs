@@ -64,7 +64,13 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("LpNormalization", 7).with("axis", 0).with("p", 1).wave(&[2, 2]).gives([f32s(&[2, 2], &[-0.714286, 0.285714, -0.285714, 0.714286])]);
-        case("LpNormalization", 7).wave(&[2, 3]).gives([f32s(&[2, 3], &[-0.870388, 0.348155, -0.348155, 0.845154, 0.169031, -0.507093])]);
+        case("LpNormalization", 7)
+            .with("axis", 0)
+            .with("p", 1)
+            .wave(&[2, 2])
+            .gives([f32s(&[2, 2], &[-0.714286, 0.285714, -0.285714, 0.714286])]);
+        case("LpNormalization", 7)
+            .wave(&[2, 3])
+            .gives([f32s(&[2, 3], &[-0.870388, 0.348155, -0.348155, 0.845154, 0.169031, -0.507093])]);
     }
 }

@@ -46,7 +46,16 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("LpPool", 18).with("kernel_shape", vec![2i64, 2]).with("p", 1).wave(&[1, 1, 3, 3]).gives([f32s(&[1, 1, 2, 2], &[3.25, 2.0, 2.5, 2.0])]);
-        case("LpPool", 18).with("kernel_shape", vec![3i64]).with("strides", vec![2i64]).with("pads", vec![1i64, 1]).wave(&[1, 1, 5]).gives([f32s(&[1, 1, 3], &[1.34629, 1.43614, 1.27475])]);
+        case("LpPool", 18)
+            .with("kernel_shape", vec![2i64, 2])
+            .with("p", 1)
+            .wave(&[1, 1, 3, 3])
+            .gives([f32s(&[1, 1, 2, 2], &[3.25, 2.0, 2.5, 2.0])]);
+        case("LpPool", 18)
+            .with("kernel_shape", vec![3i64])
+            .with("strides", vec![2i64])
+            .with("pads", vec![1i64, 1])
+            .wave(&[1, 1, 5])
+            .gives([f32s(&[1, 1, 3], &[1.34629, 1.43614, 1.27475])]);
     }
 }

@@ -82,7 +82,15 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("MatMulInteger", 10).input(tensor::<u8>(&[2, 2], &[1, 200, 3, 4])).input(tensor::<i8>(&[2, 2], &[5, -6, 7, 8])).input(tensor::<u8>(&[], &[2])).input(tensor::<i8>(&[2], &[1, -1])).gives([tensor::<i32>(&[2, 2], &[1184, 1787, 16, 13])]);
-        case("MatMulInteger", 10).input(tensor::<i8>(&[1, 2], &[1, -128])).input(tensor::<i8>(&[2, 1], &[5, 7])).gives([tensor::<i32>(&[1, 1], &[-891])]);
+        case("MatMulInteger", 10)
+            .input(tensor::<u8>(&[2, 2], &[1, 200, 3, 4]))
+            .input(tensor::<i8>(&[2, 2], &[5, -6, 7, 8]))
+            .input(tensor::<u8>(&[], &[2]))
+            .input(tensor::<i8>(&[2], &[1, -1]))
+            .gives([tensor::<i32>(&[2, 2], &[1184, 1787, 16, 13])]);
+        case("MatMulInteger", 10)
+            .input(tensor::<i8>(&[1, 2], &[1, -128]))
+            .input(tensor::<i8>(&[2, 1], &[5, 7]))
+            .gives([tensor::<i32>(&[1, 1], &[-891])]);
     }
 }

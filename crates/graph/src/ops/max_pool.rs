@@ -62,7 +62,13 @@ impl Operator for MaxPool {
 }
 
 impl MaxPool {
-    fn largest<T: Copy>(&self, geometry: &Geometry, x: &[T], least: T, above: impl Fn(T, T) -> bool) -> (Vec<T>, Vec<i128>) {
+    fn largest<T: Copy>(
+        &self,
+        geometry: &Geometry,
+        x: &[T],
+        least: T,
+        above: impl Fn(T, T) -> bool,
+    ) -> (Vec<T>, Vec<i128>) {
         let mut y = vec![least; geometry.output.element_count()];
         // -1 is no element of the input.
         let mut indices = vec![-1i128; y.len()];
@@ -156,16 +162,47 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("MaxPool", 12).with("kernel_shape", vec![3i64, 3]).with("strides", vec![2i64, 2]).with("pads", vec![1i64, 1, 1, 1]).wave(&[1, 1, 4, 5]).gives([f32s(&[1, 1, 2, 3], &[1.0, 1.25, 1.25, 1.0, 1.0, 1.25]), tensor::<i64>(&[1, 1, 2, 3], &[6, 3, 3, 6, 6, 14])]);
-        case("MaxPool", 12).with("kernel_shape", vec![2i64, 2]).with("strides", vec![2i64, 2]).with("ceil_mode", 1).with("storage_order", 1).wave(&[1, 2, 3, 3]).gives([f32s(&[1, 2, 2, 2], &[1.25, -0.5, 1.0, -1.0, 0.75, 1.25, 0.25, 1.0]), tensor::<i64>(&[1, 2, 2, 2], &[1, 6, 2, 8, 9, 16, 11, 17])]);
-        case("MaxPool", 12).with("kernel_shape", vec![2i64]).with("dilations", vec![3i64]).wave(&[1, 1, 6]).gives([f32s(&[1, 1, 3], &[1.25, 0.5, -0.5])]);
-        case("MaxPool", 12).with("kernel_shape", vec![2i64, 2]).with("auto_pad", "SAME_LOWER").wave(&[1, 1, 2, 3]).gives([f32s(&[1, 1, 2, 3], &[-1.25, 0.5, 0.5, 1.25, 1.25, 0.5])]);
-        case("MaxPool", 12).with("kernel_shape", vec![2i64]).input(tensor::<i8>(&[1, 1, 4], &[-3, 5, -128, -127])).gives([tensor::<i8>(&[1, 1, 3], &[5, 5, -127])]);
+        case("MaxPool", 12)
+            .with("kernel_shape", vec![3i64, 3])
+            .with("strides", vec![2i64, 2])
+            .with("pads", vec![1i64, 1, 1, 1])
+            .wave(&[1, 1, 4, 5])
+            .gives([
+                f32s(&[1, 1, 2, 3], &[1.0, 1.25, 1.25, 1.0, 1.0, 1.25]),
+                tensor::<i64>(&[1, 1, 2, 3], &[6, 3, 3, 6, 6, 14]),
+            ]);
+        case("MaxPool", 12)
+            .with("kernel_shape", vec![2i64, 2])
+            .with("strides", vec![2i64, 2])
+            .with("ceil_mode", 1)
+            .with("storage_order", 1)
+            .wave(&[1, 2, 3, 3])
+            .gives([
+                f32s(&[1, 2, 2, 2], &[1.25, -0.5, 1.0, -1.0, 0.75, 1.25, 0.25, 1.0]),
+                tensor::<i64>(&[1, 2, 2, 2], &[1, 6, 2, 8, 9, 16, 11, 17]),
+            ]);
+        case("MaxPool", 12)
+            .with("kernel_shape", vec![2i64])
+            .with("dilations", vec![3i64])
+            .wave(&[1, 1, 6])
+            .gives([f32s(&[1, 1, 3], &[1.25, 0.5, -0.5])]);
+        case("MaxPool", 12)
+            .with("kernel_shape", vec![2i64, 2])
+            .with("auto_pad", "SAME_LOWER")
+            .wave(&[1, 1, 2, 3])
+            .gives([f32s(&[1, 1, 2, 3], &[-1.25, 0.5, 0.5, 1.25, 1.25, 0.5])]);
+        case("MaxPool", 12)
+            .with("kernel_shape", vec![2i64])
+            .input(tensor::<i8>(&[1, 1, 4], &[-3, 5, -128, -127]))
+            .gives([tensor::<i8>(&[1, 1, 3], &[5, 5, -127])]);
     }
 
     #[test]
     fn a_window_is_required() {
         case("MaxPool", 12).wave(&[1, 1, 4]).fails("'kernel_shape' is missing");
-        case("MaxPool", 12).with("kernel_shape", vec![2i64]).wave(&[1, 1, 4, 4]).fails("kernel_shape is for 1 spatial axes, the input has 2");
+        case("MaxPool", 12)
+            .with("kernel_shape", vec![2i64])
+            .wave(&[1, 1, 4, 4])
+            .fails("kernel_shape is for 1 spatial axes, the input has 2");
     }
 }

@@ -1,8 +1,7 @@
 //! Normalisation to mean 0 and variance 1 over chosen axes.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
-    normalize_axis,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index, normalize_axis,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Shape, Value};
@@ -58,7 +57,19 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("MeanVarianceNormalization", 13).wave(&[2, 2, 1, 3]).gives([f32s(&[2, 2, 1, 3], &[-1.30856, 0.889821, -0.366397, 1.46385, 0.29277, -0.87831, 1.51793, 0.261712, -0.994506, 0.87831, -0.29277, -1.46385])]);
-        case("MeanVarianceNormalization", 13).with("axes", vec![0i64, 2]).wave(&[2, 2, 2, 2]).gives([f32s(&[2, 2, 2, 2], &[-1.26491, 0.199117, 0.632456, 0.995585, -1.26491, -1.26491, 0.632456, 0.632456, -0.632456, 0.464606, 1.26491, -1.65931, -0.632456, -0.632456, 1.26491, 1.26491])]);
+        case("MeanVarianceNormalization", 13).wave(&[2, 2, 1, 3]).gives([f32s(
+            &[2, 2, 1, 3],
+            &[
+                -1.30856, 0.889821, -0.366397, 1.46385, 0.29277, -0.87831, 1.51793, 0.261712, -0.994506, 0.87831,
+                -0.29277, -1.46385,
+            ],
+        )]);
+        case("MeanVarianceNormalization", 13).with("axes", vec![0i64, 2]).wave(&[2, 2, 2, 2]).gives([f32s(
+            &[2, 2, 2, 2],
+            &[
+                -1.26491, 0.199117, 0.632456, 0.995585, -1.26491, -1.26491, 0.632456, 0.632456, -0.632456, 0.464606,
+                1.26491, -1.65931, -0.632456, -0.632456, 1.26491, 1.26491,
+            ],
+        )]);
     }
 }

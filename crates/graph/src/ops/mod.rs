@@ -59,15 +59,31 @@ pub struct Spelling {
     /// Where the operator sees its first input as a matrix: the axis of the `Flatten` written before it; a `Reshape` to the
     /// input's own shape follows it.
     pub coerced_at: Option<i64>,
+    /// The opset of the default domain that has the operator, where that is above [`EXPORT_OPSET`]: the file is then written at
+    /// it. No operator spelled for [`EXPORT_OPSET`] means something else there.
+    pub since: i64,
 }
 
 impl Spelling {
     pub fn new(op_type: &'static str) -> Spelling {
-        Spelling { domain: "", op_type, attributes: Vec::new(), then: Vec::new(), added_input: None, coerced_at: None }
+        Spelling {
+            domain: "",
+            op_type,
+            attributes: Vec::new(),
+            then: Vec::new(),
+            added_input: None,
+            coerced_at: None,
+            since: EXPORT_OPSET,
+        }
     }
 
     pub fn in_domain(mut self, domain: &'static str) -> Spelling {
         self.domain = domain;
+        self
+    }
+
+    pub fn since(mut self, opset: i64) -> Spelling {
+        self.since = opset;
         self
     }
 

@@ -72,6 +72,17 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("QLinearConv", 10).with("pads", vec![1i64, 1]).input(tensor::<u8>(&[1, 1, 4], &[1, 2, 3, 250])).input(f32s(&[], &[0.5])).input(tensor::<u8>(&[], &[2])).input(tensor::<i8>(&[2, 1, 3], &[1, 2, 3, -1, 4, -6])).input(f32s(&[2], &[0.25, 0.5])).input(tensor::<i8>(&[2], &[0, 0])).input(f32s(&[], &[2.0])).input(tensor::<u8>(&[], &[100])).input(tensor::<i32>(&[2], &[10, -20])).gives([tensor::<u8>(&[1, 2, 4], &[100, 101, 147, 132, 97, 97, 0, 221])]);
+        case("QLinearConv", 10)
+            .with("pads", vec![1i64, 1])
+            .input(tensor::<u8>(&[1, 1, 4], &[1, 2, 3, 250]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<u8>(&[], &[2]))
+            .input(tensor::<i8>(&[2, 1, 3], &[1, 2, 3, -1, 4, -6]))
+            .input(f32s(&[2], &[0.25, 0.5]))
+            .input(tensor::<i8>(&[2], &[0, 0]))
+            .input(f32s(&[], &[2.0]))
+            .input(tensor::<u8>(&[], &[100]))
+            .input(tensor::<i32>(&[2], &[10, -20]))
+            .gives([tensor::<u8>(&[1, 2, 4], &[100, 101, 147, 132, 97, 97, 0, 221])]);
     }
 }

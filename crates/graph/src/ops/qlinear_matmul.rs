@@ -41,9 +41,7 @@ impl Operator for QLinearMatMul {
             let values = Wide::floats(tensor)?;
             let sources = match tensor.shape().rank() {
                 0 | 1 => per_side(tensor.shape(), &product.output, side)?,
-                _ if tensor.shape().rank() == product.output.rank() => {
-                    per_side(tensor.shape(), &product.output, side)?
-                }
+                _ if tensor.shape().rank() == product.output.rank() => per_side(tensor.shape(), &product.output, side)?,
                 rank => return Err(OpError::unsupported(format!("scales of {rank} axes"))),
             };
             Ok(sources.map(move |source| values[source]))
@@ -70,6 +68,15 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("QLinearMatMul", 10).input(tensor::<u8>(&[2, 2], &[1, 200, 3, 4])).input(f32s(&[1], &[0.5])).input(tensor::<u8>(&[1], &[2])).input(tensor::<i8>(&[2, 2], &[5, -6, 7, 8])).input(f32s(&[2], &[0.25, 0.75])).input(tensor::<i8>(&[2], &[1, -1])).input(f32s(&[1], &[3.0])).input(tensor::<u8>(&[1], &[90])).gives([tensor::<u8>(&[2, 2], &[139, 255, 91, 92])]);
+        case("QLinearMatMul", 10)
+            .input(tensor::<u8>(&[2, 2], &[1, 200, 3, 4]))
+            .input(f32s(&[1], &[0.5]))
+            .input(tensor::<u8>(&[1], &[2]))
+            .input(tensor::<i8>(&[2, 2], &[5, -6, 7, 8]))
+            .input(f32s(&[2], &[0.25, 0.75]))
+            .input(tensor::<i8>(&[2], &[1, -1]))
+            .input(f32s(&[1], &[3.0]))
+            .input(tensor::<u8>(&[1], &[90]))
+            .gives([tensor::<u8>(&[2, 2], &[139, 255, 91, 92])]);
     }
 }

@@ -1,8 +1,7 @@
 //! Quantization to integers by a scale and a zero point.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, conv::differ,
-    normalize_axis,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, conv::differ, normalize_axis,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Shape, Value};
@@ -223,10 +222,28 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("QuantizeLinear", 13).input(f32s(&[6], &[-1.0, 0.0, 0.5, 1.5, 2.5, 300.0])).input(f32s(&[], &[1.0])).input(tensor::<u8>(&[], &[3])).gives([tensor::<u8>(&[6], &[2, 3, 3, 5, 5, 255])]);
-        case("QuantizeLinear", 13).with("axis", 0).wave(&[2, 3]).input(f32s(&[2], &[0.5, 0.25])).input(tensor::<i8>(&[2], &[1, -2])).gives([tensor::<i8>(&[2, 3], &[-1, 2, 0, 3, -1, -5])]);
-        case("QuantizeLinear", 10).input(f32s(&[3], &[-1.0, 0.3, 2.0])).input(f32s(&[], &[0.1])).gives([tensor::<u8>(&[3], &[0, 3, 20])]);
-        case("QuantizeLinear", 21).with("axis", 1).with("block_size", 2).wave(&[2, 3]).input(f32s(&[2, 2], &[0.5, 0.25, 1.0, 2.0])).input(tensor::<u8>(&[2, 2], &[128, 100, 0, 7])).gives([tensor::<u8>(&[2, 3], &[126, 129, 98, 1, 0, 7])]);
+        case("QuantizeLinear", 13)
+            .input(f32s(&[6], &[-1.0, 0.0, 0.5, 1.5, 2.5, 300.0]))
+            .input(f32s(&[], &[1.0]))
+            .input(tensor::<u8>(&[], &[3]))
+            .gives([tensor::<u8>(&[6], &[2, 3, 3, 5, 5, 255])]);
+        case("QuantizeLinear", 13)
+            .with("axis", 0)
+            .wave(&[2, 3])
+            .input(f32s(&[2], &[0.5, 0.25]))
+            .input(tensor::<i8>(&[2], &[1, -2]))
+            .gives([tensor::<i8>(&[2, 3], &[-1, 2, 0, 3, -1, -5])]);
+        case("QuantizeLinear", 10)
+            .input(f32s(&[3], &[-1.0, 0.3, 2.0]))
+            .input(f32s(&[], &[0.1]))
+            .gives([tensor::<u8>(&[3], &[0, 3, 20])]);
+        case("QuantizeLinear", 21)
+            .with("axis", 1)
+            .with("block_size", 2)
+            .wave(&[2, 3])
+            .input(f32s(&[2, 2], &[0.5, 0.25, 1.0, 2.0]))
+            .input(tensor::<u8>(&[2, 2], &[128, 100, 0, 7]))
+            .gives([tensor::<u8>(&[2, 3], &[126, 129, 98, 1, 0, 7])]);
     }
 
     #[test]

@@ -36,9 +36,10 @@ impl Operator for Range {
             None => context.fresh("count"),
         };
         let count = if count.lower_bound().is_some_and(|b| b >= 0) { count } else { count.maximum(&Dim::Const(0)) };
-        let value = count.as_const().filter(|&n| n <= TensorFact::VALUE_LIMIT as i64).map(|n| {
-            (0..n).map(|i| start.clone() + Dim::Const(i) * delta.clone()).collect()
-        });
+        let value = count
+            .as_const()
+            .filter(|&n| n <= TensorFact::VALUE_LIMIT as i64)
+            .map(|n| (0..n).map(|i| start.clone() + Dim::Const(i) * delta.clone()).collect());
         Ok(vec![TensorFact::new(dtype, [count]).with_value(value).into()])
     }
 

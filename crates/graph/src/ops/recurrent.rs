@@ -180,7 +180,8 @@ impl Operator for Recurrent {
             Some(dims) => Ok([dims[0].clone(), dims[1].clone(), dims[2].clone()]),
             None => Ok(["a", "b", "c"].map(|axis| context.fresh(axis))),
         };
-        let ([x0, x1, features], [_, w_rows, w_columns], [_, r_rows, hidden]) = (matrices(x)?, matrices(w)?, matrices(r)?);
+        let ([x0, x1, features], [_, w_rows, w_columns], [_, r_rows, hidden]) =
+            (matrices(x)?, matrices(w)?, matrices(r)?);
         let gates = Dim::from(self.cell.gates());
         let rows = hidden.clone() * gates;
         let hidden_is_wrong = self.hidden_size.is_some_and(|size| differ(&Dim::from(size), &hidden));
@@ -250,7 +251,8 @@ impl Operator for Recurrent {
         };
         let y = if self.batch_first {
             let order = (0..batch).flat_map(|n| (0..steps).map(move |t| (t, n)));
-            let order = order.flat_map(|(t, n)| (0..directions).map(move |d| ((t * directions + d) * batch + n) * hidden));
+            let order =
+                order.flat_map(|(t, n)| (0..directions).map(move |d| ((t * directions + d) * batch + n) * hidden));
             let values = order.flat_map(|from| y[from..from + hidden].iter().copied()).collect();
             Wide::Float(values).narrow(dtype, [batch, steps, directions, hidden])?
         } else {
@@ -498,18 +500,42 @@ impl CellActivation {
         use CellActivation::*;
         let of = f64::from;
         match self {
-            Relu => if x < 0.0 { 0.0 } else { x },
+            Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
             Tanh => x.tanh(),
             Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Softsign => x / (1.0 + x.abs()),
             // max(x, 0) + log(1 + exp(−|x|)): no overflow.
             Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
             Affine { alpha, beta } => of(alpha) * x + of(beta),
-            LeakyRelu { alpha } => if x < 0.0 { of(alpha) * x } else { x },
-            ThresholdedRelu { alpha } => if x > of(alpha) { x } else { 0.0 },
+            LeakyRelu { alpha } => {
+                if x < 0.0 {
+                    of(alpha) * x
+                } else {
+                    x
+                }
+            }
+            ThresholdedRelu { alpha } => {
+                if x > of(alpha) {
+                    x
+                } else {
+                    0.0
+                }
+            }
             ScaledTanh { alpha, beta } => of(alpha) * (of(beta) * x).tanh(),
             HardSigmoid { alpha, beta } => (of(alpha) * x + of(beta)).clamp(0.0, 1.0),
-            Elu { alpha } => if x < 0.0 { of(alpha) * x.exp_m1() } else { x },
+            Elu { alpha } => {
+                if x < 0.0 {
+                    of(alpha) * x.exp_m1()
+                } else {
+                    x
+                }
+            }
         }
     }
 
@@ -550,28 +576,125 @@ mod tests {
 
     #[test]
     fn lstm_agrees_with_onnx_runtime() {
-        case("LSTM", 14).with("hidden_size", 2).wave(&[2, 1, 2]).wave(&[1, 8, 2]).wave(&[1, 8, 2]).wave(&[1, 16]).gives([f32s(&[2, 1, 1, 2], &[-0.00844108, 0.222198, 0.0728865, 0.173978]), f32s(&[1, 1, 2], &[0.0728865, 0.173978]), f32s(&[1, 1, 2], &[0.781108, 0.185538])]);
-        case("LSTM", 14).with("hidden_size", 1).with("direction", "bidirectional").with("clip", 0.5f32).wave(&[3, 2, 1]).wave(&[2, 4, 1]).wave(&[2, 4, 1]).wave(&[2, 8]).input(tensor::<i32>(&[2], &[3, 1])).wave(&[2, 2, 1]).wave(&[2, 2, 1]).wave(&[2, 3]).gives([f32s(&[3, 2, 2, 1], &[0.167391, -0.131272, 0.0115888, 0.137603, 0.16468, 0.0, 0.125002, 0.0, 0.080073, 0.0, 0.235682, 0.0]), f32s(&[2, 2, 1], &[0.080073, -0.131272, 0.0115888, 0.137603]), f32s(&[2, 2, 1], &[0.21536, -0.237559, 0.0307052, 0.382034])]);
-        case("LSTM", 14).with("hidden_size", 1).with("direction", "reverse").with("input_forget", 1).with("activations", vec!["HardSigmoid".to_string(), "LeakyRelu".to_string(), "Softsign".to_string()]).with("activation_alpha", vec![0.3f32, 0.1f32]).with("activation_beta", vec![0.4f32]).wave(&[2, 1, 1]).wave(&[1, 4, 1]).wave(&[1, 4, 1]).gives([f32s(&[2, 1, 1, 1], &[0.0, -0.00707394]), f32s(&[1, 1, 1], &[0.0]), f32s(&[1, 1, 1], &[0.54525])]);
+        case("LSTM", 14)
+            .with("hidden_size", 2)
+            .wave(&[2, 1, 2])
+            .wave(&[1, 8, 2])
+            .wave(&[1, 8, 2])
+            .wave(&[1, 16])
+            .gives([
+                f32s(&[2, 1, 1, 2], &[-0.00844108, 0.222198, 0.0728865, 0.173978]),
+                f32s(&[1, 1, 2], &[0.0728865, 0.173978]),
+                f32s(&[1, 1, 2], &[0.781108, 0.185538]),
+            ]);
+        case("LSTM", 14)
+            .with("hidden_size", 1)
+            .with("direction", "bidirectional")
+            .with("clip", 0.5f32)
+            .wave(&[3, 2, 1])
+            .wave(&[2, 4, 1])
+            .wave(&[2, 4, 1])
+            .wave(&[2, 8])
+            .input(tensor::<i32>(&[2], &[3, 1]))
+            .wave(&[2, 2, 1])
+            .wave(&[2, 2, 1])
+            .wave(&[2, 3])
+            .gives([
+                f32s(
+                    &[3, 2, 2, 1],
+                    &[
+                        0.167391, -0.131272, 0.0115888, 0.137603, 0.16468, 0.0, 0.125002, 0.0, 0.080073, 0.0, 0.235682,
+                        0.0,
+                    ],
+                ),
+                f32s(&[2, 2, 1], &[0.080073, -0.131272, 0.0115888, 0.137603]),
+                f32s(&[2, 2, 1], &[0.21536, -0.237559, 0.0307052, 0.382034]),
+            ]);
+        case("LSTM", 14)
+            .with("hidden_size", 1)
+            .with("direction", "reverse")
+            .with("input_forget", 1)
+            .with("activations", vec!["HardSigmoid".to_string(), "LeakyRelu".to_string(), "Softsign".to_string()])
+            .with("activation_alpha", vec![0.3f32, 0.1f32])
+            .with("activation_beta", vec![0.4f32])
+            .wave(&[2, 1, 1])
+            .wave(&[1, 4, 1])
+            .wave(&[1, 4, 1])
+            .gives([f32s(&[2, 1, 1, 1], &[0.0, -0.00707394]), f32s(&[1, 1, 1], &[0.0]), f32s(&[1, 1, 1], &[0.54525])]);
     }
 
     #[test]
     fn gru_agrees_with_onnx_runtime() {
-        case("GRU", 14).with("hidden_size", 2).wave(&[2, 1, 2]).wave(&[1, 6, 2]).wave(&[1, 6, 2]).wave(&[1, 12]).gives([f32s(&[2, 1, 1, 2], &[-0.0519693, -0.620162, -0.0728346, -0.820814]), f32s(&[1, 1, 2], &[-0.0728346, -0.820814])]);
-        case("GRU", 14).with("hidden_size", 1).with("linear_before_reset", 1).with("direction", "bidirectional").wave(&[3, 2, 1]).wave(&[2, 3, 1]).wave(&[2, 3, 1]).wave(&[2, 6]).input(tensor::<i32>(&[2], &[2, 3])).wave(&[2, 2, 1]).gives([f32s(&[3, 2, 2, 1], &[-0.309939, -1.19, 0.635813, 0.620865, -0.389121, -1.13031, 0.593426, 0.418245, 0.0, -1.10902, 0.0, -0.207913]), f32s(&[2, 2, 1], &[-0.389121, -1.10902, 0.635813, 0.620865])]);
+        case("GRU", 14).with("hidden_size", 2).wave(&[2, 1, 2]).wave(&[1, 6, 2]).wave(&[1, 6, 2]).wave(&[1, 12]).gives(
+            [
+                f32s(&[2, 1, 1, 2], &[-0.0519693, -0.620162, -0.0728346, -0.820814]),
+                f32s(&[1, 1, 2], &[-0.0728346, -0.820814]),
+            ],
+        );
+        case("GRU", 14)
+            .with("hidden_size", 1)
+            .with("linear_before_reset", 1)
+            .with("direction", "bidirectional")
+            .wave(&[3, 2, 1])
+            .wave(&[2, 3, 1])
+            .wave(&[2, 3, 1])
+            .wave(&[2, 6])
+            .input(tensor::<i32>(&[2], &[2, 3]))
+            .wave(&[2, 2, 1])
+            .gives([
+                f32s(
+                    &[3, 2, 2, 1],
+                    &[
+                        -0.309939, -1.19, 0.635813, 0.620865, -0.389121, -1.13031, 0.593426, 0.418245, 0.0, -1.10902,
+                        0.0, -0.207913,
+                    ],
+                ),
+                f32s(&[2, 2, 1], &[-0.389121, -1.10902, 0.635813, 0.620865]),
+            ]);
     }
 
     #[test]
     fn rnn_agrees_with_onnx_runtime() {
-        case("RNN", 14).with("hidden_size", 2).with("direction", "reverse").wave(&[2, 2, 1]).wave(&[1, 2, 1]).wave(&[1, 2, 2]).wave(&[1, 4]).omitted().wave(&[1, 2, 2]).gives([f32s(&[2, 1, 2, 2], &[0.726176, -0.00319898, -0.772177, 0.848465, 0.809301, -0.124353, -0.124353, 0.992813]), f32s(&[1, 2, 2], &[0.726176, -0.00319898, -0.772177, 0.848465])]);
-        case("RNN", 14).with("hidden_size", 1).with("activations", vec!["Affine".to_string()]).with("activation_alpha", vec![0.5f32]).with("activation_beta", vec![0.25f32]).with("clip", 1.0f32).wave(&[2, 1, 2]).wave(&[1, 1, 2]).wave(&[1, 1, 1]).gives([f32s(&[2, 1, 1, 1], &[0.75, 0.75]), f32s(&[1, 1, 1], &[0.75])]);
+        case("RNN", 14)
+            .with("hidden_size", 2)
+            .with("direction", "reverse")
+            .wave(&[2, 2, 1])
+            .wave(&[1, 2, 1])
+            .wave(&[1, 2, 2])
+            .wave(&[1, 4])
+            .omitted()
+            .wave(&[1, 2, 2])
+            .gives([
+                f32s(
+                    &[2, 1, 2, 2],
+                    &[0.726176, -0.00319898, -0.772177, 0.848465, 0.809301, -0.124353, -0.124353, 0.992813],
+                ),
+                f32s(&[1, 2, 2], &[0.726176, -0.00319898, -0.772177, 0.848465]),
+            ]);
+        case("RNN", 14)
+            .with("hidden_size", 1)
+            .with("activations", vec!["Affine".to_string()])
+            .with("activation_alpha", vec![0.5f32])
+            .with("activation_beta", vec![0.25f32])
+            .with("clip", 1.0f32)
+            .wave(&[2, 1, 2])
+            .wave(&[1, 1, 2])
+            .wave(&[1, 1, 1])
+            .gives([f32s(&[2, 1, 1, 1], &[0.75, 0.75]), f32s(&[1, 1, 1], &[0.75])]);
     }
 
     #[test]
     fn a_batch_first_layer_is_the_transposed_one() {
         let weights = || (wave(&[2, 8, 2], 1), wave(&[2, 8, 2], 2), wave(&[2, 2, 2], 5));
         let (w, r, h) = weights();
-        let time_first = Recurrent { cell: Cell::Lstm { coupled: false }, direction: Direction::Bidirectional, hidden_size: None, activations: Cell::Lstm { coupled: false }.default_activations().repeat(2), clip: None, batch_first: false };
+        let time_first = Recurrent {
+            cell: Cell::Lstm { coupled: false },
+            direction: Direction::Bidirectional,
+            hidden_size: None,
+            activations: Cell::Lstm { coupled: false }.default_activations().repeat(2),
+            clip: None,
+            batch_first: false,
+        };
         let batch_first = Recurrent { batch_first: true, ..time_first.clone() };
         let swap = |t: &Tensor| {
             let (a, b, rest) = (t.shape()[0], t.shape()[1], t.shape()[2..].iter().product::<usize>());
@@ -580,20 +703,42 @@ mod tests {
             crate::ops::select(t, shape, order).unwrap()
         };
         let x = wave(&[3, 2, 2], 0);
-        let expected = run(&time_first.into(), &[Some(x.clone()), Some(w.clone()), Some(r.clone()), None, None, Some(h.clone())], 3).unwrap();
+        let expected = run(
+            &time_first.into(),
+            &[Some(x.clone()), Some(w.clone()), Some(r.clone()), None, None, Some(h.clone())],
+            3,
+        )
+        .unwrap();
         let got = run(&batch_first.into(), &[Some(swap(&x)), Some(w), Some(r), None, None, Some(swap(&h))], 3).unwrap();
         let tensors = |values: &[Value]| values.iter().map(|v| v.as_tensor().unwrap().clone()).collect::<Vec<_>>();
         let (got, expected) = (tensors(&got), tensors(&expected));
         assert_eq!([&swap(&got[1]), &swap(&got[2])], [&expected[1], &expected[2]]);
         // [n, t, d, h] to [t, d, n, h].
-        let order = (0..3).flat_map(|t| (0..2).flat_map(move |d| (0..2).flat_map(move |n| (0..2).map(move |h| ((n * 3 + t) * 2 + d) * 2 + h))));
+        let order = (0..3).flat_map(|t| {
+            (0..2).flat_map(move |d| (0..2).flat_map(move |n| (0..2).map(move |h| ((n * 3 + t) * 2 + d) * 2 + h)))
+        });
         assert_eq!(crate::ops::select(&got[0], [3, 2, 2, 2], order).unwrap(), expected[0]);
     }
 
     #[test]
     fn contradictions_are_errors() {
-        case("LSTM", 14).wave(&[2, 1, 2]).wave(&[1, 8, 2]).wave(&[1, 8, 3]).fails("don't fit 4 gates and hidden size 3");
-        case("GRU", 14).with("direction", "sideways").wave(&[2, 1, 2]).wave(&[1, 6, 2]).wave(&[1, 6, 2]).fails("direction 'sideways'");
-        case("RNN", 14).wave(&[2, 1, 2]).wave(&[1, 2, 2]).wave(&[1, 2, 2]).omitted().input(tensor::<i32>(&[1], &[3])).fails("numbers up to 2");
+        case("LSTM", 14)
+            .wave(&[2, 1, 2])
+            .wave(&[1, 8, 2])
+            .wave(&[1, 8, 3])
+            .fails("don't fit 4 gates and hidden size 3");
+        case("GRU", 14)
+            .with("direction", "sideways")
+            .wave(&[2, 1, 2])
+            .wave(&[1, 6, 2])
+            .wave(&[1, 6, 2])
+            .fails("direction 'sideways'");
+        case("RNN", 14)
+            .wave(&[2, 1, 2])
+            .wave(&[1, 2, 2])
+            .wave(&[1, 2, 2])
+            .omitted()
+            .input(tensor::<i32>(&[1], &[3]))
+            .fails("numbers up to 2");
     }
 }

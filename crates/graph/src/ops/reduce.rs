@@ -251,27 +251,62 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("ReduceSum", 13).with("keepdims", 0).wave(&[2, 3]).input(tensor::<i64>(&[1], &[-1])).gives([f32s(&[2], &[-1.25, 0.75])]);
-        case("ReduceMean", 18).wave(&[2, 3, 2]).input(tensor::<i64>(&[2], &[0, 2])).gives([f32s(&[1, 3, 1], &[0.0625, 0.125, -0.5])]);
+        case("ReduceSum", 13)
+            .with("keepdims", 0)
+            .wave(&[2, 3])
+            .input(tensor::<i64>(&[1], &[-1]))
+            .gives([f32s(&[2], &[-1.25, 0.75])]);
+        case("ReduceMean", 18)
+            .wave(&[2, 3, 2])
+            .input(tensor::<i64>(&[2], &[0, 2]))
+            .gives([f32s(&[1, 3, 1], &[0.0625, 0.125, -0.5])]);
         case("ReduceMax", 13).with("axes", vec![1i64]).wave(&[2, 3]).gives([f32s(&[2, 1], &[0.5, 1.25])]);
         case("ReduceMin", 18).with("keepdims", 0).wave(&[2, 3]).gives([f32s(&[], &[-1.25])]);
-        case("ReduceProd", 13).with("axes", vec![0i64]).with("keepdims", 0).wave(&[2, 3]).gives([f32s(&[3], &[-1.5625, 0.125, 0.375])]);
+        case("ReduceProd", 13)
+            .with("axes", vec![0i64])
+            .with("keepdims", 0)
+            .wave(&[2, 3])
+            .gives([f32s(&[3], &[-1.5625, 0.125, 0.375])]);
         case("ReduceL1", 18).wave(&[2, 2]).gives([f32s(&[1, 1], &[3.5])]);
         case("ReduceL2", 18).wave(&[2, 2]).input(tensor::<i64>(&[1], &[1])).gives([f32s(&[2, 1], &[1.34629, 1.34629])]);
         case("ReduceLogSum", 18).input(f32s(&[3], &[1.0, 2.0, 4.0])).gives([f32s(&[1], &[1.94591])]);
         case("ReduceLogSumExp", 18).input(f32s(&[3], &[100.0, 101.0, 0.0])).gives([f32s(&[1], &[101.313])]);
-        case("ReduceSumSquare", 18).with("noop_with_empty_axes", 1).wave(&[2, 2]).input(tensor::<i64>(&[1], &[0])).gives([f32s(&[1, 2], &[1.8125, 1.8125])]);
-        case("ReduceSum", 13).with("noop_with_empty_axes", 1).wave(&[2, 2]).gives([f32s(&[2, 2], &[-1.25, 0.5, -0.5, 1.25])]);
-        case("ReduceSum", 11).with("axes", vec![-2i64]).input(tensor::<i32>(&[2, 2], &[1, 2, 3, 4])).gives([tensor::<i32>(&[1, 2], &[4, 6])]);
-        case("ReduceMax", 20).input(f32s(&[0, 2], &[])).input(tensor::<i64>(&[1], &[0])).gives([f32s(&[1, 2], &[f32::NEG_INFINITY, f32::NEG_INFINITY])]);
-        case("ReduceProd", 18).input(f32s(&[0, 2], &[])).input(tensor::<i64>(&[1], &[0])).gives([f32s(&[1, 2], &[1.0, 1.0])]);
-        case("ReduceSum", 13).input(f32s(&[2, 0], &[])).input(tensor::<i64>(&[1], &[1])).gives([f32s(&[2, 1], &[0.0, 0.0])]);
+        case("ReduceSumSquare", 18)
+            .with("noop_with_empty_axes", 1)
+            .wave(&[2, 2])
+            .input(tensor::<i64>(&[1], &[0]))
+            .gives([f32s(&[1, 2], &[1.8125, 1.8125])]);
+        case("ReduceSum", 13)
+            .with("noop_with_empty_axes", 1)
+            .wave(&[2, 2])
+            .gives([f32s(&[2, 2], &[-1.25, 0.5, -0.5, 1.25])]);
+        case("ReduceSum", 11).with("axes", vec![-2i64]).input(tensor::<i32>(&[2, 2], &[1, 2, 3, 4])).gives([tensor::<
+            i32,
+        >(
+            &[1, 2],
+            &[4, 6],
+        )]);
+        case("ReduceMax", 20)
+            .input(f32s(&[0, 2], &[]))
+            .input(tensor::<i64>(&[1], &[0]))
+            .gives([f32s(&[1, 2], &[f32::NEG_INFINITY, f32::NEG_INFINITY])]);
+        case("ReduceProd", 18)
+            .input(f32s(&[0, 2], &[]))
+            .input(tensor::<i64>(&[1], &[0]))
+            .gives([f32s(&[1, 2], &[1.0, 1.0])]);
+        case("ReduceSum", 13)
+            .input(f32s(&[2, 0], &[]))
+            .input(tensor::<i64>(&[1], &[1]))
+            .gives([f32s(&[2, 1], &[0.0, 0.0])]);
     }
 
     #[test]
     fn axes_outside_are_errors() {
         case("ReduceSum", 13).wave(&[2, 3]).input(tensor::<i64>(&[1], &[2])).fails("axis 2 of a tensor of rank 2");
-        case("ReduceSum", 13).with("axes", vec![0i64]).wave(&[2, 3]).fails("has attribute 'axes', which opset 13 does not define");
+        case("ReduceSum", 13)
+            .with("axes", vec![0i64])
+            .wave(&[2, 3])
+            .fails("has attribute 'axes', which opset 13 does not define");
     }
 
     #[test]
@@ -280,7 +315,8 @@ mod tests {
         let list = TensorFact::new(DType::I64, vec![3.into()]).with_value(Some(dims));
         for (function, expected) in [(ReduceFunction::Sum, "2*N + 3"), (ReduceFunction::Prod, "3*N*N")] {
             let reduce = Reduce { function, keep_dims: false, noop_with_empty_axes: false };
-            let facts = reduce.infer(Facts(&[Some(&list.clone().into())]), &InferContext { node: "n", outputs: 1 }).unwrap();
+            let facts =
+                reduce.infer(Facts(&[Some(&list.clone().into())]), &InferContext { node: "n", outputs: 1 }).unwrap();
             let value = facts[0].tensor().unwrap().value.clone().unwrap();
             assert_eq!(value[0].to_string(), expected);
         }

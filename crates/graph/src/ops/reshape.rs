@@ -32,7 +32,9 @@ impl Operator for Reshape {
         let mut open = None;
         for (at, dim) in spelled.iter().enumerate() {
             match dim.as_const() {
-                Some(-1) if open.replace(at).is_some() => return Err(OpError::input("-1 is there twice in the new shape")),
+                Some(-1) if open.replace(at).is_some() => {
+                    return Err(OpError::input("-1 is there twice in the new shape"));
+                }
                 Some(-1) => dims.push(Dim::Const(1)),
                 Some(0) if !self.allow_zero => match &x.shape {
                     Some(shape) => dims.push(shape.get(at).cloned().ok_or_else(|| {
@@ -51,7 +53,8 @@ impl Operator for Reshape {
                 (Some(count), Some(known)) => (known != 0 && count % known == 0).then(|| Dim::Const(count / known)),
                 _ => count.exact_div(&known),
             });
-            if let (None, Some(count), Some(known)) = (&rest, count.as_ref().and_then(Dim::as_const), known.as_const()) {
+            if let (None, Some(count), Some(known)) = (&rest, count.as_ref().and_then(Dim::as_const), known.as_const())
+            {
                 return Err(OpError::input(format!("{count} elements do not divide by {known}")));
             }
             dims[at] = rest.unwrap_or_else(|| context.fresh(&format!("dim{at}")));

@@ -133,7 +133,8 @@ impl Operator for Resize {
             (None, None) => return Err(OpError::input("has neither scales nor sizes")),
             (Some(_), Some(_)) => return Err(OpError::input("has both scales and sizes")),
         };
-        if list.shape.as_ref().is_some_and(|s| s.len() != 1 || s[0].as_const().is_some_and(|n| n != axes.len() as i64)) {
+        if list.shape.as_ref().is_some_and(|s| s.len() != 1 || s[0].as_const().is_some_and(|n| n != axes.len() as i64))
+        {
             return Err(OpError::input(format!("expected an element for each of {} axes, got {list}", axes.len())));
         }
         let mut shape = dims.clone();
@@ -202,7 +203,8 @@ impl Resize {
         };
         if node.op_type == "Upsample" && node.opset < 9 {
             node.expect_inputs(1..=1)?;
-            let scales = node.optional_floats("scales")?.ok_or_else(|| node.corrupt("attribute 'scales' is missing"))?;
+            let scales =
+                node.optional_floats("scales")?.ok_or_else(|| node.corrupt("attribute 'scales' is missing"))?;
             let tensor = Tensor::from_vec([scales.len()], scales).expect("as many as there are");
             node.push_constant(SCALES, tensor);
         } else {
@@ -240,7 +242,9 @@ impl Resize {
                     let values = Wide::floats(tensor)?;
                     match values.len() == len {
                         true => Ok(Some(values)),
-                        false => Err(OpError::input(format!("input {index} must have {len} elements, has {}", values.len()))),
+                        false => {
+                            Err(OpError::input(format!("input {index} must have {len} elements, has {}", values.len())))
+                        }
                     }
                 }
                 _ => Ok(None),
@@ -306,9 +310,19 @@ impl Resize {
                 let adjustment = output / (axis.scale * input);
                 input / 2.0 * (1.0 - adjustment) + half_pixel
             }
-            CoordinateMode::PytorchHalfPixel => if axis.output > 1 { half_pixel } else { 0.0 },
+            CoordinateMode::PytorchHalfPixel => {
+                if axis.output > 1 {
+                    half_pixel
+                } else {
+                    0.0
+                }
+            }
             CoordinateMode::AlignCorners => {
-                if axis.output > 1 { x * (input - 1.0) / (output - 1.0) } else { 0.0 }
+                if axis.output > 1 {
+                    x * (input - 1.0) / (output - 1.0)
+                } else {
+                    0.0
+                }
             }
             CoordinateMode::Asymmetric => x / axis.scale,
             CoordinateMode::TfHalfPixelForNearest => (x + 0.5) / axis.scale,
@@ -386,8 +400,7 @@ impl Resize {
     fn taps(&self, axis: &ResampledAxis, index: usize) -> Taps {
         let coordinate = self.coordinate(axis, index);
         let last = axis.input as f64 - 1.0;
-        let outside =
-            self.coordinates == CoordinateMode::TfCropAndResize && !(0.0..=last).contains(&coordinate);
+        let outside = self.coordinates == CoordinateMode::TfCropAndResize && !(0.0..=last).contains(&coordinate);
         if self.mode == ResizeMode::Nearest {
             return Taps { weights: vec![(self.nearest_index(axis, coordinate), 1.0)], outside };
         }
@@ -420,7 +433,6 @@ impl Resize {
     }
 }
 
-
 /// Keys' cubic convolution kernel.
 pub(super) fn cubic(x: f64, a: f64) -> f64 {
     match x {
@@ -436,24 +448,114 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
-        case("Resize", 13).with("mode", "nearest").wave(&[1, 1, 2, 2]).omitted().input(f32s(&[4], &[1.0, 1.0, 2.0, 1.5])).gives([f32s(&[1, 1, 4, 3], &[-1.25, -1.25, 0.5, -1.25, -1.25, 0.5, -0.5, -0.5, 1.25, -0.5, -0.5, 1.25])]);
-        case("Resize", 13).with("mode", "nearest").with("nearest_mode", "ceil").with("coordinate_transformation_mode", "asymmetric").wave(&[1, 1, 3]).omitted().omitted().input(tensor::<i64>(&[3], &[1, 1, 5])).gives([f32s(&[1, 1, 5], &[-1.25, 0.5, -0.5, -0.5, -0.5])]);
-        case("Resize", 13).with("mode", "linear").wave(&[1, 1, 2, 2]).omitted().input(f32s(&[4], &[1.0, 1.0, 2.0, 2.0])).gives([f32s(&[1, 1, 4, 4], &[-1.25, -0.8125, 0.0625, 0.5, -1.0625, -0.625, 0.25, 0.6875, -0.6875, -0.25, 0.625, 1.0625, -0.5, -0.0625, 0.8125, 1.25])]);
-        case("Resize", 11).with("mode", "linear").with("coordinate_transformation_mode", "align_corners").wave(&[1, 1, 2, 3]).input(f32s(&[0], &[])).input(f32s(&[0], &[])).input(tensor::<i64>(&[4], &[1, 1, 3, 2])).gives([f32s(&[1, 1, 3, 2], &[-1.25, -0.5, 0.0, -0.625, 1.25, -0.75])]);
-        case("Resize", 13).with("mode", "cubic").with("coordinate_transformation_mode", "pytorch_half_pixel").with("exclude_outside", 1).wave(&[1, 1, 3, 3]).omitted().omitted().input(tensor::<i64>(&[4], &[1, 1, 2, 4])).gives([f32s(&[1, 1, 2, 4], &[-0.824775, 0.0853333, 0.179086, -0.623439, 1.2179, 0.581238, -0.468705, -1.03687])]);
-        case("Resize", 18).with("mode", "linear").with("antialias", 1).wave(&[1, 1, 4, 4]).omitted().omitted().input(tensor::<i64>(&[4], &[1, 1, 2, 3])).gives([f32s(&[1, 1, 2, 3], &[-0.460227, 0.078125, 0.366477, -0.0852273, 0.296875, -0.0710227])]);
-        case("Resize", 18).with("mode", "cubic").with("antialias", 1).wave(&[1, 1, 5, 4]).omitted().input(f32s(&[4], &[1.0, 1.0, 0.5, 0.5])).gives([f32s(&[1, 1, 2, 2], &[-0.338442, 0.322748, 0.0646095, -0.0128517])]);
-        case("Resize", 13).with("mode", "linear").with("coordinate_transformation_mode", "tf_crop_and_resize").with("extrapolation_value", 9.0f32).wave(&[1, 1, 2, 3]).input(f32s(&[8], &[0.0, 0.0, 0.2, 0.0, 1.0, 1.0, 1.4, 1.0])).omitted().input(tensor::<i64>(&[4], &[1, 1, 3, 2])).gives([f32s(&[1, 1, 3, 2], &[-0.75, -0.55, 0.75, -0.7, 9.0, 9.0])]);
-        case("Resize", 18).with("axes", vec![2i64, 3]).with("keep_aspect_ratio_policy", "not_larger").wave(&[1, 1, 2, 4]).omitted().omitted().input(tensor::<i64>(&[2], &[3, 8])).gives([f32s(&[1, 1, 3, 6], &[-1.25, -1.25, 0.5, -0.5, -0.5, 1.25, -1.25, -1.25, 0.5, -0.5, -0.5, 1.25, 0.25, 0.25, -0.75, 1.0, 1.0, 0.0])]);
-        case("Upsample", 7).with("scales", vec![1.0f32, 1.0f32, 2.0f32, 2.0f32]).wave(&[1, 1, 1, 2]).gives([f32s(&[1, 1, 2, 4], &[-1.25, -1.25, 0.5, 0.5, -1.25, -1.25, 0.5, 0.5])]);
-        case("Upsample", 9).with("mode", "linear").wave(&[1, 1, 2, 2]).input(f32s(&[4], &[1.0, 1.0, 1.0, 2.0])).gives([f32s(&[1, 1, 2, 4], &[-1.25, -0.375, 0.5, 0.5, -0.5, 0.375, 1.25, 1.25])]);
-        case("Resize", 10).wave(&[1, 1, 1, 3]).input(f32s(&[4], &[1.0, 1.0, 1.0, 0.6])).gives([f32s(&[1, 1, 1, 1], &[-1.25])]);
+        case("Resize", 13)
+            .with("mode", "nearest")
+            .wave(&[1, 1, 2, 2])
+            .omitted()
+            .input(f32s(&[4], &[1.0, 1.0, 2.0, 1.5]))
+            .gives([f32s(&[1, 1, 4, 3], &[-1.25, -1.25, 0.5, -1.25, -1.25, 0.5, -0.5, -0.5, 1.25, -0.5, -0.5, 1.25])]);
+        case("Resize", 13)
+            .with("mode", "nearest")
+            .with("nearest_mode", "ceil")
+            .with("coordinate_transformation_mode", "asymmetric")
+            .wave(&[1, 1, 3])
+            .omitted()
+            .omitted()
+            .input(tensor::<i64>(&[3], &[1, 1, 5]))
+            .gives([f32s(&[1, 1, 5], &[-1.25, 0.5, -0.5, -0.5, -0.5])]);
+        case("Resize", 13)
+            .with("mode", "linear")
+            .wave(&[1, 1, 2, 2])
+            .omitted()
+            .input(f32s(&[4], &[1.0, 1.0, 2.0, 2.0]))
+            .gives([f32s(
+                &[1, 1, 4, 4],
+                &[
+                    -1.25, -0.8125, 0.0625, 0.5, -1.0625, -0.625, 0.25, 0.6875, -0.6875, -0.25, 0.625, 1.0625, -0.5,
+                    -0.0625, 0.8125, 1.25,
+                ],
+            )]);
+        case("Resize", 11)
+            .with("mode", "linear")
+            .with("coordinate_transformation_mode", "align_corners")
+            .wave(&[1, 1, 2, 3])
+            .input(f32s(&[0], &[]))
+            .input(f32s(&[0], &[]))
+            .input(tensor::<i64>(&[4], &[1, 1, 3, 2]))
+            .gives([f32s(&[1, 1, 3, 2], &[-1.25, -0.5, 0.0, -0.625, 1.25, -0.75])]);
+        case("Resize", 13)
+            .with("mode", "cubic")
+            .with("coordinate_transformation_mode", "pytorch_half_pixel")
+            .with("exclude_outside", 1)
+            .wave(&[1, 1, 3, 3])
+            .omitted()
+            .omitted()
+            .input(tensor::<i64>(&[4], &[1, 1, 2, 4]))
+            .gives([f32s(
+                &[1, 1, 2, 4],
+                &[-0.824775, 0.0853333, 0.179086, -0.623439, 1.2179, 0.581238, -0.468705, -1.03687],
+            )]);
+        case("Resize", 18)
+            .with("mode", "linear")
+            .with("antialias", 1)
+            .wave(&[1, 1, 4, 4])
+            .omitted()
+            .omitted()
+            .input(tensor::<i64>(&[4], &[1, 1, 2, 3]))
+            .gives([f32s(&[1, 1, 2, 3], &[-0.460227, 0.078125, 0.366477, -0.0852273, 0.296875, -0.0710227])]);
+        case("Resize", 18)
+            .with("mode", "cubic")
+            .with("antialias", 1)
+            .wave(&[1, 1, 5, 4])
+            .omitted()
+            .input(f32s(&[4], &[1.0, 1.0, 0.5, 0.5]))
+            .gives([f32s(&[1, 1, 2, 2], &[-0.338442, 0.322748, 0.0646095, -0.0128517])]);
+        case("Resize", 13)
+            .with("mode", "linear")
+            .with("coordinate_transformation_mode", "tf_crop_and_resize")
+            .with("extrapolation_value", 9.0f32)
+            .wave(&[1, 1, 2, 3])
+            .input(f32s(&[8], &[0.0, 0.0, 0.2, 0.0, 1.0, 1.0, 1.4, 1.0]))
+            .omitted()
+            .input(tensor::<i64>(&[4], &[1, 1, 3, 2]))
+            .gives([f32s(&[1, 1, 3, 2], &[-0.75, -0.55, 0.75, -0.7, 9.0, 9.0])]);
+        case("Resize", 18)
+            .with("axes", vec![2i64, 3])
+            .with("keep_aspect_ratio_policy", "not_larger")
+            .wave(&[1, 1, 2, 4])
+            .omitted()
+            .omitted()
+            .input(tensor::<i64>(&[2], &[3, 8]))
+            .gives([f32s(
+                &[1, 1, 3, 6],
+                &[
+                    -1.25, -1.25, 0.5, -0.5, -0.5, 1.25, -1.25, -1.25, 0.5, -0.5, -0.5, 1.25, 0.25, 0.25, -0.75, 1.0,
+                    1.0, 0.0,
+                ],
+            )]);
+        case("Upsample", 7)
+            .with("scales", vec![1.0f32, 1.0f32, 2.0f32, 2.0f32])
+            .wave(&[1, 1, 1, 2])
+            .gives([f32s(&[1, 1, 2, 4], &[-1.25, -1.25, 0.5, 0.5, -1.25, -1.25, 0.5, 0.5])]);
+        case("Upsample", 9)
+            .with("mode", "linear")
+            .wave(&[1, 1, 2, 2])
+            .input(f32s(&[4], &[1.0, 1.0, 1.0, 2.0]))
+            .gives([f32s(&[1, 1, 2, 4], &[-1.25, -0.375, 0.5, 0.5, -0.5, 0.375, 1.25, 1.25])]);
+        case("Resize", 10)
+            .wave(&[1, 1, 1, 3])
+            .input(f32s(&[4], &[1.0, 1.0, 1.0, 0.6]))
+            .gives([f32s(&[1, 1, 1, 1], &[-1.25])]);
     }
 
     #[test]
     fn contradictions_are_errors() {
         case("Resize", 13).wave(&[1, 1, 2]).fails("neither scales nor sizes");
         case("Resize", 13).wave(&[1, 1, 2]).omitted().wave(&[2]).fails("an element for each of 3 axes");
-        case("Resize", 13).wave(&[1, 1, 2]).omitted().input(f32s(&[3], &[1.0, 1.0, -1.0])).fails("cannot be scaled by -1");
+        case("Resize", 13)
+            .wave(&[1, 1, 2])
+            .omitted()
+            .input(f32s(&[3], &[1.0, 1.0, -1.0]))
+            .fails("cannot be scaled by -1");
     }
 }

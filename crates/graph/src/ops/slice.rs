@@ -1,8 +1,6 @@
 //! Ranges of axes.
 
-use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, movement, normalize_axis,
-};
+use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, movement, normalize_axis};
 use crate::{Dim, Fact, ImportError, OpError};
 use cutover_tensor::Value;
 
@@ -34,7 +32,13 @@ struct Ranges {
 }
 
 impl Ranges {
-    fn new(rank: usize, starts: Vec<i64>, ends: Vec<i64>, axes: Option<Vec<i64>>, steps: Option<Vec<i64>>) -> Result<Ranges, OpError> {
+    fn new(
+        rank: usize,
+        starts: Vec<i64>,
+        ends: Vec<i64>,
+        axes: Option<Vec<i64>>,
+        steps: Option<Vec<i64>>,
+    ) -> Result<Ranges, OpError> {
         let count = starts.len();
         let axes = axes.unwrap_or_else(|| (0..count as i64).collect());
         let steps = steps.unwrap_or_else(|| vec![1; count]);
@@ -65,12 +69,19 @@ fn symbolic_extent(extent: &Dim, start: &Dim, end: &Dim, step: i64) -> Option<Di
     if let (Some(n), Some(start), Some(end)) = (extent.as_const(), start.as_const(), end.as_const()) {
         return range(usize::try_from(n).ok()?, start, end, step).ok().map(|r| Dim::from(r.2));
     }
-    let wrap = |v: &Dim| if v.lower_bound().is_none_or(|b| b < 0) && v.as_const().is_some_and(|c| c < 0) { extent.clone() + v.clone() } else { v.clone() };
+    let wrap = |v: &Dim| {
+        if v.lower_bound().is_none_or(|b| b < 0) && v.as_const().is_some_and(|c| c < 0) {
+            extent.clone() + v.clone()
+        } else {
+            v.clone()
+        }
+    };
     let huge = |v: &Dim| v.as_const().is_some_and(|c| c >= i64::from(i32::MAX));
     let far = |v: &Dim| v.as_const().is_some_and(|c| c <= -i64::from(i32::MAX));
     if step > 0 {
         let start = wrap(start).minimum(extent).maximum(&Dim::Const(0));
-        let end = if huge(end) || end == extent { extent.clone() } else { wrap(end).minimum(extent).maximum(&Dim::Const(0)) };
+        let end =
+            if huge(end) || end == extent { extent.clone() } else { wrap(end).minimum(extent).maximum(&Dim::Const(0)) };
         let length = end - start;
         let length = if length.lower_bound().is_some_and(|b| b >= 0) { length } else { length.maximum(&Dim::Const(0)) };
         return Some(if step == 1 { length } else { length.ceil_div(&Dim::Const(step)) });
@@ -116,7 +127,9 @@ impl Operator for Slice {
         let Some(axes) = axes else {
             // Which axes change is not known: none of their extents is.
             let fresh = (0..dims.len()).map(|a| context.fresh(&format!("dim{a}"))).collect();
-            return movement::moved_fact(&crate::TensorFact { value: None, ..x.clone() }, Some(fresh), |_| unreachable!("no value is known"));
+            return movement::moved_fact(&crate::TensorFact { value: None, ..x.clone() }, Some(fresh), |_| {
+                unreachable!("no value is known")
+            });
         };
         let (start, end) = (&starts.value, &inputs.tensor(2)?.value);
         for (i, &axis) in axes.iter().enumerate() {
@@ -129,7 +142,8 @@ impl Operator for Slice {
             };
             dims[axis] = extent.unwrap_or_else(|| context.fresh(&format!("dim{axis}")));
         }
-        let constants = |v: &Option<Vec<Dim>>| v.as_ref().and_then(|v| v.iter().map(Dim::as_const).collect::<Option<Vec<_>>>());
+        let constants =
+            |v: &Option<Vec<Dim>>| v.as_ref().and_then(|v| v.iter().map(Dim::as_const).collect::<Option<Vec<_>>>());
         match (constants(start), constants(end), steps) {
             (Some(starts), Some(ends), Some(steps)) => {
                 let ranges = Ranges::new(shape.len(), starts, ends, Some(axes), Some(steps))?;
@@ -142,8 +156,7 @@ impl Operator for Slice {
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
         let (x, shape) = movement::source(inputs)?;
         let optional = |i: usize| inputs.get(i).map(|_| inputs.integers(i)).transpose();
-        let ranges =
-            Ranges::new(shape.len(), inputs.integers(1)?, inputs.integers(2)?, optional(3)?, optional(4)?)?;
+        let ranges = Ranges::new(shape.len(), inputs.integers(1)?, inputs.integers(2)?, optional(3)?, optional(4)?)?;
         ranges.moved(shape)?.apply(x)
     }
 }

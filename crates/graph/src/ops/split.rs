@@ -2,7 +2,7 @@
 
 use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, movement, normalize_axis};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{Value};
+use cutover_tensor::Value;
 
 /// Consecutive parts along `axis`: of the extents in the second input, or equal ones (the last smaller where they can't be).
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +42,8 @@ impl Operator for Split {
         }
         let parts = node.int("num_outputs", node.outputs as i64)?;
         let parts = usize::try_from(parts).ok().filter(|&p| p >= node.outputs && p <= 1 << 20);
-        let parts = parts.ok_or_else(|| node.corrupt(format!("num_outputs contradicts its {} outputs", node.outputs)))?;
+        let parts =
+            parts.ok_or_else(|| node.corrupt(format!("num_outputs contradicts its {} outputs", node.outputs)))?;
         Ok(Split { axis: node.int("axis", 0)?, parts }.into())
     }
 

@@ -1,8 +1,10 @@
 //! Repetition.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, checked_shape, expand, movement};
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, checked_shape, expand, movement,
+};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{Value};
+use cutover_tensor::Value;
 
 /// `x` repeated along every axis as often as the second input says.
 #[derive(Clone, Debug, PartialEq)]

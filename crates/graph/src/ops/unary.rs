@@ -43,14 +43,33 @@ pub enum UnaryFunction {
     Softsign,
     HardSwish,
     Mish,
-    LeakyRelu { alpha: f32 },
-    Elu { alpha: f32 },
-    Celu { alpha: f32 },
-    Selu { alpha: f32, gamma: f32 },
-    HardSigmoid { alpha: f32, beta: f32 },
-    ThresholdedRelu { alpha: f32 },
-    Gelu { tanh: bool },
-    Shrink { lambda: f32, bias: f32 },
+    LeakyRelu {
+        alpha: f32,
+    },
+    Elu {
+        alpha: f32,
+    },
+    Celu {
+        alpha: f32,
+    },
+    Selu {
+        alpha: f32,
+        gamma: f32,
+    },
+    HardSigmoid {
+        alpha: f32,
+        beta: f32,
+    },
+    ThresholdedRelu {
+        alpha: f32,
+    },
+    Gelu {
+        tanh: bool,
+    },
+    Shrink {
+        lambda: f32,
+        bias: f32,
+    },
 }
 
 impl Operator for Unary {
@@ -92,9 +111,7 @@ impl Operator for Unary {
             "LeakyRelu" => LeakyRelu { alpha: node.float("alpha", 0.01)? },
             "Elu" => Elu { alpha: node.float("alpha", 1.0)? },
             "Celu" => Celu { alpha: node.float("alpha", 1.0)? },
-            "Selu" => {
-                Selu { alpha: node.float("alpha", 1.673_263_2)?, gamma: node.float("gamma", 1.050_701)? }
-            }
+            "Selu" => Selu { alpha: node.float("alpha", 1.673_263_2)?, gamma: node.float("gamma", 1.050_701)? },
             "HardSigmoid" => HardSigmoid { alpha: node.float("alpha", 0.2)?, beta: node.float("beta", 0.5)? },
             "ThresholdedRelu" => ThresholdedRelu { alpha: node.float("alpha", 1.0)? },
             "Gelu" => match node.string("approximate", "none")?.as_str() {
@@ -112,7 +129,9 @@ impl Operator for Unary {
         use UnaryFunction::*;
         let spelling = Spelling::new(self.function.name());
         match self.function {
-            LeakyRelu { alpha } | Elu { alpha } | Celu { alpha } | ThresholdedRelu { alpha } => spelling.with("alpha", alpha),
+            LeakyRelu { alpha } | Elu { alpha } | Celu { alpha } | ThresholdedRelu { alpha } => {
+                spelling.with("alpha", alpha)
+            }
             Selu { alpha, gamma } => spelling.with("alpha", alpha).with("gamma", gamma),
             HardSigmoid { alpha, beta } => spelling.with("alpha", alpha).with("beta", beta),
             Gelu { tanh } => spelling.with("approximate", if tanh { "tanh" } else { "none" }),
@@ -194,7 +213,13 @@ impl UnaryFunction {
         match self {
             Abs => x.abs(),
             Neg => -x,
-            Sign => if x == 0.0 || x.is_nan() { x } else { x.signum() },
+            Sign => {
+                if x == 0.0 || x.is_nan() {
+                    x
+                } else {
+                    x.signum()
+                }
+            }
             Floor => x.floor(),
             Ceil => x.ceil(),
             Round => x.round_ties_even(),
@@ -222,7 +247,13 @@ impl UnaryFunction {
             HardSwish => A::HardSwish.apply(x),
             Mish => x * softplus(x).tanh(),
             LeakyRelu { alpha } => A::LeakyRelu { alpha }.apply(x),
-            Elu { alpha } => if x < 0.0 { f64::from(alpha) * x.exp_m1() } else { x },
+            Elu { alpha } => {
+                if x < 0.0 {
+                    f64::from(alpha) * x.exp_m1()
+                } else {
+                    x
+                }
+            }
             Celu { alpha } => {
                 let alpha = f64::from(alpha);
                 x.max(0.0) + (alpha * (x / alpha).exp_m1()).min(0.0)
@@ -232,12 +263,24 @@ impl UnaryFunction {
                 f64::from(gamma) * y
             }
             HardSigmoid { alpha, beta } => A::HardSigmoid { alpha, beta }.apply(x),
-            ThresholdedRelu { alpha } => if x > alpha.into() { x } else { 0.0 },
+            ThresholdedRelu { alpha } => {
+                if x > alpha.into() {
+                    x
+                } else {
+                    0.0
+                }
+            }
             Gelu { tanh: false } => A::Gelu.apply(x),
             Gelu { tanh: true } => A::GeluTanh.apply(x),
             Shrink { lambda, bias } => {
                 let (lambda, bias) = (f64::from(lambda), f64::from(bias));
-                if x < -lambda { x + bias } else if x > lambda { x - bias } else { 0.0 }
+                if x < -lambda {
+                    x + bias
+                } else if x > lambda {
+                    x - bias
+                } else {
+                    0.0
+                }
             }
         }
     }

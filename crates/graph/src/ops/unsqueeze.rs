@@ -2,7 +2,7 @@
 
 use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, normalize_axes, squeeze};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{Value};
+use cutover_tensor::Value;
 
 /// With axes of extent 1 where the second input lists them, as axes of the result.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,4 +40,3 @@ impl Operator for Unsqueeze {
         Ok(vec![x.reshape(unsqueezed(x.shape(), &inputs.integers(1)?, 1)?)?.into()])
     }
 }
-

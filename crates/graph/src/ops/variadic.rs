@@ -1,8 +1,8 @@
 //! Sum, mean, minimum and maximum of any number of tensors, broadcast.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index, broadcast_shape,
-    elementwise_fact,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
+    broadcast_shape, elementwise_fact,
 };
 use crate::{Dim, Fact, ImportError, OpError};
 use cutover_tensor::Value;
@@ -78,8 +78,20 @@ impl Operator for Variadic {
                     let total = items.try_fold(first, |a, b| {
                         b.map(|b| match self.function {
                             Sum | Mean => a + b,
-                            Min => if b.is_nan() { b } else { pick(a, b, true) },
-                            Max => if b.is_nan() { b } else { pick(a, b, false) },
+                            Min => {
+                                if b.is_nan() {
+                                    b
+                                } else {
+                                    pick(a, b, true)
+                                }
+                            }
+                            Max => {
+                                if b.is_nan() {
+                                    b
+                                } else {
+                                    pick(a, b, false)
+                                }
+                            }
                         })
                     })?;
                     out.push(if self.function == Mean { total / wides.len() as f64 } else { total });
