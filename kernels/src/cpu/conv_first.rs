@@ -9,12 +9,13 @@ use super::conv::load_bias;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{Activation, ApplyRows, Output};
 use super::isa::Isa;
-use super::tile::{ScatteredRows, Tile, accumulate, pieces};
+use super::tile::{Rows, ScatteredRows, SteppedRows, Tile, accumulate, pieces};
 use super::window::Axis;
 use super::{BLOCK, IsaLevel, vmath};
 
-/// Values of a row that fit on the stack for an edge tile; wider reaches take the slow path tap by tap.
-const EDGE_VALUES: usize = 256;
+/// Values that fit on the stack for an edge tile: the columns that it reads, of every row and channel. Larger ones are read
+/// tap by tap.
+const EDGE_VALUES: usize = 2048;
 
 /// What padding points to.
 static ZERO: f32 = 0.0;
@@ -93,10 +94,10 @@ pub fn conv_first(level: IsaLevel, problem: &First<'_>, units: Range<usize>, out
     assert!(problem.filter.len() >= packed_first_len(shape), "filter of {} for {shape:?}", problem.filter.len());
     assert!(output.len() >= shape.output_len(), "output of {} for {shape:?}", output.len());
     assert!(problem.bias.is_none_or(|bias| bias.len() >= shape.channels_out), "too few biases for {shape:?}");
-    dispatch(level, Rows { problem, units, output: output.pointer() });
+    dispatch(level, OutputRows { problem, units, output: output.pointer() });
 }
 
-struct Rows<'a> {
+struct OutputRows<'a> {
     problem: &'a First<'a>,
     units: Range<usize>,
     output: *mut f32,
@@ -117,7 +118,7 @@ const fn tile_pixels<I: Isa>() -> usize {
     }
 }
 
-impl Kernel for Rows<'_> {
+impl Kernel for OutputRows<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -174,59 +175,61 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
     fn eval<I: Isa>(self, isa: I) {
         let First { shape, input, filter, bias, activation } = *self.problem;
         let FirstShape { height, width, .. } = shape;
-        let mut acc: Tile<I, MR, OB, VB> = [[[isa.zero(); VB]; OB]; MR];
         let start = width.start(self.x);
         let span = (MR - 1) * width.stride + (width.kernel - 1) * width.dilation + 1;
         let interior = start >= 0 && start + span as isize <= width.input as isize;
+        let taps_y = height.taps_inside(self.y);
+        let first_row = (height.start(self.y) + (taps_y.start * height.dilation) as isize).max(0) as usize;
+        let values = shape.channels_in * taps_y.len() * span;
         let mut edge = [0.0f32; EDGE_VALUES];
+        let mut b = [filter.as_ptr(); OB];
         // SAFETY: the entry checked the lengths; rows are inside, columns are checked here.
-        unsafe {
-            for channel in 0..shape.channels_in {
-                for ky in height.taps_inside(self.y) {
-                    let y = (height.start(self.y) + (ky * height.dilation) as isize) as usize;
-                    let line = input.as_ptr().add((channel * height.input + y) * width.input);
-                    let mut b = [filter.as_ptr(); OB];
-                    for (o, pointer) in b.iter_mut().enumerate() {
-                        let k = (channel * height.kernel + ky) * width.kernel;
-                        *pointer = filter.as_ptr().add(((self.block + o) * shape.depth() + k) * BLOCK);
-                    }
-                    if width.dilation == 1 && (interior || span <= EDGE_VALUES) {
-                        let first = if interior {
-                            line.offset(start)
-                        } else {
-                            let left = (-start).clamp(0, span as isize) as usize;
-                            let right = (width.input as isize - start).clamp(left as isize, span as isize) as usize;
-                            edge[..left].fill(0.0);
-                            edge[right..span].fill(0.0);
-                            if right > left {
-                                let from = line.offset(start + left as isize);
-                                std::ptr::copy_nonoverlapping(from, edge.as_mut_ptr().add(left), right - left);
+        let acc = unsafe {
+            for (o, pointer) in b.iter_mut().enumerate() {
+                *pointer = filter.as_ptr().add((self.block + o) * shape.depth() * BLOCK);
+            }
+            let image = Image {
+                first: input.as_ptr().add(first_row * width.input),
+                channel_stride: height.input * width.input,
+                row_stride: height.dilation * width.input,
+            };
+            if !interior && values > EDGE_VALUES {
+                self.tap_by_tap::<I>(isa, &image, b)
+            } else {
+                // Everything is copied before the first accumulator lives: a call in between would spill them all.
+                let image = if interior {
+                    Image { first: image.first.offset(start), ..image }
+                } else {
+                    let left = (-start).clamp(0, span as isize) as usize;
+                    let right = (width.input as isize - start).clamp(left as isize, span as isize) as usize;
+                    for channel in 0..shape.channels_in {
+                        for row in 0..taps_y.len() {
+                            let line = image.first.add(channel * image.channel_stride + row * image.row_stride);
+                            let to = edge.as_mut_ptr().add((channel * taps_y.len() + row) * span);
+                            for column in left..right {
+                                to.add(column).write(line.offset(start + column as isize).read());
                             }
-                            edge.as_ptr()
-                        };
+                        }
+                    }
+                    Image { first: edge.as_ptr(), channel_stride: taps_y.len() * span, row_stride: span }
+                };
+                match (width.stride, width.dilation) {
+                    (1, 1) => self.row_by_row::<I, _>(isa, &image, b, SteppedRows::<1>),
+                    (2, 1) => self.row_by_row::<I, _>(isa, &image, b, SteppedRows::<2>),
+                    (4, 1) => self.row_by_row::<I, _>(isa, &image, b, SteppedRows::<4>),
+                    (stride, 1) => self.row_by_row::<I, _>(isa, &image, b, |first: *const f32| {
                         let mut pointers = [first; MR];
                         for (m, pointer) in pointers.iter_mut().enumerate() {
-                            *pointer = first.add(m * width.stride);
+                            *pointer = first.wrapping_add(m * stride);
                         }
-                        let rows = ScatteredRows(pointers);
-                        accumulate::<I, _, MR, OB, VB>(isa, &mut acc, rows, b, BLOCK, width.kernel);
-                    } else {
-                        for kx in 0..width.kernel {
-                            let mut pointers = [&raw const ZERO; MR];
-                            for (m, pointer) in pointers.iter_mut().enumerate() {
-                                let at = start + (m * width.stride + kx * width.dilation) as isize;
-                                if at >= 0 && at < width.input as isize {
-                                    *pointer = line.offset(at);
-                                }
-                            }
-                            accumulate::<I, _, MR, OB, VB>(isa, &mut acc, ScatteredRows(pointers), b, BLOCK, 1);
-                            for pointer in &mut b {
-                                *pointer = pointer.add(BLOCK);
-                            }
-                        }
-                    }
+                        ScatteredRows(pointers)
+                    }),
+                    _ => self.dilated::<I>(isa, &image, b),
                 }
             }
+        };
+        // SAFETY: the entry checked the lengths; the tile is inside the output.
+        unsafe {
             let plane = height.output * width.output * BLOCK;
             let output = self.output.add(self.block * plane + (self.y * width.output + self.x) * BLOCK);
             let (low, high) = activation.bounds();
@@ -245,6 +248,111 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
                 isa.outline(ApplyRows { activation, pointer: output, rows, row_stride, width });
             }
         }
+    }
+}
+
+/// Where tap rows are: of channel `c`, the `j`-th row inside the input, at `first + c·channel_stride + j·row_stride`.
+struct Image {
+    first: *const f32,
+    channel_stride: usize,
+    row_stride: usize,
+}
+
+impl<const MR: usize, const OB: usize, const VB: usize> Pixels<'_, MR, OB, VB> {
+    /// With all columns there, and a whole tap row at a time.
+    ///
+    /// # Safety
+    /// The image holds every column of every tap row; `b` the filter's blocks.
+    #[inline(always)]
+    unsafe fn row_by_row<I: Isa, R: Rows>(
+        &self,
+        isa: I,
+        image: &Image,
+        b: [*const f32; OB],
+        rows: impl Fn(*const f32) -> R,
+    ) -> Tile<I, MR, OB, VB> {
+        let FirstShape { channels_in, height, width, .. } = self.problem.shape;
+        let taps_y = height.taps_inside(self.y);
+        let mut acc = [[[isa.zero(); VB]; OB]; MR];
+        // SAFETY: the caller.
+        unsafe {
+            for channel in 0..channels_in {
+                for (j, ky) in taps_y.clone().enumerate() {
+                    let line = image.first.add(channel * image.channel_stride + j * image.row_stride);
+                    let mut b = b;
+                    for pointer in &mut b {
+                        *pointer = pointer.add((channel * height.kernel + ky) * width.kernel * BLOCK);
+                    }
+                    accumulate::<I, _, MR, OB, VB>(isa, &mut acc, rows(line), b, BLOCK, width.kernel);
+                }
+            }
+        }
+        acc
+    }
+
+    /// With all columns there, tap by tap.
+    ///
+    /// # Safety
+    /// As for `row_by_row`.
+    #[inline(always)]
+    unsafe fn dilated<I: Isa>(&self, isa: I, image: &Image, b: [*const f32; OB]) -> Tile<I, MR, OB, VB> {
+        let width = self.problem.shape.width;
+        // SAFETY: the caller.
+        unsafe {
+            self.each_tap(isa, image, b, |line, kx, m| line.wrapping_add(m * width.stride + kx * width.dilation))
+        }
+    }
+
+    /// Tap by tap, columns outside of the input read as 0.
+    ///
+    /// # Safety
+    /// The image holds whole input rows; `b` the filter's blocks.
+    #[inline(always)]
+    unsafe fn tap_by_tap<I: Isa>(&self, isa: I, image: &Image, b: [*const f32; OB]) -> Tile<I, MR, OB, VB> {
+        let width = self.problem.shape.width;
+        let start = width.start(self.x);
+        // SAFETY: the caller.
+        unsafe {
+            self.each_tap(isa, image, b, |line, kx, m| {
+                let at = start + (m * width.stride + kx * width.dilation) as isize;
+                if at >= 0 && at < width.input as isize { line.wrapping_offset(at) } else { &raw const ZERO }
+            })
+        }
+    }
+
+    /// # Safety
+    /// `at(line, kx, m)` is readable for every line of the image; `b` holds the filter's blocks.
+    #[inline(always)]
+    unsafe fn each_tap<I: Isa>(
+        &self,
+        isa: I,
+        image: &Image,
+        mut b: [*const f32; OB],
+        at: impl Fn(*const f32, usize, usize) -> *const f32,
+    ) -> Tile<I, MR, OB, VB> {
+        let FirstShape { channels_in, height, width, .. } = self.problem.shape;
+        let taps_y = height.taps_inside(self.y);
+        let mut acc = [[[isa.zero(); VB]; OB]; MR];
+        let start = b;
+        // SAFETY: the caller.
+        unsafe {
+            for channel in 0..channels_in {
+                for (j, ky) in taps_y.clone().enumerate() {
+                    let line = image.first.add(channel * image.channel_stride + j * image.row_stride);
+                    for kx in 0..width.kernel {
+                        let mut pointers = [line; MR];
+                        for (m, pointer) in pointers.iter_mut().enumerate() {
+                            *pointer = at(line, kx, m);
+                        }
+                        for (pointer, start) in b.iter_mut().zip(start) {
+                            *pointer = start.add(((channel * height.kernel + ky) * width.kernel + kx) * BLOCK);
+                        }
+                        accumulate::<I, _, MR, OB, VB>(isa, &mut acc, ScatteredRows(pointers), b, BLOCK, 1);
+                    }
+                }
+            }
+        }
+        acc
     }
 }
 

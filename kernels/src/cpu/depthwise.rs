@@ -1,7 +1,8 @@
 //! Depthwise convolution (one input and one output channel per group) on `NCHW16c` images, one image at a time.
 //!
-//! Channels are lanes, so nothing crosses them. The sum of an output is one chain over taps, row by row. A row's tile reads
-//! each tap's pixels once per vector; at the left and right edges taps outside are skipped.
+//! Channels are lanes, so nothing crosses them. The sum of an output is one chain over taps, row by row; taps outside of the
+//! input are skipped. Kernels of 3, 5 and 7 columns without dilation run eight pixels at a time, with each input vector
+//! loaded once per kernel row; others pixel by pixel.
 
 use std::ops::Range;
 
@@ -9,7 +10,6 @@ use super::conv::load_bias;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{Activation, ApplyRows, Output, Residual};
 use super::isa::Isa;
-use super::tile::pieces;
 use super::window::Axis;
 use super::{BLOCK, IsaLevel, vmath};
 
@@ -95,12 +95,6 @@ struct Rows<'a> {
     output: *mut f32,
 }
 
-/// Pixels of a tile: accumulators, with registers left for the tap and the loads.
-#[inline(always)]
-const fn tile_pixels<I: Isa>() -> usize {
-    if I::REGISTERS == 32 { 14 } else { 7 }
-}
-
 impl Kernel for Rows<'_> {
     type Output = ();
 
@@ -108,53 +102,63 @@ impl Kernel for Rows<'_> {
     fn eval<I: Isa>(self, isa: I) {
         let Depthwise { shape, input, filter, bias, residual, activation } = *self.problem;
         let (height, width) = (shape.height, shape.width);
-        for unit in self.units {
+        // Pixels whose taps are all inside, as a range.
+        let first = width.pad_before.div_ceil(width.stride).min(width.output);
+        let reach = (width.kernel - 1) * width.dilation + 1;
+        let last = match (width.input + width.pad_before).checked_sub(reach) {
+            Some(room) => (room / width.stride + 1).clamp(first, width.output),
+            None => first,
+        };
+        let mut unit = self.units.start;
+        while unit < self.units.end {
             let (block, y) = (unit / height.output, unit % height.output);
-            let row_offset = (block * height.output + y) * width.output * BLOCK;
-            // SAFETY: the entry checked the lengths; block and row are inside the shape.
-            let row = unsafe {
-                Row {
-                    width: &width,
-                    height: &height,
-                    y,
+            let rows = y..height.output.min(y + self.units.end - unit);
+            unit += rows.len();
+            let plane_offset = block * height.output * width.output * BLOCK;
+            // SAFETY: the entry checked the lengths; the block is inside the shape.
+            let band = unsafe {
+                Band {
+                    height,
+                    width,
+                    rows,
+                    interior: first..last,
                     input: input.as_ptr().add(block * height.input * width.input * BLOCK),
                     filter: filter.as_ptr().add(block * height.kernel * width.kernel * BLOCK),
                     bias: bias.map(|bias| &bias[block * BLOCK..]),
                     residual: match residual {
                         Residual::None => std::ptr::null(),
-                        Residual::Slice(residual) => residual.as_ptr().add(row_offset),
-                        Residual::Output => self.output.add(row_offset),
+                        Residual::Slice(residual) => residual.as_ptr().add(plane_offset),
+                        Residual::Output => self.output.add(plane_offset),
                     },
-                    output: self.output.add(row_offset),
+                    output: self.output.add(plane_offset),
                     activation,
                 }
             };
-            for piece in pieces(width.output, tile_pixels::<I>()) {
-                let x = piece.start;
-                macro_rules! tiles {
-                    ($($pixels:literal)+) => {
-                        match piece.len() {
-                            $($pixels if $pixels <= tile_pixels::<I>() => {
-                                isa.outline(Pixels::<$pixels> { row: &row, x })
-                            })+
-                            _ => unreachable!("pieces are at most a tile's pixels"),
-                        }
-                    };
-                }
-                tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+            match (width.kernel, width.stride, width.dilation) {
+                (3, 1, 1) => isa.outline(Fixed::<3, 1>(&band)),
+                (3, 2, 1) => isa.outline(Fixed::<3, 2>(&band)),
+                (5, 1, 1) => isa.outline(Fixed::<5, 1>(&band)),
+                (5, 2, 1) => isa.outline(Fixed::<5, 2>(&band)),
+                (7, 1, 1) => isa.outline(Fixed::<7, 1>(&band)),
+                _ => isa.outline(General(&band)),
             }
             if !activation.clamps() {
-                let (pointer, width) = (row.output, width.output * BLOCK);
+                let row = width.output * BLOCK;
+                // SAFETY: the rows just written.
+                let pointer = unsafe { band.output.add(band.rows.start * row) };
+                let width = band.rows.len() * row;
                 isa.outline(ApplyRows { activation, pointer, rows: 1, row_stride: 0, width });
             }
         }
     }
 }
 
-struct Row<'a> {
-    width: &'a Axis,
-    height: &'a Axis,
-    y: usize,
+/// Rows of one channel block.
+struct Band<'a> {
+    height: Axis,
+    width: Axis,
+    rows: Range<usize>,
+    interior: Range<usize>,
     input: *const f32,
     filter: *const f32,
     bias: Option<&'a [f32]>,
@@ -163,91 +167,146 @@ struct Row<'a> {
     activation: Activation,
 }
 
-struct Pixels<'a, const MR: usize> {
-    row: &'a Row<'a>,
-    x: usize,
-}
+/// Rows with a kernel of `KW` columns and a stride of `STEP`, dilation 1.
+struct Fixed<'a, const KW: usize, const STEP: usize>(&'a Band<'a>);
 
-impl<const MR: usize> Kernel for Pixels<'_, MR> {
+impl<const KW: usize, const STEP: usize> Kernel for Fixed<'_, KW, STEP> {
     type Output = ();
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Row { width, height, .. } = *self.row;
-        let taps_y = height.taps_inside(self.row.y);
-        let start = width.start(self.x);
-        let last = start + ((MR - 1) * width.stride + (width.kernel - 1) * width.dilation) as isize;
-        let interior = start >= 0 && last < width.input as isize;
+        let band = self.0;
         for lane in (0..BLOCK).step_by(I::LANES) {
-            let mut acc = [isa.zero(); MR];
-            // SAFETY: the entry checked the lengths; tap rows are inside, columns are checked here.
-            unsafe {
-                for ky in taps_y.clone() {
-                    let y = (height.start(self.row.y) + (ky * height.dilation) as isize) as usize;
-                    let line = self.row.input.add(y * width.input * BLOCK + lane);
-                    let filter = self.row.filter.add(ky * width.kernel * BLOCK + lane);
-                    if interior {
-                        let line = line.add(start as usize * BLOCK);
-                        if width.stride == 1 {
-                            tap_row::<I, MR, 1>(isa, &mut acc, line, filter, 1, width);
-                        } else if width.stride == 2 {
-                            tap_row::<I, MR, 2>(isa, &mut acc, line, filter, 2, width);
-                        } else {
-                            tap_row::<I, MR, 0>(isa, &mut acc, line, filter, width.stride, width);
-                        }
-                    } else {
-                        for kx in 0..width.kernel {
-                            let weight = isa.load(filter.add(kx * BLOCK));
-                            for (m, sum) in acc.iter_mut().enumerate() {
-                                let at = start + (m * width.stride + kx * width.dilation) as isize;
-                                if at >= 0 && at < width.input as isize {
-                                    *sum = isa.fma(isa.load(line.offset(at * BLOCK as isize)), weight, *sum);
-                                }
-                            }
-                        }
+            for y in band.rows.clone() {
+                // SAFETY: the entry checked the lengths, and the pixels of `pixels` have all their columns inside.
+                unsafe {
+                    band.edge(isa, y, 0..band.interior.start, lane);
+                    let mut x = band.interior.start;
+                    while x + 8 <= band.interior.end {
+                        band.pixels::<I, KW, STEP, 8>(isa, y, x, lane);
+                        x += 8;
                     }
-                }
-                let bias = self.row.bias.map_or(isa.zero(), |bias| load_bias(isa, bias, lane));
-                let (low, high) = self.row.activation.bounds();
-                for (m, sum) in acc.into_iter().enumerate() {
-                    let at = (self.x + m) * BLOCK + lane;
-                    let mut value = isa.add(sum, bias);
-                    if !self.row.residual.is_null() {
-                        value = isa.add(value, isa.load(self.row.residual.add(at)));
+                    if x + 4 <= band.interior.end {
+                        band.pixels::<I, KW, STEP, 4>(isa, y, x, lane);
+                        x += 4;
                     }
-                    isa.store(self.row.output.add(at), vmath::clip(isa, value, low, high));
+                    if x + 2 <= band.interior.end {
+                        band.pixels::<I, KW, STEP, 2>(isa, y, x, lane);
+                        x += 2;
+                    }
+                    if x < band.interior.end {
+                        band.pixels::<I, KW, STEP, 1>(isa, y, x, lane);
+                    }
+                    band.edge(isa, y, band.interior.end..band.width.output, lane);
                 }
             }
         }
     }
 }
 
-/// One row of taps for pixels whose taps are all inside; `STEP` is the stride, or 0 for the one given.
-///
-/// # Safety
-/// All taps of the `MR` pixels are readable from `line` on, and the filter's row.
-#[inline(always)]
-unsafe fn tap_row<I: Isa, const MR: usize, const STEP: usize>(
-    isa: I,
-    acc: &mut [I::V; MR],
-    line: *const f32,
-    filter: *const f32,
-    stride: usize,
-    width: &Axis,
-) {
-    let step = if STEP == 0 { stride } else { STEP };
-    let mut sums = *acc;
-    for kx in 0..width.kernel {
-        // SAFETY: the caller.
-        unsafe {
-            let weight = isa.load(filter.add(kx * BLOCK));
-            let from = line.add(kx * width.dilation * BLOCK);
-            for m in 0..MR {
-                sums[m] = isa.fma(isa.load(from.add(m * step * BLOCK)), weight, sums[m]);
+/// Rows of any kernel.
+struct General<'a>(&'a Band<'a>);
+
+impl Kernel for General<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        for lane in (0..BLOCK).step_by(I::LANES) {
+            for y in self.0.rows.clone() {
+                // SAFETY: the entry checked the lengths.
+                unsafe { self.0.edge(isa, y, 0..self.0.width.output, lane) };
             }
         }
     }
-    *acc = sums;
+}
+
+impl Band<'_> {
+    /// Pixels one by one, with the taps that are inside.
+    ///
+    /// # Safety
+    /// The operands hold what the shape says; the pixels are inside the output.
+    #[inline(always)]
+    unsafe fn edge<I: Isa>(&self, isa: I, y: usize, pixels: Range<usize>, lane: usize) {
+        let Band { height, width, .. } = self;
+        for x in pixels {
+            let (start_y, start_x) = (height.start(y), width.start(x));
+            let taps_x = width.taps_inside(x);
+            let mut sum = isa.zero();
+            // SAFETY: the caller; the taps are inside.
+            unsafe {
+                for ky in height.taps_inside(y) {
+                    let row = (start_y + (ky * height.dilation) as isize) as usize;
+                    for kx in taps_x.clone() {
+                        let column = (start_x + (kx * width.dilation) as isize) as usize;
+                        let value = isa.load(self.input.add((row * width.input + column) * BLOCK + lane));
+                        let weight = isa.load(self.filter.add((ky * width.kernel + kx) * BLOCK + lane));
+                        sum = isa.fma(value, weight, sum);
+                    }
+                }
+                self.finish(isa, [sum], y, x, lane);
+            }
+        }
+    }
+
+    /// `MR` pixels whose columns are all inside: each input vector is loaded once and goes to every pixel that it meets.
+    ///
+    /// # Safety
+    /// As for `edge`, and all columns of all taps are inside.
+    #[inline(always)]
+    unsafe fn pixels<I: Isa, const KW: usize, const STEP: usize, const MR: usize>(
+        &self,
+        isa: I,
+        y: usize,
+        x: usize,
+        lane: usize,
+    ) {
+        let Band { height, width, .. } = self;
+        let (start_y, start_x) = (height.start(y), width.start(x));
+        let mut sums = [isa.zero(); MR];
+        // SAFETY: the caller; the rows are inside.
+        unsafe {
+            for ky in height.taps_inside(y) {
+                let row = (start_y + (ky * height.dilation) as isize) as usize;
+                let line = self.input.add((row * width.input + start_x as usize) * BLOCK + lane);
+                let mut weights = [isa.zero(); KW];
+                for (kx, weight) in weights.iter_mut().enumerate() {
+                    *weight = isa.load(self.filter.add((ky * KW + kx) * BLOCK + lane));
+                }
+                for column in 0..(MR - 1) * STEP + KW {
+                    let value = isa.load(line.add(column * BLOCK));
+                    for m in 0..MR {
+                        // A pixel meets its columns in ascending order, so its taps come in the order of `edge`.
+                        if column >= m * STEP && column - m * STEP < KW {
+                            sums[m] = isa.fma(value, weights[column - m * STEP], sums[m]);
+                        }
+                    }
+                }
+            }
+            self.finish(isa, sums, y, x, lane);
+        }
+    }
+
+    /// Bias, residual, clamp, store.
+    ///
+    /// # Safety
+    /// The pixels are inside the output.
+    #[inline(always)]
+    unsafe fn finish<I: Isa, const MR: usize>(&self, isa: I, sums: [I::V; MR], y: usize, x: usize, lane: usize) {
+        let bias = self.bias.map_or(isa.zero(), |bias| load_bias(isa, bias, lane));
+        let (low, high) = self.activation.bounds();
+        for (m, sum) in sums.into_iter().enumerate() {
+            let at = (y * self.width.output + x + m) * BLOCK + lane;
+            let mut value = isa.add(sum, bias);
+            // SAFETY: the caller.
+            unsafe {
+                if !self.residual.is_null() {
+                    value = isa.add(value, isa.load(self.residual.add(at)));
+                }
+                isa.store(self.output.add(at), vmath::clip(isa, value, low, high));
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -60,8 +60,9 @@ fn check(pool: &Pool<'_>, channels: usize, units: &Range<usize>, count: usize, o
     assert!(units.is_empty() || units.end <= count, "units {units:?} of {count}");
     let pixels_in = pool.height.input * pool.width.input;
     let pixels_out = pool.height.output * pool.width.output;
-    assert!(pool.input.len() >= channels * pixels_in, "input of {} for {pool:?}", pool.input.len());
-    assert!(output.len() >= channels * pixels_out, "output of {} for {pool:?}", output.len());
+    let input = pool.input.len();
+    assert!(input >= channels * pixels_in, "input of {input}, {channels} channels of {pixels_in} pixels");
+    assert!(output.len() >= channels * pixels_out, "output of {} for {channels} x {pixels_out}", output.len());
 }
 
 impl Pool<'_> {

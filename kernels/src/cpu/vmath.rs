@@ -32,7 +32,7 @@ pub fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
         horner(isa, r, [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 5.000_000_1e-1]);
     let p = isa.add(isa.fma(p, isa.mul(r, r), r), isa.splat(1.0));
     // In two steps: 2^n itself may be out of range where the result is subnormal or just below infinity.
-    let half = isa.floor(isa.mul(n, isa.splat(0.5)));
+    let half = isa.round(isa.mul(n, isa.splat(0.5)));
     isa.mul(isa.mul(p, isa.pow2(half)), isa.pow2(isa.sub(n, half)))
 }
 

@@ -120,19 +120,20 @@ impl Isa for Scalar {
 
     #[inline(always)]
     fn round(self, a: Self::V) -> Self::V {
-        // Adding and taking away 1.5 * 2^23 rounds to even below 2^22; larger magnitudes are split off first.
-        const MAGIC: f32 = 12_582_912.0;
-        a.map(|x| if x.abs() < 4_194_304.0 { ((x + MAGIC) - MAGIC).copysign(x) } else { x.round_ties_even() })
+        // From 2^23 on the spacing of values is 1: adding 2^23 rounds, ties to even. Larger values are integral already.
+        const INTEGRAL: f32 = 8_388_608.0;
+        let rounded = a.map(|x| ((x.abs() + INTEGRAL) - INTEGRAL).copysign(x));
+        self.select(a.map(|x| x.abs() < INTEGRAL), rounded, a)
     }
 
     #[inline(always)]
     fn floor(self, a: Self::V) -> Self::V {
-        a.map(f32::floor)
+        self.round(a).zip(a, |rounded, x| if rounded > x { rounded - 1.0 } else { rounded })
     }
 
     #[inline(always)]
     fn ceil(self, a: Self::V) -> Self::V {
-        a.map(f32::ceil)
+        self.round(a).zip(a, |rounded, x| if rounded < x { (rounded + 1.0).copysign(x) } else { rounded })
     }
 
     #[inline(always)]
