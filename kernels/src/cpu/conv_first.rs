@@ -298,9 +298,7 @@ impl<const MR: usize, const OB: usize, const VB: usize> Pixels<'_, MR, OB, VB> {
     unsafe fn dilated<I: Isa>(&self, isa: I, image: &Image, b: [*const f32; OB]) -> Tile<I, MR, OB, VB> {
         let width = self.problem.shape.width;
         // SAFETY: the caller.
-        unsafe {
-            self.each_tap(isa, image, b, |line, kx, m| line.wrapping_add(m * width.stride + kx * width.dilation))
-        }
+        unsafe { self.each_tap(isa, image, b, |line, kx, m| line.wrapping_add(m * width.stride + kx * width.dilation)) }
     }
 
     /// Tap by tap, columns outside of the input read as 0.

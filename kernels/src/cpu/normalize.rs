@@ -183,7 +183,12 @@ pub fn softmax_strided(level: IsaLevel, problem: &StridedSoftmax<'_>, outer: Ran
     if outer.is_empty() || problem.axis * problem.inner == 0 {
         return;
     }
-    assert!(end <= len && end <= output.len(), "{outer:?} of axis {}, inner {} in {len} elements", problem.axis, problem.inner);
+    assert!(
+        end <= len && end <= output.len(),
+        "{outer:?} of axis {}, inner {} in {len} elements",
+        problem.axis,
+        problem.inner
+    );
     dispatch(level, Strided { problem, outer, from, to: output.pointer() });
 }
 

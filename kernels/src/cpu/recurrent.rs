@@ -41,7 +41,11 @@ pub fn lstm(
         return;
     }
     let last = batch.end - 1;
-    assert!(gates.len() >= last * gates_stride + 4 * hidden, "gates of {} for {hidden} units, rows {batch:?}", gates.len());
+    assert!(
+        gates.len() >= last * gates_stride + 4 * hidden,
+        "gates of {} for {hidden} units, rows {batch:?}",
+        gates.len()
+    );
     assert!(cell.len() >= batch.end * hidden, "cell state of {} for rows {batch:?}", cell.len());
     assert!(output.len() >= last * output_stride + hidden, "output of {} for rows {batch:?}", output.len());
     assert!(peepholes.is_none_or(|p| p.len() >= 3 * hidden), "too few peephole weights for {hidden} units");
