@@ -1,6 +1,6 @@
 //! A change that a pass proposes; only the driver of `passes` applies it.
 
-use crate::{Constant, Op, ValueId};
+use crate::{Constant, NodeId, Op, ValueId};
 
 /// New nodes, and which values they replace. Made by a pass, applied and re-verified by the driver.
 #[derive(Clone, Debug, Default)]
@@ -9,6 +9,8 @@ pub struct Patch {
     pub nodes: Vec<PatchNode>,
     /// Every use of the value becomes a use of what stands beside it.
     pub replacements: Vec<(ValueId, PatchValue)>,
+    /// Nodes that go although nothing replaces them. What a patch leaves unused goes without being named.
+    pub removals: Vec<NodeId>,
 }
 
 /// A node to add. Its name and its outputs' names are stems, which the driver makes unique.

@@ -235,6 +235,15 @@ macro_rules! operators {
                 }
             }
 
+            /// Whether both are one operator with the same attributes, so that equal inputs give equal results.
+            pub fn same(&self, other: &Op) -> bool {
+                match (self, other) {
+                    $((Op::$op(a), Op::$op(b)) => a == b,)*
+                    (Op::Custom(a), Op::Custom(b)) => Arc::ptr_eq(a, b),
+                    _ => false,
+                }
+            }
+
             /// How ONNX spells it; `None` for a custom operator.
             pub fn spelling(&self) -> Option<Spelling> {
                 match self {

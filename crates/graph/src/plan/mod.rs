@@ -1,6 +1,11 @@
 //! A decluttered, ordered graph: what backends compile.
+//!
+//! Which values share memory, and where, is a backend's choice; [`arena`] has the algorithm for it.
+
+pub mod arena;
 
 use crate::{Graph, GraphError, NodeId};
+use std::collections::HashSet;
 
 /// A graph after its passes, with the order its nodes run in. Shapes may be symbolic; nothing here is bound to a machine.
 #[derive(Clone, Debug)]
@@ -24,5 +29,28 @@ impl Plan {
     /// Every node once, after all that it needs.
     pub fn order(&self) -> &[NodeId] {
         &self.order
+    }
+
+    /// Checks every rule of this stage, those of the graph included.
+    pub fn verify(&self) -> Result<(), GraphError> {
+        self.graph.verify()?;
+        let rule = |rule, detail: String| Err(GraphError::Rule { rule, detail });
+        let mut made = HashSet::new();
+        for &id in &self.order {
+            let node = self.graph.node(id);
+            if node.outputs.iter().any(|&output| !made.insert(output)) {
+                return rule("a plan runs every node once", format!("'{}' comes twice", node.name));
+            }
+            let missing = |&&input: &&_| self.graph.producer(input).is_some() && !made.contains(&input);
+            if let Some(&input) = node.inputs.iter().flatten().find(missing) {
+                let detail = format!("'{}' runs before '{}' is made", node.name, self.graph.value(input).name);
+                return rule("a plan makes every value before it is used", detail);
+            }
+        }
+        if self.order.len() != self.graph.node_count() {
+            let detail = format!("{} of {} nodes are in the order", self.order.len(), self.graph.node_count());
+            return rule("a plan runs every node once", detail);
+        }
+        Ok(())
     }
 }

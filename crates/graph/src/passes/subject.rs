@@ -1,0 +1,139 @@
+//! The graph as a pass sees it: with the users of every value at hand.
+
+use crate::{Constant, Dim, Graph, Node, NodeId, Op, Symbol, TensorFact, ValueId, ops::Wide};
+use cutover_tensor::{DType, Tensor};
+use std::collections::BTreeSet;
+
+/// A graph that is being rewritten. Passes read it; the driver alone changes it.
+#[derive(Debug)]
+pub struct Subject {
+    pub(super) graph: Graph,
+    /// For every value, the nodes that use it, once for every use.
+    pub(super) uses: Vec<Vec<NodeId>>,
+    pub(super) is_output: Vec<bool>,
+    /// Symbols of the graph's inputs: the others are made up where an extent is not known.
+    pub(super) input_symbols: BTreeSet<Symbol>,
+}
+
+impl Subject {
+    pub(super) fn new(graph: Graph) -> Subject {
+        let uses = graph.uses();
+        let mut is_output = vec![false; graph.value_count()];
+        graph.outputs().iter().for_each(|output| is_output[output.index()] = true);
+        let mut input_symbols = BTreeSet::new();
+        let facts = graph.inputs().iter().filter_map(|&input| graph.value(input).fact.as_tensor());
+        facts.filter_map(|f| f.shape.as_ref()).flatten().for_each(|dim| dim.collect_symbols(&mut input_symbols));
+        Subject { graph, uses, is_output, input_symbols }
+    }
+
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        self.graph.node(id)
+    }
+
+    /// The nodes that use `value`, once for every use. Being an output of the graph is not a use.
+    pub fn users(&self, value: ValueId) -> &[NodeId] {
+        &self.uses[value.index()]
+    }
+
+    pub fn is_output(&self, value: ValueId) -> bool {
+        self.is_output[value.index()]
+    }
+
+    /// The node that makes `value`, if `value` is its first output.
+    pub fn producer(&self, value: ValueId) -> Option<(NodeId, &Node)> {
+        match self.graph.producer(value) {
+            Some((id, 0)) => Some((id, self.graph.node(id))),
+            _ => None,
+        }
+    }
+
+    /// As [`Subject::producer`], where nothing but one node, once, needs the value: the producer can be fused away.
+    pub fn sole_producer(&self, value: ValueId) -> Option<(NodeId, &Node)> {
+        self.producer(value).filter(|_| !self.is_output(value) && self.users(value).len() == 1)
+    }
+
+    pub fn input(&self, node: &Node, index: usize) -> Option<ValueId> {
+        node.inputs.get(index).copied().flatten()
+    }
+
+    pub fn fact(&self, value: ValueId) -> Option<&TensorFact> {
+        self.graph.value(value).fact.as_tensor()
+    }
+
+    pub fn dtype(&self, value: ValueId) -> Option<DType> {
+        Some(self.fact(value)?.dtype)
+    }
+
+    pub fn shape(&self, value: ValueId) -> Option<&[Dim]> {
+        self.fact(value)?.shape.as_deref()
+    }
+
+    /// Whether both have one type and, for every value of the symbols, one shape.
+    pub fn same_type(&self, a: ValueId, b: ValueId) -> bool {
+        match (self.fact(a), self.fact(b)) {
+            (Some(x), Some(y)) => x.dtype == y.dtype && x.shape.is_some() && x.shape == y.shape,
+            _ => false,
+        }
+    }
+
+    pub fn constant(&self, value: ValueId) -> Option<&Constant> {
+        self.graph.constant(value)
+    }
+
+    /// The elements of a floating-point constant.
+    pub fn floats(&self, value: ValueId) -> Option<Vec<f64>> {
+        Wide::floats(&self.constant(value)?.tensor).ok()
+    }
+
+    /// The integers of an i64 or i32 constant, or of a value whose elements are known.
+    pub fn integers(&self, value: ValueId) -> Option<Vec<i64>> {
+        match self.constant(value).map(|c| &c.tensor) {
+            Some(tensor) => match tensor.dtype() {
+                DType::I64 => tensor.to_vec().ok(),
+                DType::I32 => Some(tensor.to_vec::<i32>().ok()?.into_iter().map(i64::from).collect()),
+                _ => None,
+            },
+            None => self.fact(value).filter(|f| f.dtype.is_integer())?.constant_value(),
+        }
+    }
+
+    /// The number that a floating-point constant of one element holds.
+    pub fn scalar(&self, value: ValueId) -> Option<f64> {
+        let constant = self.constant(value).filter(|c| c.tensor.element_count() == 1)?;
+        Wide::floats(&constant.tensor).ok()?.first().copied()
+    }
+
+    /// Whether both are one value, or small constants with the same bytes.
+    pub fn same_value(&self, a: ValueId, b: ValueId) -> bool {
+        const COMPARED_BYTES: usize = 4096;
+        let equal = |x: &Tensor, y: &Tensor| {
+            let small = x.bytes().len() <= COMPARED_BYTES && x.dtype() != DType::String;
+            x.dtype() == y.dtype() && x.shape() == y.shape() && small && x.bytes() == y.bytes()
+        };
+        a == b || matches!((self.constant(a), self.constant(b)), (Some(x), Some(y)) if equal(&x.tensor, &y.tensor))
+    }
+
+    /// The operand of a binary node that is a constant, and the other one, in whichever order they stand.
+    pub fn split_constant(&self, node: &Node) -> Option<(ValueId, ValueId)> {
+        let (a, b) = (self.input(node, 0)?, self.input(node, 1)?);
+        match (self.constant(a).is_some(), self.constant(b).is_some()) {
+            (false, true) => Some((a, b)),
+            (true, false) => Some((b, a)),
+            _ => None,
+        }
+    }
+}
+
+/// Whether `node` applies the binary `function`.
+pub(super) fn is_binary(node: &Node, function: crate::ops::BinaryFunction) -> bool {
+    matches!(&node.op, Op::Binary(op) if op.function == function)
+}
+
+/// Whether `node` applies the unary `function`.
+pub(super) fn is_unary(node: &Node, function: crate::ops::UnaryFunction) -> bool {
+    matches!(&node.op, Op::Unary(op) if op.function == function)
+}
