@@ -219,6 +219,7 @@ pub(super) fn integer_bounds(dtype: DType) -> Option<(i128, i128)> {
 #[cfg(test)]
 mod tests {
     use crate::ops::cases::{case, f32s, tensor};
+    use cutover_tensor::{DType, Tensor};
 
     #[test]
     fn agrees_with_onnx_runtime() {
@@ -244,6 +245,17 @@ mod tests {
             .input(f32s(&[2, 2], &[0.5, 0.25, 1.0, 2.0]))
             .input(tensor::<u8>(&[2, 2], &[128, 100, 0, 7]))
             .gives([tensor::<u8>(&[2, 3], &[126, 129, 98, 1, 0, 7])]);
+    }
+
+    #[test]
+    fn four_bit_integers_are_packed_from_the_low_bits_up() {
+        let bits = |bytes: &[u8]| Tensor::from_bytes(DType::I4, [3], bytes).unwrap();
+        let zero_point = Tensor::from_bytes(DType::I4, [], &[1]).unwrap();
+        // 2 + 1, -20 + 1 saturated to -8, -3 + 1.
+        let x = case("QuantizeLinear", 21).input(f32s(&[3], &[2.0, -20.0, -3.0])).input(f32s(&[], &[1.0]));
+        x.input(zero_point.clone()).gives([bits(&[0x83, 0x0e])]);
+        let back = case("DequantizeLinear", 21).input(bits(&[0x83, 0x0e])).input(f32s(&[], &[0.5]));
+        back.input(zero_point).gives([f32s(&[3], &[1.0, -4.5, -1.5])]);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Operator for Recurrent {
         };
         let activations = read_activations(node, cell, direction)?;
         let clip = node.optional_float("clip")?;
-        if clip.is_some_and(|clip| !(clip >= 0.0)) {
+        if clip.is_some_and(|clip| clip.is_nan() || clip < 0.0) {
             return Err(node.corrupt(format!("clip must not be negative, got {clip:?}")));
         }
         let batch_first = node.flag("layout", false)?;
@@ -417,9 +417,8 @@ impl<'a> CellRun<'a> {
                 for row in 0..2 * hidden {
                     self.gates[row] = self.activate(0, sum(row, h));
                 }
-                for j in 0..hidden {
-                    self.reset_state[j] = self.gates[hidden + j] * h[j];
-                }
+                let reset = self.gates[hidden..].iter().zip(h.iter());
+                self.reset_state.iter_mut().zip(reset).for_each(|(state, (reset, h))| *state = reset * h);
                 for j in 0..hidden {
                     let row = 2 * hidden + j;
                     let of_state = match linear_before_reset {

@@ -36,7 +36,7 @@ impl Operator for Tile {
         if repeats.len() != shape.len() {
             return Err(OpError::input(format!("{} repeats for a tensor of rank {}", repeats.len(), shape.len())));
         }
-        let product = |(&d, &r): (&usize, &usize)| d.checked_mul(r).unwrap_or(usize::MAX);
+        let product = |(&d, &r): (&usize, &usize)| d.saturating_mul(r);
         let to = checked_shape(shape.iter().zip(&repeats).map(product).collect(), context)?;
         let (from, strides) = (shape.to_vec(), movement::strides(shape));
         let flat = move |i: Vec<usize>| (0..from.len()).map(|a| i[a] % from[a] * strides[a]).sum();
