@@ -1,0 +1,287 @@
+//! The comparison of a candidate with the incumbent, and what follows.
+
+use crate::{Proportion, Window, half_width, proportion_difference};
+use serde::{Deserialize, Serialize};
+
+/// What a candidate must keep to. A package may carry its own; these are the defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gates {
+    /// Requests a candidate must have answered before it can be promoted.
+    pub requests_min: u64,
+    /// Labels each arm needs before accuracy is judged.
+    pub labels_min: u64,
+    /// Largest rise of the share of failed requests, in absolute terms.
+    pub error_rate_rise_max: f64,
+    /// Largest drop of accuracy, in absolute terms.
+    pub accuracy_drop_max: f64,
+    /// Smallest share of requests on which both arms give the same class, where no labels come.
+    pub agreement_min: f64,
+    /// Largest drop of the mean probability of the winning class, where no labels come.
+    pub confidence_drop_max: f64,
+    /// Largest ratio of the median latencies; a difference below `latency_slack_ms` passes whatever the ratio.
+    pub latency_ratio_max: f64,
+    pub latency_slack_ms: f64,
+    /// Probability, per gate and over all looks together, that a candidate is judged wrongly by it.
+    pub alpha: f64,
+}
+
+impl Default for Gates {
+    fn default() -> Self {
+        Gates {
+            requests_min: 200,
+            labels_min: 100,
+            error_rate_rise_max: 0.01,
+            accuracy_drop_max: 0.02,
+            agreement_min: 0.9,
+            confidence_drop_max: 0.05,
+            latency_ratio_max: 1.5,
+            latency_slack_ms: 2.0,
+            alpha: 0.01,
+        }
+    }
+}
+
+/// What was compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    Errors,
+    Latency,
+    Accuracy,
+    Agreement,
+    Confidence,
+}
+
+/// The numbers behind one gate's judgement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    pub gate: Gate,
+    pub incumbent: Option<f64>,
+    pub candidate: Option<f64>,
+    /// The candidate's value, or its difference from the incumbent's, lies within these, at all times together.
+    pub interval: Option<[f64; 2]>,
+    pub limit: f64,
+    /// Observations of the candidate.
+    pub observations: u64,
+    pub state: GateState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateState {
+    Passed,
+    Failed,
+    /// Not enough was seen yet.
+    Open,
+    /// Another gate decides: labels outrank agreement and confidence.
+    Outranked,
+}
+
+/// What follows from all gates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Every gate that has something to say passed.
+    Promote,
+    Hold,
+    RollBack,
+}
+
+/// Compares the windows of both arms, which must cover the same time.
+///
+/// Labels decide where they come: a candidate that disagrees with a bad incumbent, and is right, must pass. Without labels, agreement
+/// and confidence stand in for accuracy.
+pub fn judge(incumbent: &Window, candidate: &Window, gates: &Gates) -> (Verdict, Vec<Evidence>) {
+    let labels = incumbent.accuracy.total.max(candidate.accuracy.total) > 0;
+    let mut evidence = vec![
+        errors(incumbent, candidate, gates),
+        latency(incumbent, candidate, gates),
+        accuracy(incumbent, candidate, gates),
+        agreement(candidate, gates),
+        confidence(incumbent, candidate, gates),
+    ];
+    for item in &mut evidence {
+        match item.gate {
+            Gate::Accuracy if !labels => item.state = GateState::Outranked,
+            Gate::Agreement | Gate::Confidence if labels => item.state = GateState::Outranked,
+            _ => {}
+        }
+    }
+    let has = |state| evidence.iter().any(|e| e.state == state);
+    let verdict = if has(GateState::Failed) {
+        Verdict::RollBack
+    } else if has(GateState::Open) || candidate.requests() < gates.requests_min {
+        Verdict::Hold
+    } else {
+        Verdict::Promote
+    };
+    (verdict, evidence)
+}
+
+/// `interval` holds the difference: failed where all of it is beyond the limit, passed where none is.
+fn two_sided(low: f64, high: f64, limit: f64, higher_is_worse: bool) -> GateState {
+    let (beyond, within) = if higher_is_worse { (low > limit, high <= limit) } else { (high < limit, low >= limit) };
+    match (beyond, within) {
+        (true, _) => GateState::Failed,
+        (_, true) => GateState::Passed,
+        _ => GateState::Open,
+    }
+}
+
+fn errors(incumbent: &Window, candidate: &Window, gates: &Gates) -> Evidence {
+    let (difference, half) = proportion_difference(incumbent.errors, candidate.errors, gates.alpha);
+    let enough = candidate.requests() >= gates.requests_min;
+    let state = if difference - half > gates.error_rate_rise_max {
+        GateState::Failed
+    } else if enough && difference <= gates.error_rate_rise_max {
+        // Failures are rare: that there is no more of them is all that some hundreds of requests can show.
+        GateState::Passed
+    } else {
+        GateState::Open
+    };
+    Evidence {
+        gate: Gate::Errors,
+        incumbent: incumbent.errors.value(),
+        candidate: candidate.errors.value(),
+        interval: finite(difference - half, difference + half),
+        limit: gates.error_rate_rise_max,
+        observations: candidate.errors.total,
+        state,
+    }
+}
+
+fn latency(incumbent: &Window, candidate: &Window, gates: &Gates) -> Evidence {
+    let (a, b) = (incumbent.latency.quantile_ms(0.5), candidate.latency.quantile_ms(0.5));
+    let enough = candidate.latency.count() >= gates.requests_min && incumbent.latency.count() >= gates.requests_min;
+    let state = match (a, b) {
+        (Some(a), Some(b)) if enough => {
+            if b <= a * gates.latency_ratio_max || b - a <= gates.latency_slack_ms {
+                GateState::Passed
+            } else {
+                GateState::Failed
+            }
+        }
+        // An incumbent that no longer answers can't be compared with.
+        (None, Some(_)) if candidate.latency.count() >= gates.requests_min => GateState::Passed,
+        _ => GateState::Open,
+    };
+    Evidence {
+        gate: Gate::Latency,
+        incumbent: a,
+        candidate: b,
+        interval: None,
+        limit: gates.latency_ratio_max,
+        observations: candidate.latency.count(),
+        state,
+    }
+}
+
+fn accuracy(incumbent: &Window, candidate: &Window, gates: &Gates) -> Evidence {
+    let (difference, half) = proportion_difference(incumbent.accuracy, candidate.accuracy, gates.alpha);
+    let enough = incumbent.accuracy.total.min(candidate.accuracy.total) >= gates.labels_min;
+    let state = match enough {
+        true => two_sided(difference - half, difference + half, -gates.accuracy_drop_max, false),
+        false => GateState::Open,
+    };
+    Evidence {
+        gate: Gate::Accuracy,
+        incumbent: incumbent.accuracy.value(),
+        candidate: candidate.accuracy.value(),
+        interval: finite(difference - half, difference + half),
+        limit: -gates.accuracy_drop_max,
+        observations: candidate.accuracy.total,
+        state,
+    }
+}
+
+fn agreement(candidate: &Window, gates: &Gates) -> Evidence {
+    let Proportion { total, .. } = candidate.agreement;
+    let value = candidate.agreement.value();
+    let p = (candidate.agreement.count as f64 + 1.0) / (total as f64 + 2.0);
+    let half = half_width((p * (1.0 - p)).sqrt(), total as f64, gates.alpha);
+    let (low, high) = (value.unwrap_or(0.0) - half, value.unwrap_or(1.0) + half);
+    Evidence {
+        gate: Gate::Agreement,
+        incumbent: None,
+        candidate: value,
+        interval: finite(low, high),
+        limit: gates.agreement_min,
+        observations: total,
+        state: two_sided(low, high, gates.agreement_min, false),
+    }
+}
+
+fn confidence(incumbent: &Window, candidate: &Window, gates: &Gates) -> Evidence {
+    let ((n, a, deviation_a), (m, b, deviation_b)) = (incumbent.confidence(), candidate.confidence());
+    let mut evidence = Evidence {
+        gate: Gate::Confidence,
+        incumbent: (n > 0.0).then_some(a),
+        candidate: (m > 0.0).then_some(b),
+        interval: None,
+        limit: -gates.confidence_drop_max,
+        observations: m as u64,
+        state: GateState::Open,
+    };
+    if n > 1.0 && m > 1.0 {
+        let effective = n * m / (n + m);
+        let variance = deviation_a * deviation_a / n + deviation_b * deviation_b / m;
+        let half = half_width((variance * effective).sqrt(), effective, gates.alpha);
+        evidence.interval = finite(b - a - half, b - a + half);
+        evidence.state = two_sided(b - a - half, b - a + half, -gates.confidence_drop_max, false);
+    } else if candidate.requests() >= gates.requests_min {
+        // A model that gives no probabilities has no confidence to lose.
+        evidence.state = GateState::Passed;
+    }
+    evidence
+}
+
+fn finite(low: f64, high: f64) -> Option<[f64; 2]> {
+    (low.is_finite() && high.is_finite()).then_some([low, high])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// A window of `n` requests with these shares.
+    fn window(n: u64, errors: f64, accuracy: Option<f64>, agreement: Option<f64>, latency_ms: u64) -> Window {
+        let mut window = Window::default();
+        let share = |i: u64, p: f64| (i as f64 * p).floor() < ((i + 1) as f64 * p).floor();
+        for i in 0..n {
+            if share(i, errors) {
+                window.failed();
+            } else {
+                window.answered(Duration::from_millis(latency_ms), Some(0.9));
+            }
+            accuracy.inspect(|&p| window.accuracy.add(share(i, p)));
+            agreement.inspect(|&p| window.agreement.add(share(i, p)));
+        }
+        window
+    }
+
+    #[test]
+    fn verdicts() {
+        use Verdict::*;
+        let good = || window(2000, 0.0, Some(0.98), None, 5);
+        let silent = || window(2000, 0.0, None, None, 5);
+        let cases = [
+            ("as good", good(), window(2000, 0.0, Some(0.98), Some(0.97), 5), Promote),
+            ("better, and disagrees", window(2000, 0.0, Some(0.8), None, 5), window(2000, 0.0, Some(0.98), Some(0.8), 5), Promote),
+            ("worse, and agrees", good(), window(2000, 0.0, Some(0.85), Some(1.0), 5), RollBack),
+            ("nothing seen", good(), Window::default(), Hold),
+            ("little seen", good(), window(50, 0.0, Some(0.98), None, 5), Hold),
+            ("fails", good(), window(2000, 0.1, Some(0.98), None, 5), RollBack),
+            ("slow", good(), window(2000, 0.0, Some(0.98), None, 20), RollBack),
+            ("no labels, agrees", silent(), window(2000, 0.0, None, Some(0.99), 5), Promote),
+            ("no labels, disagrees", silent(), window(2000, 0.0, None, Some(0.7), 5), RollBack),
+            ("no labels, nothing compared", silent(), window(2000, 0.0, None, None, 5), Hold),
+            ("labels of one arm alone", silent(), window(2000, 0.0, Some(0.98), Some(0.99), 5), Hold),
+        ];
+        for (name, incumbent, candidate, expected) in cases {
+            let (verdict, evidence) = judge(&incumbent, &candidate, &Gates::default());
+            assert_eq!(verdict, expected, "{name}: {evidence:#?}");
+        }
+    }
+}
