@@ -1,1 +1,24 @@
-//! The package a model version travels in.
+//! What travels: a model with its weights, golden vectors and manifest, as a folder or as one ZIP file.
+//!
+//! The files are standard ones: `model.onnx` whose weights are external data in `weights.safetensors`, `golden.safetensors` with inputs
+//! and the outputs expected for them, and `manifest.json`. An archive (`NAME.cutover`) holds the same files, stored and page-aligned.
+//! Everything is hostile until its digest was compared. Nothing is signed or encrypted here yet.
+
+mod archive;
+mod golden;
+mod manifest;
+mod package;
+
+pub use golden::Golden;
+pub use manifest::{FileEntry, GoldenTolerance, Manifest, TensorSchema};
+pub use package::{Contents, Package, PackageError, write, write_folder};
+
+/// Names of the files in a package.
+pub mod file {
+    pub const MANIFEST: &str = "manifest.json";
+    pub const MODEL: &str = "model.onnx";
+    pub const WEIGHTS: &str = "weights.safetensors";
+    pub const GOLDEN: &str = "golden.safetensors";
+    /// All that a package of this version holds.
+    pub const ALL: &[&str] = &[MANIFEST, MODEL, WEIGHTS, GOLDEN];
+}

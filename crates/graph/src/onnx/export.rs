@@ -9,13 +9,13 @@ use super::{
     safetensors,
 };
 use crate::{
-    Dim, Fact, Graph, GraphError, NodeId, Source, TensorFact, ValueId,
+    Constant, Dim, Fact, Graph, GraphError, NodeId, Source, TensorFact, ValueId,
     ops::{Attribute, EXPORT_OPSET, Spelling},
 };
 use cutover_tensor::{DType, Tensor};
 use prost::{Message, bytes::Bytes};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs::File,
     io::{self, BufWriter, Write},
     path::Path,
@@ -74,10 +74,26 @@ pub fn export(graph: &Graph, path: &Path, weights: &Weights) -> Result<(), Expor
         let mut file = BufWriter::new(file);
         let written = safetensors::write(&layout, &external, &mut file).and_then(|()| file.flush());
         written.map_err(|e| io(&target, e))?;
-        let places = external.iter().map(|(name, _)| name.clone()).zip(layout.places.iter().copied()).collect();
-        writer.external = Some((file_name.clone(), places));
+        let places = external.iter().zip(&layout.places);
+        let places = places.map(|((name, _), &(offset, len))| (name.clone(), (file_name.clone(), offset, len)));
+        writer.external = places.collect();
     }
     std::fs::write(path, writer.model()?).map_err(|e| io(path, e))
+}
+
+/// The model file's bytes, in which every constant that `place` gives a file name for is external data: all of that file.
+pub fn encode_with(graph: &Graph, mut place: impl FnMut(&Constant) -> Option<String>) -> Result<Vec<u8>, ExportError> {
+    let mut writer = Writer::new(graph)?;
+    let constants = graph.values().filter_map(|(_, value)| match &value.source {
+        Source::Constant(constant) if constant.tensor.dtype() != DType::String => Some((value, constant)),
+        _ => None,
+    });
+    for (value, constant) in constants {
+        if let Some(file) = place(constant) {
+            writer.external.insert(value.name.clone(), (file, 0, constant.tensor.bytes().len()));
+        }
+    }
+    writer.model()
 }
 
 /// The model file's bytes, weights inline.
@@ -89,8 +105,8 @@ struct Writer<'a> {
     graph: &'a Graph,
     nodes: Vec<NodeProto>,
     weights: Vec<(String, Tensor)>,
-    /// File name, and by tensor name offset and length.
-    external: Option<(String, std::collections::HashMap<String, (usize, usize)>)>,
+    /// File name, offset and length of a tensor that lies elsewhere, by its name.
+    external: HashMap<String, (String, usize, usize)>,
     names: BTreeSet<String>,
     opset: i64,
 }
@@ -98,8 +114,7 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     fn new(graph: &'a Graph) -> Result<Writer<'a>, ExportError> {
         let names = graph.values().map(|(_, v)| v.name.clone()).collect();
-        let mut writer =
-            Writer { graph, nodes: Vec::new(), weights: Vec::new(), external: None, names, opset: EXPORT_OPSET };
+        let mut writer = Writer { graph, nodes: Vec::new(), weights: Vec::new(), external: HashMap::new(), names };
         for (_, value) in graph.values() {
             if let Source::Constant(constant) = &value.source {
                 writer.weights.push((value.name.clone(), constant.tensor.clone()));
@@ -257,9 +272,7 @@ impl<'a> Writer<'a> {
     }
 
     fn tensor(&self, name: &str, tensor: &Tensor) -> TensorProto {
-        if let Some((file, places)) = &self.external
-            && let Some((offset, length)) = places.get(name)
-        {
+        if let Some((file, offset, length)) = self.external.get(name) {
             let entry = |key: &str, value: String| StringStringEntryProto { key: key.to_string(), value };
             let external_data = vec![
                 entry("location", file.clone()),

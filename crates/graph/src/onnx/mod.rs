@@ -11,5 +11,5 @@ mod proto;
 pub mod safetensors;
 mod tensors;
 
-pub use export::{ExportError, Weights, encode, export};
+pub use export::{ExportError, Weights, encode, encode_with, export};
 pub use import::{ImportOptions, Limits, NEWEST_OPSET, OLDEST_OPSET, import, import_bytes};
