@@ -1,0 +1,251 @@
+//! From a file to answers.
+
+use crate::Error;
+use cutover_backend::{
+    Backend, CompileError, CompileOptions, CpuOptions, Executable, Input, Output, Placement, RunContext, SessionMemory,
+    Signature,
+};
+use cutover_graph::{
+    Graph, Plan,
+    onnx::{self, ImportOptions},
+    passes::{PassOptions, PassReport, declutter},
+};
+use cutover_package::{Manifest, Package};
+use cutover_tensor::{Tensor, TensorView, TensorViewMut, Value};
+use std::{fmt, path::Path, str::FromStr, sync::Arc};
+
+/// A model as it was loaded and decluttered, not yet bound to a device.
+#[derive(Debug)]
+pub struct Model {
+    plan: Plan,
+    report: PassReport,
+    manifest: Option<Manifest>,
+}
+
+/// How to open a model.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    pub import: ImportOptions,
+    pub passes: PassOptions,
+}
+
+impl Model {
+    /// Opens a bare `.onnx`, a package folder or a `.cutover` archive. Files are mapped: nobody may truncate or overwrite them while the
+    /// model is in use ([`ImportOptions::map`] reads them instead).
+    pub fn open(path: impl AsRef<Path>) -> Result<Model, Error> {
+        Model::open_with(path, &OpenOptions::default())
+    }
+
+    pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Model, Error> {
+        let path = path.as_ref();
+        if !Package::is_one(path) {
+            return Model::from_graph(onnx::import(path, &options.import)?, &options.passes);
+        }
+        let package = Package::open(path)?;
+        let model = Model::from_graph(package.graph(&options.import)?, &options.passes)?;
+        Ok(Model { manifest: Some(package.manifest), ..model })
+    }
+
+    pub fn from_graph(graph: Graph, options: &PassOptions) -> Result<Model, Error> {
+        let (graph, report) = declutter(graph, options)?;
+        Ok(Model { plan: Plan::new(graph)?, report, manifest: None })
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn graph(&self) -> &Graph {
+        self.plan.graph()
+    }
+
+    /// The rewrites that made the plan of the graph as imported.
+    pub fn passes(&self) -> &PassReport {
+        &self.report
+    }
+
+    /// Of a package.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    pub fn signature(&self) -> Signature {
+        Signature::of(self.graph())
+    }
+
+    pub fn compile(&self, device: Device) -> Result<CompiledModel, Error> {
+        self.compile_with(device, &DeviceOptions::default())
+    }
+
+    pub fn compile_with(&self, device: Device, options: &DeviceOptions) -> Result<CompiledModel, Error> {
+        self.compile_on(&*device.backend(options)?, &options.compile)
+    }
+
+    /// Compiles on a backend that is there already: models of one backend share its threads and packed weights.
+    pub fn compile_on(&self, backend: &dyn Backend, options: &CompileOptions) -> Result<CompiledModel, Error> {
+        Ok(CompiledModel { executable: backend.compile(&self.plan, options)? })
+    }
+}
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The fastest there is in this build: the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    /// The slow and plain definition that everything else is tested against.
+    Reference,
+}
+
+/// How the device is used.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceOptions {
+    /// Threads of the CPU, the caller's included; `None` for one per core.
+    pub threads: Option<usize>,
+    /// Instruction set, as the backend spells it; the best one there is if `None`.
+    pub isa: Option<String>,
+    pub compile: CompileOptions,
+}
+
+impl Device {
+    pub const NAMES: [&'static str; 3] = ["auto", "cpu", "reference"];
+
+    /// A new backend of this device.
+    pub fn backend(self, options: &DeviceOptions) -> Result<Arc<dyn Backend>, Error> {
+        match self {
+            Device::Reference => Ok(cutover_backend::reference()),
+            Device::Auto | Device::Cpu => {
+                let cpu = CpuOptions { threads: options.threads.unwrap_or(0), isa: options.isa.clone() };
+                Ok(cutover_backend::cpu(cpu)?)
+            }
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Device, Error> {
+        match name {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "reference" => Ok(Device::Reference),
+            _ => {
+                let message = format!("there is no backend '{name}'; there is {}", Device::NAMES.join(", "));
+                Err(CompileError::Options(message).into())
+            }
+        }
+    }
+}
+
+/// A model compiled for a device: immutable and shared, for any number of sessions.
+#[derive(Clone)]
+pub struct CompiledModel {
+    executable: Arc<dyn Executable>,
+}
+
+impl CompiledModel {
+    pub fn session(&self) -> Result<Session, Error> {
+        let session = self.executable.clone().session(SessionMemory::default())?;
+        Ok(Session { executable: Arc::clone(&self.executable), session })
+    }
+
+    pub fn signature(&self) -> &Signature {
+        self.executable.signature()
+    }
+
+    /// Which kernel runs each node, and why.
+    pub fn placement(&self) -> &Placement {
+        self.executable.placement()
+    }
+
+    pub fn executable(&self) -> &Arc<dyn Executable> {
+        &self.executable
+    }
+}
+
+impl fmt::Debug for CompiledModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompiledModel").field("signature", self.signature()).finish()
+    }
+}
+
+/// One worker's memory for running a model.
+pub struct Session {
+    executable: Arc<dyn Executable>,
+    session: Box<dyn cutover_backend::Session>,
+}
+
+impl Session {
+    /// Runs the model on inputs given by name, in any order.
+    pub fn run<'a, 'n>(
+        &mut self,
+        inputs: impl IntoIterator<Item = (&'n str, TensorView<'a>)>,
+    ) -> Result<Answers, Error> {
+        self.run_with(inputs, &RunContext::default())
+    }
+
+    /// As [`Session::run`], with a deadline, a cancellation or a profiler.
+    pub fn run_with<'a, 'n>(
+        &mut self,
+        inputs: impl IntoIterator<Item = (&'n str, TensorView<'a>)>,
+        context: &RunContext<'_>,
+    ) -> Result<Answers, Error> {
+        let signature = self.executable.signature();
+        let mut ordered: Vec<Option<Input<'a>>> = vec![None; signature.inputs.len()];
+        for (name, view) in inputs {
+            let Some(at) = signature.inputs.iter().position(|b| b.name == name) else {
+                let names: Vec<_> = signature.inputs.iter().map(|b| b.name.as_str()).collect();
+                return Err(Error::Name(format!("the model has no input '{name}'; it has {}", names.join(", "))));
+            };
+            ordered[at] = Some(Input::View(view));
+        }
+        let missing = |(binding, input): (&cutover_backend::Binding, Option<Input<'a>>)| {
+            input.ok_or_else(|| Error::Name(format!("input '{}' ({}) is missing", binding.name, binding.fact)))
+        };
+        let inputs = signature.inputs.iter().zip(ordered).map(missing).collect::<Result<Vec<_>, _>>()?;
+        let mut outputs: Vec<Output<'_>> = signature.outputs.iter().map(|_| Output::Allocate(None)).collect();
+        self.session.run(&inputs, &mut outputs, context)?;
+        let names = signature.outputs.iter().map(|b| b.name.clone());
+        let values = names.zip(outputs).filter_map(|(name, output)| match output {
+            Output::Allocate(Some(value)) => Some((name, value)),
+            _ => None,
+        });
+        Ok(Answers { values: values.collect() })
+    }
+
+    /// Runs the model on inputs, into buffers, both in the order of the signature. A model of static shapes that runs so again
+    /// allocates nothing.
+    pub fn run_into(&mut self, inputs: &[TensorView<'_>], outputs: Vec<TensorViewMut<'_>>) -> Result<(), Error> {
+        let inputs: Vec<Input<'_>> = inputs.iter().map(|&view| Input::View(view)).collect();
+        let mut outputs: Vec<Output<'_>> = outputs.into_iter().map(Output::Write).collect();
+        Ok(self.session.run(&inputs, &mut outputs, &RunContext::default())?)
+    }
+}
+
+/// What a run gave, in the order of the model's outputs.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    values: Vec<(String, Value)>,
+}
+
+impl Answers {
+    /// The tensor of output `name`; `None` where there is no such output, or it is no tensor.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.values.iter().find(|(n, _)| n == name).and_then(|(_, value)| value.as_tensor())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.values.iter().map(|(name, value)| (name.as_str(), value))
+    }
+}
+
+impl IntoIterator for Answers {
+    type Item = (String, Value);
+    type IntoIter = std::vec::IntoIter<(String, Value)>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.values.into_iter()
+    }
+}
