@@ -2,13 +2,14 @@
 
 use crate::error::AdmissionError;
 use cutover_backend::{Backend, CompileError, CompileOptions, Executable, Input, Output, RunContext, SessionMemory, Signature};
-use cutover_graph::{Graph, Plan};
+use cutover_graph::{Graph, Plan, passes};
 use cutover_package::{Golden, GoldenTolerance};
 use cutover_tensor::Value;
 use std::sync::Arc;
 
 /// Compiles `graph` on the first of `backends` that can.
 pub(crate) fn compile(graph: Graph, backends: &[Arc<dyn Backend>]) -> Result<Arc<dyn Executable>, AdmissionError> {
+    let (graph, _) = passes::declutter(graph, &passes::PassOptions::default())?;
     let plan = Plan::new(graph)?;
     let mut refused = CompileError::Options("the host was given no backend".to_string());
     for backend in backends {
