@@ -268,7 +268,12 @@ mod tests {
         let silent = || window(2000, 0.0, None, None, 5);
         let cases = [
             ("as good", good(), window(2000, 0.0, Some(0.98), Some(0.97), 5), Promote),
-            ("better, and disagrees", window(2000, 0.0, Some(0.8), None, 5), window(2000, 0.0, Some(0.98), Some(0.8), 5), Promote),
+            (
+                "better, and disagrees",
+                window(2000, 0.0, Some(0.8), None, 5),
+                window(2000, 0.0, Some(0.98), Some(0.8), 5),
+                Promote,
+            ),
             ("worse, and agrees", good(), window(2000, 0.0, Some(0.85), Some(1.0), 5), RollBack),
             ("nothing seen", good(), Window::default(), Hold),
             ("little seen", good(), window(50, 0.0, Some(0.98), None, 5), Hold),

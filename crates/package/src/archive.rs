@@ -60,7 +60,8 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> Result<(), PackageError> {
         }
         let to = folder.join(&name);
         let mut target = BufWriter::new(File::create(&to).map_err(|e| io(&to, e))?);
-        let copied = io::copy(&mut entry.by_ref().take(size), &mut target).map_err(|e| corrupt(format!("entry '{name}': {e}")))?;
+        let copied = io::copy(&mut entry.by_ref().take(size), &mut target)
+            .map_err(|e| corrupt(format!("entry '{name}': {e}")))?;
         target.flush().map_err(|e| io(&to, e))?;
         if copied != size {
             return Err(corrupt(format!("entry '{name}' ends after {copied} of {size} bytes")));

@@ -37,7 +37,8 @@ impl Golden {
                 Some(("output", _)) => &mut golden.outputs,
                 _ => continue,
             };
-            let dtype = dtype(view.dtype()).ok_or_else(|| corrupt(format!("'{name}' is of a type not compared here")))?;
+            let dtype =
+                dtype(view.dtype()).ok_or_else(|| corrupt(format!("'{name}' is of a type not compared here")))?;
             let tensor = Tensor::from_bytes(dtype, view.shape(), view.data()).map_err(|e| corrupt(e.to_string()))?;
             let name = name.split_once('.').expect("as matched above").1;
             side.push((name.to_string(), tensor));

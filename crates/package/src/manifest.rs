@@ -70,7 +70,9 @@ impl Manifest {
     pub fn of(graph: &Graph, name: &str, version: &str) -> Result<Manifest, PackageError> {
         check_name("the name", name)?;
         check_name("the version", version)?;
-        let schema = |ids: &[ValueId]| ids.iter().map(|&id| TensorSchema::of(&graph.value(id).name, &graph.value(id).fact)).collect();
+        let schema = |ids: &[ValueId]| {
+            ids.iter().map(|&id| TensorSchema::of(&graph.value(id).name, &graph.value(id).fact)).collect()
+        };
         let tensors = graph.values().filter_map(|(id, value)| {
             graph.constant(id).map(|constant| (value.name.clone(), constant.identity().to_string()))
         });
@@ -109,7 +111,8 @@ impl Manifest {
             }
         }
         let tolerance = manifest.golden;
-        if !(tolerance.rtol >= 0.0 && tolerance.atol >= 0.0 && tolerance.rtol.is_finite() && tolerance.atol.is_finite()) {
+        if !(tolerance.rtol >= 0.0 && tolerance.atol >= 0.0 && tolerance.rtol.is_finite() && tolerance.atol.is_finite())
+        {
             return Err(corrupt("the tolerances must be numbers of at least 0".to_string()));
         }
         Ok(manifest)

@@ -1,7 +1,9 @@
 //! What a version must show on this device before it takes traffic.
 
 use crate::error::AdmissionError;
-use cutover_backend::{Backend, CompileError, CompileOptions, Executable, Input, Output, RunContext, SessionMemory, Signature};
+use cutover_backend::{
+    Backend, CompileError, CompileOptions, Executable, Input, Output, RunContext, SessionMemory, Signature,
+};
 use cutover_graph::{Graph, Plan, passes};
 use cutover_package::{Golden, GoldenTolerance};
 use cutover_tensor::Value;
@@ -27,9 +29,12 @@ pub(crate) fn compile(graph: Graph, backends: &[Arc<dyn Backend>]) -> Result<Arc
 /// Whether it fits beside what is resident.
 pub(crate) fn fits(executable: &dyn Executable, resident: u64, budget: Option<u64>) -> Result<(), AdmissionError> {
     let footprint = executable.footprint();
-    let needed = (footprint.weight_bytes - footprint.shared_bytes.min(footprint.weight_bytes)).saturating_add(footprint.session_bytes);
+    let needed = (footprint.weight_bytes - footprint.shared_bytes.min(footprint.weight_bytes))
+        .saturating_add(footprint.session_bytes);
     match budget {
-        Some(budget) if resident.saturating_add(needed) > budget => Err(AdmissionError::Memory { needed, resident, budget }),
+        Some(budget) if resident.saturating_add(needed) > budget => {
+            Err(AdmissionError::Memory { needed, resident, budget })
+        }
         _ => Ok(()),
     }
 }
@@ -38,7 +43,12 @@ pub(crate) fn fits(executable: &dyn Executable, resident: u64, budget: Option<u6
 pub(crate) fn same_signature(serving: &Signature, candidate: &Signature) -> Result<(), AdmissionError> {
     let spell = |signature: &Signature| {
         let binding = |b: &cutover_backend::Binding| match b.fact.as_tensor() {
-            Some(fact) => format!("{} {} of rank {}", b.name, fact.dtype, fact.rank().map_or("any".to_string(), |r| r.to_string())),
+            Some(fact) => format!(
+                "{} {} of rank {}",
+                b.name,
+                fact.dtype,
+                fact.rank().map_or("any".to_string(), |r| r.to_string())
+            ),
             None => format!("{} {}", b.name, b.fact),
         };
         let list = |bindings: &[cutover_backend::Binding]| bindings.iter().map(binding).collect::<Vec<_>>().join(", ");
@@ -55,7 +65,11 @@ pub(crate) fn same_signature(serving: &Signature, candidate: &Signature) -> Resu
 }
 
 /// Runs the golden inputs and compares.
-pub(crate) fn golden(executable: &Arc<dyn Executable>, golden: &Golden, tolerance: GoldenTolerance) -> Result<(), AdmissionError> {
+pub(crate) fn golden(
+    executable: &Arc<dyn Executable>,
+    golden: &Golden,
+    tolerance: GoldenTolerance,
+) -> Result<(), AdmissionError> {
     if golden.outputs.is_empty() {
         return Err(AdmissionError::Golden("the package has none".to_string()));
     }

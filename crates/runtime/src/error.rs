@@ -57,7 +57,9 @@ pub enum StoreError {
     Io { path: String, source: std::io::Error },
     #[error("the store at {path} is held by another process{holder}")]
     Held { path: String, holder: String },
-    #[error("the store at {path} is of format {found}, this build reads up to {newest}: it was written by newer software")]
+    #[error(
+        "the store at {path} is of format {found}, this build reads up to {newest}: it was written by newer software"
+    )]
     Format { path: String, found: u64, newest: u64 },
     #[error("the store's state: {0}")]
     State(String),
@@ -98,7 +100,9 @@ impl InferError {
 
     pub(crate) fn of_run(error: RunError, version: &str) -> InferError {
         match error {
-            RunError::InputCount { .. } | RunError::Input { .. } | RunError::Symbol { .. } => InferError::Input(error.to_string()),
+            RunError::InputCount { .. } | RunError::Input { .. } | RunError::Symbol { .. } => {
+                InferError::Input(error.to_string())
+            }
             RunError::Deadline { .. } | RunError::Cancelled { .. } => InferError::Deadline,
             other => InferError::Failed { version: version.to_string(), message: other.to_string() },
         }

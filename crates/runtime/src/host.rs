@@ -217,7 +217,12 @@ impl Host {
     }
 
     /// Answers on a worker's thread, which calls `completion`. Refused at once when too many are waiting.
-    pub fn submit(&self, model: &str, request: Request, completion: impl FnOnce(Result<Answer, InferError>) + Send + 'static) {
+    pub fn submit(
+        &self,
+        model: &str,
+        request: Request,
+        completion: impl FnOnce(Result<Answer, InferError>) + Send + 'static,
+    ) {
         let mut queue = lock(&self.inner.queue);
         let waiting = queue.len();
         if waiting >= self.inner.options.waiting_max || self.inner.options.workers == 0 {
@@ -264,15 +269,18 @@ impl Host {
         let models = self.inner.models.load();
         let of = |(name, ongoing): (&String, &Ongoing)| {
             let routing = models.get(name)?.routing.load();
-            let rollout = ongoing.record.candidate.as_ref().zip(routing.candidate.as_ref()).map(|(record, candidate)| RolloutStatus {
-                id: format!("{name}#{}", ongoing.record.rollouts),
-                strategy: record.rollout.strategy.name().to_string(),
-                candidate: VersionStatus::of(&candidate.version),
-                step: record.rollout.step + 1,
-                share: candidate.share,
-                serving_s: record.serving_s,
-                evidence: record.rollout.evidence.clone(),
-            });
+            let rollout =
+                ongoing.record.candidate.as_ref().zip(routing.candidate.as_ref()).map(|(record, candidate)| {
+                    RolloutStatus {
+                        id: format!("{name}#{}", ongoing.record.rollouts),
+                        strategy: record.rollout.strategy.name().to_string(),
+                        candidate: VersionStatus::of(&candidate.version),
+                        step: record.rollout.step + 1,
+                        share: candidate.share,
+                        serving_s: record.serving_s,
+                        evidence: record.rollout.evidence.clone(),
+                    }
+                });
             let active = VersionStatus::of(&routing.active);
             Some(ModelStatus { name: name.clone(), active, previous: ongoing.record.previous.clone(), rollout })
         };
@@ -302,15 +310,18 @@ impl Host {
     }
 
     /// The inputs and outputs of a version in service; of the active one where none is named.
-    pub fn signature(&self, model: &str, version: Option<&str>) -> Result<(String, cutover_backend::Signature), InferError> {
+    pub fn signature(
+        &self,
+        model: &str,
+        version: Option<&str>,
+    ) -> Result<(String, cutover_backend::Signature), InferError> {
         let found = self.inner.model(model)?;
         let routing = found.routing.load_full();
         let version = match version {
             None => &routing.active,
-            Some(name) => routing.named(name).ok_or_else(|| InferError::UnknownVersion {
-                model: model.to_string(),
-                version: name.to_string(),
-            })?,
+            Some(name) => routing
+                .named(name)
+                .ok_or_else(|| InferError::UnknownVersion { model: model.to_string(), version: name.to_string() })?,
         };
         Ok((version.name.clone(), version.executable.signature().clone()))
     }
@@ -342,14 +353,14 @@ impl Inner {
     fn infer(&self, name: &str, request: Request) -> Result<Answer, InferError> {
         let model = self.model(name)?;
         let routing = model.routing.load_full();
-        let id = request.id.clone().unwrap_or_else(|| {
-            format!("{:x}-{}", self.boot, self.next_id.fetch_add(1, Ordering::Relaxed))
-        });
+        let id = request
+            .id
+            .clone()
+            .unwrap_or_else(|| format!("{:x}-{}", self.boot, self.next_id.fetch_add(1, Ordering::Relaxed)));
         let version = match &request.version {
-            Some(version) => routing.named(version).ok_or_else(|| InferError::UnknownVersion {
-                model: name.to_string(),
-                version: version.clone(),
-            })?,
+            Some(version) => routing
+                .named(version)
+                .ok_or_else(|| InferError::UnknownVersion { model: name.to_string(), version: version.clone() })?,
             None => routing.pick(request.key.as_deref().unwrap_or(&id)),
         };
         let mut served_by = Arc::clone(version);
@@ -430,7 +441,8 @@ impl Inner {
                     }
                     (Err(error), _) => self.roll_back(&name, &mut ongoing, &error.to_string())?,
                     (_, true) => {
-                        let reason = format!("the host was started {} times with it", self.options.candidate_starts_max + 1);
+                        let reason =
+                            format!("the host was started {} times with it", self.options.candidate_starts_max + 1);
                         self.roll_back(&name, &mut ongoing, &reason)?;
                     }
                 }
@@ -442,8 +454,7 @@ impl Inner {
     }
 
     fn load(&self, model: &str, version: &str, record: &VersionRecord) -> Result<Arc<Version>, HostError> {
-        let refused =
-            |source| HostError::Admission { model: model.to_string(), version: version.to_string(), source };
+        let refused = |source| HostError::Admission { model: model.to_string(), version: version.to_string(), source };
         let executable = admission::compile(self.store.load(record)?, &self.options.backends).map_err(refused)?;
         Ok(Arc::new(Version::new(version.to_string(), executable, self.options.workers.max(1))))
     }
@@ -551,7 +562,10 @@ impl Inner {
         let after = Arc::new(change(&before));
         let roles = |routing: &Routing| {
             let candidate = routing.candidate.as_ref().map(|c| Arc::clone(&c.version));
-            [Some(Arc::clone(&routing.active)), candidate, routing.previous.clone()].into_iter().flatten().collect::<Vec<_>>()
+            [Some(Arc::clone(&routing.active)), candidate, routing.previous.clone()]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
         };
         model.routing.store(Arc::clone(&after));
         for version in roles(&before) {
@@ -628,7 +642,11 @@ impl Inner {
                 self.store.save(name, &ongoing.record, &entry)?;
                 self.route(name, |before| Routing {
                     active: Arc::clone(&before.active),
-                    candidate: before.candidate.as_ref().map(|c| Candidate { version: Arc::clone(&c.version), share, salt: c.salt }),
+                    candidate: before.candidate.as_ref().map(|c| Candidate {
+                        version: Arc::clone(&c.version),
+                        share,
+                        salt: c.salt,
+                    }),
                     previous: before.previous.clone(),
                 });
                 Ok(())
@@ -684,9 +702,17 @@ impl Inner {
         };
         let mut record = ongoing.record.clone();
         record.previous = record.active.replace(previous.clone());
-        self.store.save(name, &record, &HistoryEntry::new(name, "rolled back", &previous, "asked for; it serves again"))?;
+        self.store.save(
+            name,
+            &record,
+            &HistoryEntry::new(name, "rolled back", &previous, "asked for; it serves again"),
+        )?;
         ongoing.record = record;
-        self.route(name, |before| Routing { active: version, candidate: None, previous: Some(Arc::clone(&before.active)) });
+        self.route(name, |before| Routing {
+            active: version,
+            candidate: None,
+            previous: Some(Arc::clone(&before.active)),
+        });
         Ok(())
     }
 }
@@ -712,20 +738,30 @@ impl Version {
         let failed = |message: String| InferError::Failed { version: self.name.clone(), message };
         if let Some((unknown, _)) = given.iter().find(|(name, _)| !signature.inputs.iter().any(|b| b.name == *name)) {
             let names: Vec<_> = signature.inputs.iter().map(|b| b.name.as_str()).collect();
-            return Err(InferError::Input(format!("input '{unknown}' is not one of the model's: {}", names.join(", "))));
+            return Err(InferError::Input(format!(
+                "input '{unknown}' is not one of the model's: {}",
+                names.join(", ")
+            )));
         }
         let mut inputs = Vec::with_capacity(signature.inputs.len());
         for binding in &signature.inputs {
             let mut found = given.iter().filter(|(name, _)| *name == binding.name);
             match (found.next(), found.next()) {
                 (Some((_, value)), None) => inputs.push(Input::Value(value)),
-                (None, _) => return Err(InferError::Input(format!("input '{}' ({}) is missing", binding.name, binding.fact))),
-                (Some(_), Some(_)) => return Err(InferError::Input(format!("input '{}' is there twice", binding.name))),
+                (None, _) => {
+                    return Err(InferError::Input(format!("input '{}' ({}) is missing", binding.name, binding.fact)));
+                }
+                (Some(_), Some(_)) => {
+                    return Err(InferError::Input(format!("input '{}' is there twice", binding.name)));
+                }
             }
         }
         let names: Vec<&str> = signature.outputs.iter().map(|b| b.name.as_str()).collect();
         if let Some(unknown) = wanted.unwrap_or_default().iter().find(|w| !names.contains(&w.as_str())) {
-            return Err(InferError::Input(format!("output '{unknown}' is not one of the model's: {}", names.join(", "))));
+            return Err(InferError::Input(format!(
+                "output '{unknown}' is not one of the model's: {}",
+                names.join(", ")
+            )));
         }
         let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted.iter().any(|w| w == name));
         let place = |name: &&str| if is_wanted(name) { Output::Allocate(None) } else { Output::Discard };
@@ -781,4 +817,3 @@ impl fmt::Debug for Host {
         f.debug_struct("Host").field("models", &models).finish()
     }
 }
-

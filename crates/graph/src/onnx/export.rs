@@ -114,7 +114,14 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     fn new(graph: &'a Graph) -> Result<Writer<'a>, ExportError> {
         let names = graph.values().map(|(_, v)| v.name.clone()).collect();
-        let mut writer = Writer { graph, nodes: Vec::new(), weights: Vec::new(), external: HashMap::new(), names, opset: EXPORT_OPSET };
+        let mut writer = Writer {
+            graph,
+            nodes: Vec::new(),
+            weights: Vec::new(),
+            external: HashMap::new(),
+            names,
+            opset: EXPORT_OPSET,
+        };
         for (_, value) in graph.values() {
             if let Source::Constant(constant) = &value.source {
                 writer.weights.push((value.name.clone(), constant.tensor.clone()));

@@ -77,7 +77,8 @@ mod tests {
         let mut rollout = Rollout::new(Strategy::blue_green());
         rollout.handle(Duration::ZERO, Event::Admitted);
         let (before, after) = (Window::default(), Window::default());
-        let mut at = |s| rollout.handle(Duration::from_secs(s), Event::Observed { incumbent: &before, candidate: &after });
+        let mut at =
+            |s| rollout.handle(Duration::from_secs(s), Event::Observed { incumbent: &before, candidate: &after });
         assert_eq!(at(59), []);
         assert!(matches!(&at(60)[..], [Action::Promote { .. }]));
     }

@@ -28,7 +28,11 @@ pub struct Canary {
 impl Default for Canary {
     fn default() -> Self {
         let step = |share, dwell_s| Step { share, dwell_s };
-        Canary { steps: vec![step(0.05, 60.0), step(0.25, 60.0), step(0.5, 60.0)], deadline_s: 3600.0, gates: Gates::default() }
+        Canary {
+            steps: vec![step(0.05, 60.0), step(0.25, 60.0), step(0.5, 60.0)],
+            deadline_s: 3600.0,
+            gates: Gates::default(),
+        }
     }
 }
 
@@ -42,7 +46,10 @@ impl Canary {
                 return Err(format!("a step of share {}, expected one between 0 and 1", step.share));
             }
             if !(step.dwell_s >= 0.0 && step.dwell_s <= self.deadline_s && self.deadline_s.is_finite()) {
-                return Err(format!("a step of {} s, expected 0 to the deadline of {} s", step.dwell_s, self.deadline_s));
+                return Err(format!(
+                    "a step of {} s, expected 0 to the deadline of {} s",
+                    step.dwell_s, self.deadline_s
+                ));
             }
         }
         Ok(())
@@ -119,7 +126,10 @@ mod tests {
     #[test]
     fn a_bad_candidate_goes_at_the_first_step() {
         let actions = run(0.98, 0.85, 40, 400);
-        assert!(matches!(&actions[..], [Action::Share(_), Action::RollBack { reason }] if reason.contains("accuracy")), "{actions:?}");
+        assert!(
+            matches!(&actions[..], [Action::Share(_), Action::RollBack { reason }] if reason.contains("accuracy")),
+            "{actions:?}"
+        );
     }
 
     #[test]
@@ -130,7 +140,9 @@ mod tests {
     #[test]
     fn without_traffic_it_holds_until_its_deadline() {
         assert_eq!(run(0.98, 0.98, 0, 3599), [Action::Share(0.05)]);
-        assert!(matches!(run(0.98, 0.98, 0, 3600).last(), Some(Action::RollBack { reason }) if reason.contains("undecided")));
+        assert!(
+            matches!(run(0.98, 0.98, 0, 3600).last(), Some(Action::RollBack { reason }) if reason.contains("undecided"))
+        );
     }
 
     #[test]
