@@ -5,6 +5,18 @@
 //! are for a backend's own lowering.
 
 mod driver;
+mod fold_constants;
+mod fold_scales;
+mod fuse_activations;
+mod fuse_sums;
+mod merge_reshapes;
+mod merge_scalars;
+mod merge_transposes;
+mod recognise_activations;
+mod recognise_layer_norm;
+mod remove_dead_code;
+mod remove_no_ops;
+mod share_equal;
 mod subject;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -59,7 +71,21 @@ pub struct Step {
 
 /// The passes, in the order in which each round tries them: what removes nodes comes before what recognises patterns, and that
 /// before what fuses them.
-const PASSES: &[&dyn Pass] = &[];
+const PASSES: &[&dyn Pass] = &[
+    &remove_dead_code::RemoveDeadCode,
+    &fold_constants::FoldConstants,
+    &remove_no_ops::RemoveNoOps,
+    &share_equal::ShareEqual,
+    &merge_reshapes::MergeReshapes,
+    &merge_transposes::MergeTransposes,
+    &merge_scalars::MergeScalars,
+    &recognise_layer_norm::RecogniseLayerNorm,
+    &recognise_activations::RecogniseActivations,
+    &fold_scales::FoldScales,
+    &fuse_sums::FuseBias,
+    &fuse_sums::FuseResidual,
+    &fuse_activations::FuseActivations,
+];
 
 /// Applies every pass until none has anything left to do.
 ///
