@@ -63,7 +63,8 @@ fn of_node(subject: &Subject, node: &Node) -> Option<(ValueId, Activation)> {
             let gates = |gate: ValueId, input: ValueId| {
                 let (_, producer) = subject.sole_producer(gate)?;
                 let reads = is_unary(producer, UnaryFunction::Sigmoid) && subject.input(producer, 0) == Some(input);
-                (reads && subject.users(input).len() == 2 && !subject.is_output(input)).then_some((input, Activation::Silu))
+                (reads && subject.users(input).len() == 2 && !subject.is_output(input))
+                    .then_some((input, Activation::Silu))
             };
             gates(b, a).or_else(|| gates(a, b))
         }

@@ -118,11 +118,15 @@ impl Pass for FuseResidual {
             (None, None) => return None,
         };
         let output = node.outputs[0];
-        if residual_depends(subject, residual, product_id) || !subject.same_type(residual, output) || !subject.same_type(a, b) {
+        if residual_depends(subject, residual, product_id)
+            || !subject.same_type(residual, output)
+            || !subject.same_type(a, b)
+        {
             return None;
         }
         let mut patch = Patch::new();
-        let mut inputs: Vec<Option<PatchValue>> = (0..3).map(|i| subject.input(product, i).map(PatchValue::from)).collect();
+        let mut inputs: Vec<Option<PatchValue>> =
+            (0..3).map(|i| subject.input(product, i).map(PatchValue::from)).collect();
         inputs.push(Some(residual.into()));
         let fused = patch.node(&product.name, product.op.clone(), &inputs);
         patch.replace(output, fused);

@@ -46,7 +46,9 @@ fn scaled(subject: &Subject, node: &Node) -> Option<(ValueId, f64)> {
     let number = subject.scalar(constant)?;
     match divides {
         false => Some((input, number)),
-        true if subject.input(node, 1) == Some(constant) && number.abs().log2().fract() == 0.0 => Some((input, 1.0 / number)),
+        true if subject.input(node, 1) == Some(constant) && number.abs().log2().fract() == 0.0 => {
+            Some((input, 1.0 / number))
+        }
         true => None,
     }
 }

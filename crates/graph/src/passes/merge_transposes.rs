@@ -23,7 +23,8 @@ impl Pass for MergeTransposes {
                 let is_matrix = |index| Some(subject.shape(subject.input(node, index)?)?.len() == 2);
                 let transposed = |index| transposed(subject, subject.input(node, index)?);
                 let applies = is_matrix(0)? && is_matrix(1)? && (transposed(0).is_some() || transposed(1).is_some());
-                let gemm = Gemm { alpha: 1.0, beta: 1.0, transpose_a: false, transpose_b: false, activation: op.activation };
+                let gemm =
+                    Gemm { alpha: 1.0, beta: 1.0, transpose_a: false, transpose_b: false, activation: op.activation };
                 if applies { into_gemm(subject, node, gemm) } else { None }
             }
             _ => None,

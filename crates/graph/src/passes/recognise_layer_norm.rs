@@ -62,7 +62,12 @@ fn normalised(subject: &Subject, node: &Node) -> Option<Patch> {
     let shape = subject.shape(input)?;
     let first = axes.iter().position(|&reduced| reduced)?;
     let is_trailing = axes[first..].iter().all(|&reduced| reduced);
-    if !is_square || averaged != input || axes != centre_axes || !is_trailing || !subject.same_type(input, node.outputs[0]) {
+    if !is_square
+        || averaged != input
+        || axes != centre_axes
+        || !is_trailing
+        || !subject.same_type(input, node.outputs[0])
+    {
         return None;
     }
     let extents = shape[first..].iter().map(|d| usize::try_from(d.as_const()?).ok()).collect::<Option<Vec<usize>>>()?;
@@ -111,7 +116,8 @@ fn mean(subject: &Subject, value: ValueId) -> Option<(ValueId, Vec<bool>)> {
 
 /// Whether both are one value, or differences of the same values.
 fn same_difference(subject: &Subject, a: ValueId, b: ValueId) -> bool {
-    let inputs = |value| subject.producer(value).filter(|(_, n)| is_binary(n, BinaryFunction::Sub)).map(|(_, n)| &n.inputs);
+    let inputs =
+        |value| subject.producer(value).filter(|(_, n)| is_binary(n, BinaryFunction::Sub)).map(|(_, n)| &n.inputs);
     a == b || inputs(a).is_some_and(|x| inputs(b) == Some(x))
 }
 
@@ -165,7 +171,11 @@ mod tests {
     /// The spelled form rounds after every step.
     const ROUNDING: f64 = 3e-6;
 
-    fn recognised(axes: &[i64], scale: &[usize], spell_root: impl Fn(&mut Builder, ValueId, ValueId) -> ValueId) -> Vec<String> {
+    fn recognised(
+        axes: &[i64],
+        scale: &[usize],
+        spell_root: impl Fn(&mut Builder, ValueId, ValueId) -> ValueId,
+    ) -> Vec<String> {
         let mut b = Builder::new(6);
         let x = b.symbolic_input("x", &["N", "5", "4"]);
         let axes = b.integers(axes);

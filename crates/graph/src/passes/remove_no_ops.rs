@@ -113,7 +113,8 @@ mod tests {
         let x = b.input("x", &[1, 4]);
         let (one, zero, ones) = (b.scalar(1.0), b.scalar(0.0), b.weight(&[3, 1]));
         let ones = b.node(Binary { function: BinaryFunction::Pow }, &[ones, zero]);
-        let (starts, ends, axes, steps) = (b.integers(&[-1]), b.integers(&[i64::MIN]), b.integers(&[1]), b.integers(&[-1]));
+        let (starts, ends, axes, steps) =
+            (b.integers(&[-1]), b.integers(&[i64::MIN]), b.integers(&[1]), b.integers(&[-1]));
         let mut y = b.node(Slice, &[x, starts, ends, axes, steps]);
         y = b.node(Binary { function: BinaryFunction::Sub }, &[zero, y]);
         y = b.node(Binary { function: BinaryFunction::Div }, &[one, y]);
