@@ -3,7 +3,8 @@
 //! Direct: weights as `[group][O/16][I/16][kh][kw][16 i][16 o]`, a register tile of neighbouring pixels by one to four blocks of
 //! outputs, and the sum of an output kept in a register from its first term to its last, in the order input block, tap row,
 //! tap column, channel. Padding is a pointer to zeros (left, right) or a skipped tap row (above, below), never a copy. A
-//! pointwise convolution is the same code on one long row. One-dimensional operators have a height of [`Axis::UNIT`].
+//! pointwise convolution is the same code on one long row; images of narrow rows are *flat*: one row of all pixels, each tap's
+//! inputs found pixel by pixel, so that tiles stay wide. One-dimensional operators have a height of [`Axis::UNIT`].
 //!
 //! Not here: depthwise convolution ([`super::depthwise`]), the first layer that reads plain `NCHW` ([`super::conv_first`]), and
 //! fast algorithms (Winograd, FFT).
@@ -21,6 +22,9 @@ use super::{BLOCK, IsaLevel, vmath};
 /// Pixels of a row that make one unit of work at most, give or take balance: short enough to split a flat 7 × 7 image's
 /// neighbours over threads, long enough that reading the weights again costs little.
 const UNIT_PIXELS: usize = 112;
+
+/// Rows up to this wide are joined: alone they would not fill a tile.
+const FLAT_PIXELS: usize = 7;
 
 /// What padding points to.
 static ZEROS: [f32; BLOCK] = [0.0; BLOCK];
@@ -77,6 +81,10 @@ impl ConvShape {
 
     fn is_pointwise(&self) -> bool {
         self.height.is_pointwise() && self.width.is_pointwise()
+    }
+
+    fn is_flat(&self) -> bool {
+        !self.transposed && !self.is_pointwise() && self.width.output <= FLAT_PIXELS && self.height.output > 1
     }
 
     /// Elements of a blocked input image.
@@ -164,7 +172,7 @@ struct Units {
 impl Units {
     fn new<I: Isa>(shape: &ConvShape) -> Units {
         let grouping = shape.checked_grouping();
-        let (rows, row_pixels) = if shape.is_pointwise() {
+        let (rows, row_pixels) = if shape.is_pointwise() || shape.is_flat() {
             (1, shape.height.output * shape.width.output)
         } else if shape.transposed {
             (shape.height.output, shape.width.output.div_ceil(shape.width.stride))
@@ -173,7 +181,7 @@ impl Units {
         };
         let blocks_out = grouping.channels_out.div_ceil(BLOCK);
         let blocks = match I::LANES {
-            16 if row_pixels <= 7 => 4,
+            16 if row_pixels <= 7 => 4, // seven pixels by four blocks use the registers that fourteen by two would
             16 => 2,
             _ => 1,
         };
@@ -246,6 +254,8 @@ impl Kernel for Direct<'_> {
             let blocks = first_block..blocks_out.min(first_block + units.blocks);
             let (input_width, output_width, y_taps) = if shape.is_pointwise() {
                 (units.row_pixels, units.row_pixels, Taps::all(&Axis::UNIT))
+            } else if shape.is_flat() {
+                (shape.width.input, shape.width.output, Taps::all(&shape.height))
             } else if shape.transposed {
                 (shape.width.input, shape.width.output, Taps::transposed(&shape.height, y).clipped(shape.height.input))
             } else {
@@ -276,6 +286,7 @@ impl Kernel for Direct<'_> {
                     },
                     bias: bias.map(|bias| &bias[group * channels_out..(group + 1) * channels_out]),
                     activation,
+                    flat: shape.is_flat().then_some(&shape),
                 }
             };
             let start = units.row_pixels * piece / units.pieces;
@@ -321,6 +332,8 @@ struct Row<'a> {
     residual: *const f32,
     bias: Option<&'a [f32]>,
     activation: Activation,
+    /// Where the row is all pixels of the image.
+    flat: Option<&'a ConvShape>,
 }
 
 /// Pixels that a tile of `blocks` output blocks has at most.
@@ -390,6 +403,17 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
         let step = row.pixel_step as isize;
         let x0 = self.x as isize * step + row.x_taps.input_first;
         let width = row.input_width as isize;
+        // Of each pixel of a flat row, the input position of the first tap.
+        let mut starts = [(0isize, 0isize); MR];
+        let mut flat_height = 0;
+        if let Some(shape) = row.flat {
+            flat_height = shape.height.input as isize;
+            for (m, start) in starts.iter_mut().enumerate() {
+                let pixel = self.x + m;
+                let (y, x) = (pixel / shape.width.output, pixel % shape.width.output);
+                *start = ((y * shape.height.stride) as isize, (x * shape.width.stride) as isize);
+            }
+        }
         // SAFETY: `Direct` checked the lengths, and took rows and taps that are inside; left and right are checked here.
         unsafe {
             for block_in in 0..blocks_in {
@@ -401,7 +425,8 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
                 }
                 for j in 0..row.y_taps.count {
                     let y = row.y_taps.input_first + j as isize * row.y_taps.input_step;
-                    let line = plane.offset(y * width * BLOCK as isize);
+                    // Of a flat row this may be outside: its pixels are looked up below.
+                    let line = plane.wrapping_offset(y * width * BLOCK as isize);
                     let tap_row = (row.y_taps.first + j * row.y_taps.step) * row.filter_width;
                     for i in 0..row.x_taps.count {
                         let tap = (tap_row + row.x_taps.first + i * row.x_taps.step) * BLOCK * BLOCK;
@@ -411,15 +436,25 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
                         }
                         let left = x0 + i as isize * row.x_taps.input_step;
                         let right = left + (MR as isize - 1) * step;
-                        if step == 1 && left >= 0 && right < width {
+                        if row.flat.is_none() && step == 1 && left >= 0 && right < width {
                             let rows = SteppedRows::<BLOCK>(line.offset(left * BLOCK as isize));
                             accumulate::<I, _, MR, OB, VB>(isa, &mut acc, rows, b, BLOCK, depth);
                         } else {
                             let mut pointers = [ZEROS.as_ptr(); MR];
-                            for (m, pointer) in pointers.iter_mut().enumerate() {
-                                let at = left + m as isize * step;
-                                if at >= 0 && at < width {
-                                    *pointer = line.offset(at * BLOCK as isize);
+                            if row.flat.is_some() {
+                                let x = row.x_taps.input_first + i as isize * row.x_taps.input_step;
+                                for (pointer, start) in pointers.iter_mut().zip(starts) {
+                                    let (y, x) = (start.0 + y, start.1 + x);
+                                    if y >= 0 && y < flat_height && x >= 0 && x < width {
+                                        *pointer = plane.offset((y * width + x) * BLOCK as isize);
+                                    }
+                                }
+                            } else {
+                                for (m, pointer) in pointers.iter_mut().enumerate() {
+                                    let at = left + m as isize * step;
+                                    if at >= 0 && at < width {
+                                        *pointer = line.offset(at * BLOCK as isize);
+                                    }
                                 }
                             }
                             accumulate::<I, _, MR, OB, VB>(isa, &mut acc, ScatteredRows(pointers), b, BLOCK, depth);

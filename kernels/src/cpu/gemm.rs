@@ -10,6 +10,7 @@ use std::ops::Range;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{Activation, ApplyRows, Output, Residual};
 use super::isa::Isa;
+use super::movement::rows_apart;
 use super::tile::{PackedRows, Rows, ScatteredRows, Tile, accumulate, pieces};
 use super::{IsaLevel, vmath};
 
@@ -17,6 +18,8 @@ use super::{IsaLevel, vmath};
 const DEPTH_BLOCK: usize = 512;
 /// Rows of A packed at a time: with [`DEPTH_BLOCK`] about a quarter of a MiB, for the second-level cache.
 const ROW_BLOCK: usize = 126;
+/// Packed rows for a block at most: the tiles' rows are padded to whole vectors, 6 to 8 and 13 or 14 to 16.
+const PACKED_ROWS: usize = 176;
 /// Up to this many rows B's stream is what bounds the product, and A is not packed.
 const FEW_ROWS: usize = 3;
 
@@ -101,7 +104,7 @@ pub fn packed_b_len(level: IsaLevel, k: usize, n: usize) -> usize {
 
 /// Elements of workspace that [`gemm`] needs on each thread, for any `m` and range.
 pub fn gemm_workspace_len(k: usize) -> usize {
-    ROW_BLOCK * k.min(DEPTH_BLOCK)
+    PACKED_ROWS * k.min(DEPTH_BLOCK)
 }
 
 /// Packs panels of B (`k × n`) as `[panel][k][panel_width]`, columns past `n` as 0. `packed` is all of packed B; only the
@@ -169,6 +172,12 @@ const fn tile_rows<I: Isa>() -> usize {
     }
 }
 
+/// Rows of a tile as packed.
+#[inline(always)]
+const fn packed_stride<I: Isa>() -> usize {
+    tile_rows::<I>().next_multiple_of(I::LANES)
+}
+
 struct PackB<'a> {
     b: Matrix<'a>,
     k: usize,
@@ -207,8 +216,17 @@ impl Kernel for PackB<'_> {
                         }
                     }
                 } else {
-                    // Eight depths at a time: each column then reads whole cache lines when it is contiguous.
-                    for k0 in (0..self.k).step_by(8) {
+                    // Squares where columns are contiguous and the panel is full; else eight depths at a time, so that a
+                    // contiguous column is read by cache lines.
+                    let mut done = 0;
+                    while row_stride == 1 && columns == width && done + I::LANES <= self.k {
+                        for j in (0..width).step_by(I::LANES) {
+                            let rows = rows_apart(source.add(j * column_stride + done), column_stride);
+                            isa.transpose(rows, out.add(done * width + j), width);
+                        }
+                        done += I::LANES;
+                    }
+                    for k0 in (done..self.k).step_by(8) {
                         let depth = 8.min(self.k - k0);
                         for j in 0..columns {
                             let from = source.add(j * column_stride + k0 * row_stride);
@@ -308,21 +326,15 @@ impl Product<'_> {
             for block in pieces(self.rows.len(), ROW_BLOCK / mr * mr) {
                 let block = self.rows.start + block.start..self.rows.start + block.end;
                 let packed = self.workspace.as_mut_ptr();
-                for tile in pieces(block.len(), mr) {
-                    // SAFETY: the workspace holds ROW_BLOCK x DEPTH_BLOCK; the rows are inside A.
-                    unsafe {
-                        pack_a(
-                            isa,
-                            problem.a,
-                            block.start + tile.start,
-                            tile.len(),
-                            k.clone(),
-                            packed.add(tile.start * k.len()),
-                        )
-                    };
+                let tile_len = packed_stride::<I>() * k.len();
+                debug_assert!(block.len().div_ceil(mr) * packed_stride::<I>() <= PACKED_ROWS);
+                for (i, tile) in pieces(block.len(), mr).enumerate() {
+                    let row = block.start + tile.start;
+                    // SAFETY: the workspace holds PACKED_ROWS x DEPTH_BLOCK; the rows are inside A.
+                    unsafe { pack_a(isa, problem.a, row, tile.len(), k.clone(), packed.add(i * tile_len)) };
                 }
                 for panel in self.panels.clone() {
-                    for tile in pieces(block.len(), mr) {
+                    for (i, tile) in pieces(block.len(), mr).enumerate() {
                         let strip = Strip {
                             problem,
                             row: block.start + tile.start,
@@ -330,7 +342,7 @@ impl Product<'_> {
                             k: k.clone(),
                             output: self.output,
                             // SAFETY: inside the workspace, as packed above.
-                            packed: unsafe { packed.add(tile.start * k.len()) },
+                            packed: unsafe { packed.add(i * tile_len) },
                         };
                         run_tile(isa, tile.len(), strip);
                     }
@@ -344,28 +356,40 @@ impl Product<'_> {
     }
 }
 
-/// Packs `mr` rows as `[k][mr]`.
+/// Packs `mr` rows as `[k][packed_stride]`; lanes from `mr` on may hold anything.
 ///
 /// # Safety
-/// The rows and depths are inside A; `packed` has room for `mr · k.len()`.
+/// The rows and depths are inside A; `packed` has room for `packed_stride · k.len()`.
 #[inline(always)]
-unsafe fn pack_a<I: Isa>(_isa: I, a: Matrix<'_>, row: usize, mr: usize, k: Range<usize>, packed: *mut f32) {
-    let depth = k.len();
+unsafe fn pack_a<I: Isa>(isa: I, a: Matrix<'_>, row: usize, mr: usize, k: Range<usize>, packed: *mut f32) {
+    let (depth, stride) = (k.len(), packed_stride::<I>());
     // SAFETY: the caller.
     unsafe {
         let source = a.data.as_ptr().add(row * a.row_stride + k.start * a.column_stride);
         if a.row_stride == 1 {
             for k in 0..depth {
-                std::ptr::copy_nonoverlapping(source.add(k * a.column_stride), packed.add(k * mr), mr);
+                std::ptr::copy_nonoverlapping(source.add(k * a.column_stride), packed.add(k * stride), mr);
             }
-        } else {
-            for k0 in (0..depth).step_by(16) {
-                let block = 16.min(depth - k0);
-                for m in 0..mr {
-                    let from = source.add(m * a.row_stride + k0 * a.column_stride);
-                    for k in 0..block {
-                        packed.add((k0 + k) * mr + m).write(from.add(k * a.column_stride).read());
-                    }
+            return;
+        }
+        let mut done = 0;
+        while a.column_stride == 1 && done + I::LANES <= depth {
+            for m in (0..mr).step_by(I::LANES) {
+                let mut rows = [source; 16];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    // Lanes past the last row repeat it.
+                    *row = source.add((m + i).min(mr - 1) * a.row_stride + done);
+                }
+                isa.transpose(rows, packed.add(done * stride + m), stride);
+            }
+            done += I::LANES;
+        }
+        for k0 in (done..depth).step_by(16) {
+            let block = 16.min(depth - k0);
+            for m in 0..mr {
+                let from = source.add(m * a.row_stride + k0 * a.column_stride);
+                for k in 0..block {
+                    packed.add((k0 + k) * stride + m).write(from.add(k * a.column_stride).read());
                 }
             }
         }
@@ -418,9 +442,15 @@ impl<const MR: usize, const VB: usize> Kernel for Packed<'_, MR, VB> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let rows = PackedRows::<MR>(self.0.packed);
+        let packed = self.0.packed;
         // SAFETY: the entry checked the operands, and the driver packed A.
-        unsafe { self.0.compute::<I, _, MR, 1, VB>(isa, rows) }
+        unsafe {
+            match packed_stride::<I>() {
+                4 => self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<4>(packed)),
+                8 => self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<8>(packed)),
+                _ => self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<16>(packed)),
+            }
+        }
     }
 }
 

@@ -80,11 +80,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// `(m, e)` with `x = m * 2^e` and `m` in [√½, √2), for finite normal `x > 0`.
     fn split_exponent(self, x: Self::V) -> (Self::V, Self::V);
 
-    /// Transposes a square of `LANES` by `LANES` from memory to memory: value `(i, j)` goes from `from + i·from_stride + j` to
-    /// `to + j·to_stride + i`.
+    /// Transposes a square of `LANES` by `LANES`: value `j` at `rows[i]` goes to `to + j·to_stride + i`. Only the first `LANES` rows count.
     /// # Safety
-    /// Both squares are valid, and apart.
-    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
+    /// `LANES` values at each row are readable, the destination is writable, and they are apart.
+    unsafe fn transpose(self, rows: [*const f32; 16], to: *mut f32, to_stride: usize);
 
     /// The sum of the lanes, in halves: lane i with lane i + LANES/2, and so on.
     #[inline(always)]

@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::Output;
 use super::isa::Isa;
+use super::movement::rows_apart;
 use super::{BLOCK, IsaLevel};
 
 /// Pixels in a unit of conversion.
@@ -82,8 +83,8 @@ impl Kernel for ToBlocked<'_> {
                 if channels == BLOCK {
                     while pixel + I::LANES <= pixels.end {
                         for c in (0..BLOCK).step_by(I::LANES) {
-                            let (source, target) = (from.add(c * self.pixels + pixel), to.add(pixel * BLOCK + c));
-                            isa.transpose(source, self.pixels, target, BLOCK);
+                            let rows = rows_apart(from.add(c * self.pixels + pixel), self.pixels);
+                            isa.transpose(rows, to.add(pixel * BLOCK + c), BLOCK);
                         }
                         pixel += I::LANES;
                     }
@@ -125,8 +126,8 @@ impl Kernel for FromBlocked<'_> {
                 if channels == BLOCK {
                     while pixel + I::LANES <= pixels.end {
                         for c in (0..BLOCK).step_by(I::LANES) {
-                            let (source, target) = (from.add(pixel * BLOCK + c), to.add(c * self.pixels + pixel));
-                            isa.transpose(source, BLOCK, target, self.pixels);
+                            let rows = rows_apart(from.add(pixel * BLOCK + c), BLOCK);
+                            isa.transpose(rows, to.add(c * self.pixels + pixel), self.pixels);
                         }
                         pixel += I::LANES;
                     }

@@ -63,6 +63,16 @@ impl Kernel for Transpose<'_> {
     }
 }
 
+/// Sixteen rows, `stride` values apart.
+#[inline(always)]
+pub(crate) fn rows_apart(first: *const f32, stride: usize) -> [*const f32; 16] {
+    let mut rows = [first; 16];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = first.wrapping_add(i * stride);
+    }
+    rows
+}
+
 /// Value `(i, j)` of `rows × columns` goes from `from + i·from_stride + j` to `to + j·to_stride + i`.
 ///
 /// # Safety
@@ -83,7 +93,8 @@ pub(crate) unsafe fn transpose_block<I: Isa>(
         // A column of squares at a time: what is written then lies in `LANES` runs that fill up.
         for j in (0..whole_columns).step_by(I::LANES) {
             for i in (0..whole_rows).step_by(I::LANES) {
-                isa.transpose(from.add(i * from_stride + j), from_stride, to.add(j * to_stride + i), to_stride);
+                let rows = rows_apart(from.add(i * from_stride + j), from_stride);
+                isa.transpose(rows, to.add(j * to_stride + i), to_stride);
             }
         }
         for i in 0..rows {

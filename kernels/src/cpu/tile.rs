@@ -12,15 +12,15 @@ pub(crate) trait Rows: Copy {
     unsafe fn at(&self, m: usize, k: usize) -> *const f32;
 }
 
-/// `[depth][MR]`, as packed for a matrix product.
+/// `[depth][STRIDE]`, as packed for a matrix product.
 #[derive(Clone, Copy)]
-pub(crate) struct PackedRows<const MR: usize>(pub *const f32);
+pub(crate) struct PackedRows<const STRIDE: usize>(pub *const f32);
 
-impl<const MR: usize> Rows for PackedRows<MR> {
+impl<const STRIDE: usize> Rows for PackedRows<STRIDE> {
     #[inline(always)]
     unsafe fn at(&self, m: usize, k: usize) -> *const f32 {
         // SAFETY: the caller.
-        unsafe { self.0.add(k * MR + m) }
+        unsafe { self.0.add(k * STRIDE + m) }
     }
 }
 

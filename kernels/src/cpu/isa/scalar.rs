@@ -187,11 +187,11 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    unsafe fn transpose(self, rows: [*const f32; 16], to: *mut f32, to_stride: usize) {
         let mut square = [[0.0f32; 4]; 4];
-        for (i, row) in square.iter_mut().enumerate() {
+        for (row, from) in square.iter_mut().zip(rows) {
             // SAFETY: the caller vouches for the source.
-            *row = unsafe { from.add(i * from_stride).cast::<[f32; 4]>().read_unaligned() };
+            *row = unsafe { from.cast::<[f32; 4]>().read_unaligned() };
         }
         for j in 0..4 {
             let column = [square[0][j], square[1][j], square[2][j], square[3][j]];

@@ -237,12 +237,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    unsafe fn transpose(self, rows: [*const f32; 16], to: *mut f32, to_stride: usize) {
         // SAFETY: the token; the caller vouches for both squares.
         unsafe {
             let mut r = [_mm256_setzero_ps(); 8];
             for i in 0..8 {
-                r[i] = _mm256_loadu_ps(from.add(i * from_stride));
+                r[i] = _mm256_loadu_ps(rows[i]);
             }
             // Columns of four rows each: u[i + j] has column 4l + j of rows i..i+4 in its 128-bit lane l.
             let mut u = [_mm256_setzero_ps(); 8];
@@ -438,12 +438,12 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    unsafe fn transpose(self, rows: [*const f32; 16], to: *mut f32, to_stride: usize) {
         // SAFETY: the token; the caller vouches for both squares.
         unsafe {
             let mut r = [_mm512_setzero_ps(); 16];
             for i in 0..16 {
-                r[i] = _mm512_loadu_ps(from.add(i * from_stride));
+                r[i] = _mm512_loadu_ps(rows[i]);
             }
             // Columns of four rows each: u[i + j] has column 4l + j of rows i..i+4 in its 128-bit lane l.
             let mut u = [_mm512_setzero_ps(); 16];
