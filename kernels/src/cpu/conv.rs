@@ -60,13 +60,17 @@ impl ConvShape {
 
     fn grouping(&self) -> Option<Grouping> {
         let ConvShape { channels_in, channels_out, groups, .. } = *self;
-        if groups == 0 || channels_in % groups != 0 || channels_out % groups != 0 {
+        if groups == 0 || !channels_in.is_multiple_of(groups) || !channels_out.is_multiple_of(groups) {
             return None;
         }
         let (each_in, each_out) = (channels_in / groups, channels_out / groups);
-        if groups == 1 || (each_in % BLOCK == 0 && each_out % BLOCK == 0) {
+        if groups == 1 || (each_in.is_multiple_of(BLOCK) && each_out.is_multiple_of(BLOCK)) {
             Some(Grouping { groups, channels_in: each_in, channels_out: each_out })
-        } else if each_in == each_out && BLOCK % each_in == 0 && channels_in % BLOCK == 0 {
+        } else if each_in == each_out
+            && each_in > 0
+            && BLOCK.is_multiple_of(each_in)
+            && channels_in.is_multiple_of(BLOCK)
+        {
             Some(Grouping { groups: channels_in / BLOCK, channels_in: BLOCK, channels_out: BLOCK })
         } else {
             None
@@ -358,19 +362,20 @@ fn run_row<I: Isa>(isa: I, row: &Row<'_>, pixels: Range<usize>, blocks: Range<us
         };
         for piece in pieces(pixels.len(), tile_pixels::<I>(count)) {
             let x = pixels.start + piece.start;
+            // Guards in `const` blocks, so that tiles which a rung cannot have are not compiled for it.
             macro_rules! tiles {
                 ($($pixels:literal)+) => {
                     match (piece.len(), count, BLOCK / I::LANES) {
                         $(
-                            ($pixels, 1, 1) if I::LANES == 16 => isa.outline(Pixels::<$pixels, 1, 1> { row, x, block }),
-                            ($pixels, 2, 1) if I::LANES == 16 => isa.outline(Pixels::<$pixels, 2, 1> { row, x, block }),
-                            ($pixels, 4, 1) if I::LANES == 16 && $pixels <= 7 => {
+                            ($pixels, 1, 1) if const { I::LANES == 16 } => isa.outline(Pixels::<$pixels, 1, 1> { row, x, block }),
+                            ($pixels, 2, 1) if const { I::LANES == 16 } => isa.outline(Pixels::<$pixels, 2, 1> { row, x, block }),
+                            ($pixels, 4, 1) if const { I::LANES == 16 && $pixels <= 7 } => {
                                 isa.outline(Pixels::<$pixels, 4, 1> { row, x, block })
                             }
-                            ($pixels, 1, 2) if I::LANES == 8 && $pixels <= 6 => {
+                            ($pixels, 1, 2) if const { I::LANES == 8 && $pixels <= 6 } => {
                                 isa.outline(Pixels::<$pixels, 1, 2> { row, x, block })
                             }
-                            ($pixels, 1, 4) if I::LANES == 4 && $pixels <= tile_pixels::<I>(1) => {
+                            ($pixels, 1, 4) if const { I::LANES == 4 && $pixels <= tile_pixels::<I>(1) } => {
                                 isa.outline(Pixels::<$pixels, 1, 4> { row, x, block })
                             }
                         )+

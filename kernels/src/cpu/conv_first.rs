@@ -135,16 +135,16 @@ impl Kernel for OutputRows<'_> {
                         ($($pixels:literal)+) => {
                             match (piece.len(), count, BLOCK / I::LANES) {
                                 $(
-                                    ($pixels, 1, 1) if I::LANES == 16 => {
+                                    ($pixels, 1, 1) if const { I::LANES == 16 } => {
                                         isa.outline(Pixels::<$pixels, 1, 1> { problem, output, y, x, block })
                                     }
-                                    ($pixels, 2, 1) if I::LANES == 16 => {
+                                    ($pixels, 2, 1) if const { I::LANES == 16 } => {
                                         isa.outline(Pixels::<$pixels, 2, 1> { problem, output, y, x, block })
                                     }
-                                    ($pixels, 1, 2) if I::LANES == 8 && $pixels <= 6 => {
+                                    ($pixels, 1, 2) if const { I::LANES == 8 && $pixels <= 6 } => {
                                         isa.outline(Pixels::<$pixels, 1, 2> { problem, output, y, x, block })
                                     }
-                                    ($pixels, 1, 4) if I::LANES == 4 && $pixels <= tile_pixels::<I>() => {
+                                    ($pixels, 1, 4) if const { I::LANES == 4 && $pixels <= tile_pixels::<I>() } => {
                                         isa.outline(Pixels::<$pixels, 1, 4> { problem, output, y, x, block })
                                     }
                                 )+

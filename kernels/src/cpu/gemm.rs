@@ -276,8 +276,8 @@ impl Product<'_> {
     #[inline(always)]
     unsafe fn few_rows<I: Isa>(self, isa: I) {
         let problem = self.problem;
-        let group = match (self.rows.len(), I::REGISTERS) {
-            (1, _) | (_, 32) => 4,
+        let group = match (self.rows.len(), I::REGISTERS / panel_vectors::<I>()) {
+            (1, _) | (_, 16) => 4,
             _ => 2,
         };
         let mut panel = self.panels.start;
@@ -294,9 +294,10 @@ impl Product<'_> {
             };
             macro_rules! outline {
                 ($mr:literal, $ob:literal) => {
-                    match panel_vectors::<I>() {
-                        2 => isa.outline(Few::<$mr, $ob, 2>(strip)),
-                        _ => isa.outline(Few::<$mr, $ob, 4>(strip)),
+                    if const { panel_vectors::<I>() == 2 } {
+                        isa.outline(Few::<$mr, $ob, 2>(strip))
+                    } else {
+                        isa.outline(Few::<$mr, $ob, 4>(strip))
                     }
                 };
             }
@@ -414,8 +415,9 @@ fn run_tile<I: Isa>(isa: I, mr: usize, strip: Strip<'_>) {
     macro_rules! tile {
         ($($rows:literal)+) => {
             match mr {
-                $($rows if tile_rows::<I>() >= $rows => {
-                    if panel_vectors::<I>() == 4 {
+                // Guards in `const` blocks, so that tiles which a rung cannot have are not compiled for it.
+                $($rows if const { tile_rows::<I>() >= $rows } => {
+                    if const { panel_vectors::<I>() == 4 } {
                         if columns <= 2 * I::LANES {
                             isa.outline(Packed::<$rows, 2>(strip))
                         } else {
@@ -445,10 +447,12 @@ impl<const MR: usize, const VB: usize> Kernel for Packed<'_, MR, VB> {
         let packed = self.0.packed;
         // SAFETY: the entry checked the operands, and the driver packed A.
         unsafe {
-            match packed_stride::<I>() {
-                4 => self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<4>(packed)),
-                8 => self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<8>(packed)),
-                _ => self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<16>(packed)),
+            if const { packed_stride::<I>() == 4 } {
+                self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<4>(packed));
+            } else if const { packed_stride::<I>() == 8 } {
+                self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<8>(packed));
+            } else {
+                self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<16>(packed));
             }
         }
     }

@@ -20,6 +20,8 @@
 //! Threads, shape inference, broadcasting rules, choice of algorithm. A misuse (a slice too short, a range outside its
 //! limits) is a fault of the calling backend and panics at entry.
 #![allow(unsafe_code)]
+// Register tiles are arrays of arrays walked by constant bounds, several at once: iterators would hide what unrolls.
+#![allow(clippy::needless_range_loop)]
 
 pub mod conv;
 pub mod conv_first;

@@ -3,6 +3,8 @@
 //! Polynomials: Cephes single precision (S. Moshier) for `exp`, `log` and small `tanh`; `erf` in two branches after
 //! N. Juffa's published single-precision minimax fits. Errors, against `f64`, are stated on each function and tested. NaN gives
 //! NaN everywhere.
+// Coefficients stand as published, to the digits that single precision keeps.
+#![allow(clippy::excessive_precision)]
 
 use super::isa::Isa;
 

@@ -1,4 +1,6 @@
 //! Advanced SIMD of 64-bit Arm, four lanes: part of every AArch64 target that Rust's std supports.
+// Where the target's baseline has the feature, its intrinsics are safe and the blocks needless.
+#![allow(unused_unsafe)]
 
 use std::arch::aarch64::*;
 
@@ -31,7 +33,6 @@ macro_rules! lanewise {
             #[inline(always)]
             fn $name(self, $($x: Self::V),+) -> Self::V {
                 // SAFETY: the token.
-                #[allow(unused_unsafe)]
                 unsafe { $e }
             }
         )+
@@ -55,7 +56,6 @@ impl Isa for Neon {
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         // SAFETY: the token.
-        #[allow(unused_unsafe)]
         unsafe {
             vdupq_n_f32(x)
         }
@@ -116,7 +116,6 @@ impl Isa for Neon {
     #[inline(always)]
     fn lt(self, a: Self::V, b: Self::V) -> Self::M {
         // SAFETY: the token.
-        #[allow(unused_unsafe)]
         unsafe {
             vcltq_f32(a, b)
         }
@@ -125,7 +124,6 @@ impl Isa for Neon {
     #[inline(always)]
     fn le(self, a: Self::V, b: Self::V) -> Self::M {
         // SAFETY: the token.
-        #[allow(unused_unsafe)]
         unsafe {
             vcleq_f32(a, b)
         }
@@ -134,7 +132,6 @@ impl Isa for Neon {
     #[inline(always)]
     fn eq(self, a: Self::V, b: Self::V) -> Self::M {
         // SAFETY: the token.
-        #[allow(unused_unsafe)]
         unsafe {
             vceqq_f32(a, b)
         }
@@ -143,7 +140,6 @@ impl Isa for Neon {
     #[inline(always)]
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: the token.
-        #[allow(unused_unsafe)]
         unsafe {
             vbslq_f32(m, a, b)
         }
@@ -152,7 +148,6 @@ impl Isa for Neon {
     #[inline(always)]
     fn split_exponent(self, x: Self::V) -> (Self::V, Self::V) {
         // SAFETY: the token.
-        #[allow(unused_unsafe)]
         unsafe {
             let offset = vdupq_n_s32(ROOT_HALF_BITS);
             let shifted = vsubq_s32(vreinterpretq_s32_f32(x), offset);
