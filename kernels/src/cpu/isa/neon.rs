@@ -56,9 +56,7 @@ impl Isa for Neon {
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         // SAFETY: the token.
-        unsafe {
-            vdupq_n_f32(x)
-        }
+        unsafe { vdupq_n_f32(x) }
     }
 
     #[inline(always)]
@@ -116,33 +114,25 @@ impl Isa for Neon {
     #[inline(always)]
     fn lt(self, a: Self::V, b: Self::V) -> Self::M {
         // SAFETY: the token.
-        unsafe {
-            vcltq_f32(a, b)
-        }
+        unsafe { vcltq_f32(a, b) }
     }
 
     #[inline(always)]
     fn le(self, a: Self::V, b: Self::V) -> Self::M {
         // SAFETY: the token.
-        unsafe {
-            vcleq_f32(a, b)
-        }
+        unsafe { vcleq_f32(a, b) }
     }
 
     #[inline(always)]
     fn eq(self, a: Self::V, b: Self::V) -> Self::M {
         // SAFETY: the token.
-        unsafe {
-            vceqq_f32(a, b)
-        }
+        unsafe { vceqq_f32(a, b) }
     }
 
     #[inline(always)]
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: the token.
-        unsafe {
-            vbslq_f32(m, a, b)
-        }
+        unsafe { vbslq_f32(m, a, b) }
     }
 
     #[inline(always)]
