@@ -19,7 +19,11 @@ pub struct Gates {
     pub agreement_min: f64,
     /// Largest drop of the mean probability of the winning class, where no labels come.
     pub confidence_drop_max: f64,
-    /// Largest ratio of the median latencies; a difference below `latency_slack_ms` passes whatever the ratio.
+    /// Serving time, in seconds, in which the first labels may be expected. Until it has passed, agreement and confidence judge nothing:
+    /// a candidate may disagree because the incumbent is wrong.
+    pub labels_wait_s: f64,
+    /// Largest ratio of the latencies, of the median and of the 95th percentile; a difference below `latency_slack_ms` passes whatever
+    /// the ratio.
     pub latency_ratio_max: f64,
     pub latency_slack_ms: f64,
     /// Probability, per gate and over all looks together, that a candidate is judged wrongly by it.
@@ -35,10 +39,56 @@ impl Default for Gates {
             accuracy_drop_max: 0.02,
             agreement_min: 0.9,
             confidence_drop_max: 0.05,
+            labels_wait_s: 30.0,
             latency_ratio_max: 1.5,
             latency_slack_ms: 2.0,
             alpha: 0.01,
         }
+    }
+}
+
+impl Gates {
+    /// # Errors
+    /// A bound outside of its range, and which.
+    pub fn check(&self) -> Result<(), String> {
+        let shares = [
+            ("error_rate_rise_max", self.error_rate_rise_max),
+            ("accuracy_drop_max", self.accuracy_drop_max),
+            ("agreement_min", self.agreement_min),
+            ("confidence_drop_max", self.confidence_drop_max),
+        ];
+        if let Some((name, value)) = shares.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
+            return Err(format!("the gates' {name} is {value}, expected 0 to 1"));
+        }
+        let at_least = [
+            ("labels_wait_s", self.labels_wait_s, 0.0),
+            ("latency_ratio_max", self.latency_ratio_max, 1.0),
+            ("latency_slack_ms", self.latency_slack_ms, 0.0),
+        ];
+        if let Some((name, value, least)) =
+            at_least.iter().find(|(_, value, least)| !(value.is_finite() && value >= least))
+        {
+            return Err(format!("the gates' {name} is {value}, expected a number of at least {least}"));
+        }
+        if !(self.alpha > 0.0 && self.alpha < 0.5) {
+            return Err(format!("the gates' alpha is {}, expected one between 0 and 0.5", self.alpha));
+        }
+        Ok(())
+    }
+}
+
+/// Whether labels may still come where none came yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labels {
+    Awaited,
+    /// The time they would take has passed: where none came, agreement and confidence stand in for them.
+    Due,
+}
+
+impl Gates {
+    /// After `serving_s` seconds in which both arms could be asked.
+    pub fn labels(&self, serving_s: f64) -> Labels {
+        if serving_s < self.labels_wait_s { Labels::Awaited } else { Labels::Due }
     }
 }
 
@@ -59,7 +109,8 @@ pub struct Evidence {
     pub gate: Gate,
     pub incumbent: Option<f64>,
     pub candidate: Option<f64>,
-    /// The candidate's value, or its difference from the incumbent's, lies within these, at all times together.
+    /// The candidate's value, or its difference from the incumbent's, lies within these, at all times together. Of latency: by how much
+    /// more of the requests the candidate exceeds what the incumbent's 95th percentile allows.
     pub interval: Option<[f64; 2]>,
     pub limit: f64,
     /// Observations of the candidate.
@@ -74,7 +125,7 @@ pub enum GateState {
     Failed,
     /// Not enough was seen yet.
     Open,
-    /// Another gate decides: labels outrank agreement and confidence.
+    /// It decides nothing: labels outrank agreement and confidence, and where labels never come there is no accuracy.
     Outranked,
 }
 
@@ -88,12 +139,13 @@ pub enum Verdict {
     RollBack,
 }
 
-/// Compares the windows of both arms, which must cover the same time.
+/// Compares the windows of both arms, which must cover the same time at the same share of the traffic: otherwise a change of the data
+/// would count against the arm that saw more of it.
 ///
-/// Labels decide where they come: a candidate that disagrees with a bad incumbent, and is right, must pass. Without labels, agreement
-/// and confidence stand in for accuracy.
-pub fn judge(incumbent: &Window, candidate: &Window, gates: &Gates) -> (Verdict, Vec<Evidence>) {
-    let labels = incumbent.accuracy.total.max(candidate.accuracy.total) > 0;
+/// Labels decide where they come: a candidate that disagrees with a bad incumbent, and is right, must pass. Where none come in the time
+/// they take, agreement and confidence stand in for accuracy.
+pub fn judge(incumbent: &Window, candidate: &Window, gates: &Gates, labels: Labels) -> (Verdict, Vec<Evidence>) {
+    let labelled = incumbent.accuracy.total.max(candidate.accuracy.total) > 0;
     let mut evidence = vec![
         errors(incumbent, candidate, gates),
         latency(incumbent, candidate, gates),
@@ -103,8 +155,10 @@ pub fn judge(incumbent: &Window, candidate: &Window, gates: &Gates) -> (Verdict,
     ];
     for item in &mut evidence {
         match item.gate {
-            Gate::Accuracy if !labels => item.state = GateState::Outranked,
-            Gate::Agreement | Gate::Confidence if labels => item.state = GateState::Outranked,
+            Gate::Accuracy if !labelled && labels == Labels::Due => item.state = GateState::Outranked,
+            Gate::Agreement | Gate::Confidence if labelled || labels == Labels::Awaited => {
+                item.state = GateState::Outranked
+            }
             _ => {}
         }
     }
@@ -151,26 +205,37 @@ fn errors(incumbent: &Window, candidate: &Window, gates: &Gates) -> Evidence {
     }
 }
 
+/// A candidate is too slow where its median is, or where it exceeds the bound on the incumbent's 95th percentile more often, beyond
+/// chance, than by [`TAIL_RISE_MAX`]. The tail is judged by how often one bound is exceeded, not by the ratio of two estimates of a
+/// quantile, which is mostly noise.
 fn latency(incumbent: &Window, candidate: &Window, gates: &Gates) -> Evidence {
-    let (a, b) = (incumbent.latency.quantile_ms(0.5), candidate.latency.quantile_ms(0.5));
-    let enough = candidate.latency.count() >= gates.requests_min && incumbent.latency.count() >= gates.requests_min;
+    /// Of the requests, over what the incumbent exceeds the same bound by.
+    const TAIL_RISE_MAX: f64 = 0.05;
+    let quantile = |window: &Window, q| window.latency.quantile_ms(q);
+    let (a, b) = (quantile(incumbent, 0.5), quantile(candidate, 0.5));
+    let allowed = |ms: f64| (ms * gates.latency_ratio_max).max(ms + gates.latency_slack_ms);
+    let enough = |window: &Window| window.latency.count() >= gates.requests_min;
+    let mut interval = None;
     let state = match (a, b) {
-        (Some(a), Some(b)) if enough => {
-            if b <= a * gates.latency_ratio_max || b - a <= gates.latency_slack_ms {
-                GateState::Passed
-            } else {
-                GateState::Failed
-            }
+        (Some(a), Some(b)) if enough(candidate) && enough(incumbent) => {
+            let bound_us = (allowed(quantile(incumbent, 0.95).unwrap_or(a)) * 1e3) as u64;
+            let over = |window: &Window| {
+                let total = window.latency.count();
+                Proportion { count: total - window.latency.at_most(bound_us), total }
+            };
+            let (rise, half) = proportion_difference(over(incumbent), over(candidate), gates.alpha);
+            interval = finite(rise - half, rise + half);
+            if b > allowed(a) || rise - half > TAIL_RISE_MAX { GateState::Failed } else { GateState::Passed }
         }
         // An incumbent that no longer answers can't be compared with.
-        (None, Some(_)) if candidate.latency.count() >= gates.requests_min => GateState::Passed,
+        (None, Some(_)) if enough(candidate) => GateState::Passed,
         _ => GateState::Open,
     };
     Evidence {
         gate: Gate::Latency,
         incumbent: a,
         candidate: b,
-        interval: None,
+        interval,
         limit: gates.latency_ratio_max,
         observations: candidate.latency.count(),
         state,
@@ -285,8 +350,40 @@ mod tests {
             ("labels of one arm alone", silent(), window(2000, 0.0, Some(0.98), Some(0.99), 5), Hold),
         ];
         for (name, incumbent, candidate, expected) in cases {
-            let (verdict, evidence) = judge(&incumbent, &candidate, &Gates::default());
+            let (verdict, evidence) = judge(&incumbent, &candidate, &Gates::default(), Labels::Due);
             assert_eq!(verdict, expected, "{name}: {evidence:#?}");
+        }
+    }
+
+    #[test]
+    fn disagreement_waits_for_labels() {
+        let (incumbent, candidate) = (window(2000, 0.0, None, None, 5), window(2000, 0.0, None, Some(0.7), 5));
+        let verdict = |labels| judge(&incumbent, &candidate, &Gates::default(), labels).0;
+        assert_eq!(verdict(Labels::Awaited), Verdict::Hold);
+        assert_eq!(verdict(Labels::Due), Verdict::RollBack);
+    }
+
+    #[test]
+    fn a_slow_tail_fails_though_the_median_does_not() {
+        let mut candidate = window(1800, 0.0, Some(0.98), None, 5);
+        (0..200).for_each(|_| candidate.answered(Duration::from_millis(50), Some(0.9)));
+        let (verdict, evidence) =
+            judge(&window(2000, 0.0, Some(0.98), None, 5), &candidate, &Gates::default(), Labels::Due);
+        assert_eq!(verdict, Verdict::RollBack, "{evidence:#?}");
+    }
+
+    #[test]
+    fn bounds_that_bound_nothing_are_refused() {
+        let good = Gates::default();
+        good.check().unwrap();
+        for bad in [
+            Gates { alpha: 0.0, ..good },
+            Gates { alpha: f64::NAN, ..good },
+            Gates { agreement_min: 90.0, ..good },
+            Gates { latency_ratio_max: 0.5, ..good },
+            Gates { labels_wait_s: f64::INFINITY, ..good },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
         }
     }
 }

@@ -8,7 +8,7 @@ mod histogram;
 mod sequence;
 mod window;
 
-pub use gates::{Evidence, Gate, GateState, Gates, Verdict, judge};
+pub use gates::{Evidence, Gate, GateState, Gates, Labels, Verdict, judge};
 pub use histogram::LatencyHistogram;
 pub use sequence::{half_width, proportion_difference};
 pub use window::{Proportion, Window};

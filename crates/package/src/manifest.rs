@@ -110,6 +110,9 @@ impl Manifest {
                 return Err(corrupt(format!("does not list '{required}'")));
             }
         }
+        if let Some(gates) = &manifest.gates {
+            gates.check().map_err(corrupt)?;
+        }
         let tolerance = manifest.golden;
         if !(tolerance.rtol >= 0.0 && tolerance.atol >= 0.0 && tolerance.rtol.is_finite() && tolerance.atol.is_finite())
         {

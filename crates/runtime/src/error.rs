@@ -15,6 +15,10 @@ pub enum HostError {
     Busy { model: String, candidate: String },
     #[error("model '{model}': version {version} is in service already")]
     AlreadyServing { model: String, version: String },
+    #[error("model '{model}': another version is called {version} already; give this one a name of its own")]
+    VersionTaken { model: String, version: String },
+    #[error("model '{model}': version {version} has security epoch {package}, the version in service has {device}")]
+    SecurityEpoch { model: String, version: String, package: u64, device: u64 },
     #[error("model '{0}': there is no earlier version to go back to")]
     NothingBefore(String),
     #[error("model '{0}': no rollout is under way")]

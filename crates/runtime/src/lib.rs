@@ -5,6 +5,7 @@
 //! Synchronous; knows no concrete backend, no network.
 
 mod admission;
+mod control;
 mod error;
 mod host;
 mod request;

@@ -42,11 +42,11 @@ impl Label {
 }
 
 /// What a device can see of an answer without knowing the truth: the winning class of every sample, and the mean probability of
-/// the winners. `None` where the first output is no floating-point tensor with a last axis of at least two.
-pub(crate) fn prediction(outputs: &[(String, Value)]) -> Option<(Vec<u32>, f64)> {
+/// the winners. `None` where the output called `scores` is no floating-point tensor with a last axis of at least two.
+pub(crate) fn prediction(outputs: &[(String, Value)], scores: &str) -> Option<(Vec<u32>, f64)> {
     /// Answers of more samples than this are not looked at: requests pay for it.
     const ELEMENTS_MAX: usize = 1 << 16;
-    let tensor = outputs.first()?.1.as_tensor()?;
+    let tensor = outputs.iter().find(|(name, _)| name == scores)?.1.as_tensor()?;
     let classes = *tensor.shape().last().filter(|&&c| c >= 2)?;
     if tensor.element_count() == 0 || tensor.element_count() > ELEMENTS_MAX {
         return None;

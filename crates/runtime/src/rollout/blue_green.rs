@@ -1,7 +1,7 @@
 //! All traffic at once, watched for a while, and back at once.
 
-use super::{Action, Event, Rollout, failed};
-use cutover_monitor::{Gates, Verdict, judge};
+use super::{Action, Event, Rollout, list};
+use cutover_monitor::{GateState, Gates, Verdict};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ impl Default for BlueGreen {
 
 impl BlueGreen {
     pub fn check(&self) -> Result<(), String> {
+        self.gates.check()?;
         if !(self.observe_s >= 0.0 && self.observe_s.is_finite()) {
             return Err(format!("an observation of {} s, expected 0 or more", self.observe_s));
         }
@@ -39,11 +40,10 @@ impl BlueGreen {
                 vec![Action::Share(1.0)]
             }
             Event::Observed { incumbent, candidate } => {
-                let (verdict, evidence) = judge(incumbent, candidate, &self.gates);
-                rollout.evidence = evidence;
+                let verdict = rollout.judge(serving, incumbent, candidate, &self.gates);
                 let watched = serving.saturating_sub(rollout.step_began).as_secs_f64();
                 if verdict == Verdict::RollBack {
-                    vec![Action::RollBack { reason: failed(&rollout.evidence) }]
+                    vec![Action::RollBack { reason: list(&rollout.evidence, GateState::Failed) }]
                 } else if watched >= self.observe_s {
                     vec![Action::Promote { reason: format!("no gate failed in {watched:.0} s") }]
                 } else {

@@ -1,7 +1,7 @@
 //! A growing share of the traffic, each step judged by the gates.
 
-use super::{Action, Event, Rollout, failed};
-use cutover_monitor::{Gates, Verdict, judge};
+use super::{Action, Event, Rollout, list};
+use cutover_monitor::{GateState, Gates, Verdict};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ pub struct Step {
     pub dwell_s: f64,
 }
 
-/// Steps of a growing share. A failed gate ends it at any moment; a step ends when its time has passed and every gate that has
+/// Steps of a growing share, each judged by what was counted since it began: the arms' shares are then the same for all that is compared,
+/// and a change of the data counts against neither. A failed gate ends it at any moment; a step ends when its time has passed and every gate that has
 /// something to say passed; a step that can't be decided within `deadline_s` is rolled back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -37,7 +38,18 @@ impl Default for Canary {
 }
 
 impl Canary {
+    /// Steps of a few seconds, for devices that answer hundreds of requests a second or more and get their labels at once.
+    pub fn fast() -> Canary {
+        let step = |share, dwell_s| Step { share, dwell_s };
+        Canary {
+            steps: vec![step(0.05, 2.0), step(0.25, 2.0), step(0.5, 2.0)],
+            deadline_s: 60.0,
+            gates: Gates { labels_wait_s: 5.0, ..Gates::default() },
+        }
+    }
+
     pub fn check(&self) -> Result<(), String> {
+        self.gates.check()?;
         if self.steps.is_empty() {
             return Err("a canary without steps".to_string());
         }
@@ -64,11 +76,10 @@ impl Canary {
             }
             Event::Observed { incumbent, candidate } => (incumbent, candidate),
         };
-        let (verdict, evidence) = judge(incumbent, candidate, &self.gates);
-        rollout.evidence = evidence;
+        let verdict = rollout.judge(serving, incumbent, candidate, &self.gates);
         let dwelt = serving.saturating_sub(rollout.step_began).as_secs_f64();
         match verdict {
-            Verdict::RollBack => vec![Action::RollBack { reason: failed(&rollout.evidence) }],
+            Verdict::RollBack => vec![Action::RollBack { reason: list(&rollout.evidence, GateState::Failed) }],
             Verdict::Promote if dwelt >= self.steps[rollout.step].dwell_s => match self.steps.get(rollout.step + 1) {
                 Some(step) => {
                     rollout.step += 1;
@@ -78,7 +89,8 @@ impl Canary {
                 None => vec![Action::Promote { reason: format!("all {} steps passed", self.steps.len()) }],
             },
             Verdict::Hold if dwelt >= self.deadline_s => {
-                let reason = format!("undecided after {dwelt:.0} s of step {}", rollout.step + 1);
+                let open = list(&rollout.evidence, GateState::Open);
+                let reason = format!("undecided after {dwelt:.0} s of step {}: {open}", rollout.step + 1);
                 vec![Action::RollBack { reason }]
             }
             _ => Vec::new(),

@@ -9,7 +9,7 @@ mod canary;
 pub use blue_green::BlueGreen;
 pub use canary::{Canary, Step};
 
-use cutover_monitor::{Evidence, Window};
+use cutover_monitor::{Evidence, GateState, Gates, Labels, Verdict, Window, judge};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Strategy {
     }
 
     /// Takes the gates that the package carries.
-    pub fn set_gates(&mut self, gates: cutover_monitor::Gates) {
+    pub fn set_gates(&mut self, gates: Gates) {
         match self {
             Strategy::BlueGreen(strategy) => strategy.gates = gates,
             Strategy::Canary(strategy) => strategy.gates = gates,
@@ -87,13 +87,16 @@ pub struct Rollout {
     /// Serving time at which the step began.
     pub step_began: Duration,
     pub share: f64,
+    /// Whether a label ever came: then labels decide, also while a step still waits for its first.
+    #[serde(default)]
+    pub labelled: bool,
     /// What the last judgement rested on.
     pub evidence: Vec<Evidence>,
 }
 
 impl Rollout {
     pub fn new(strategy: Strategy) -> Rollout {
-        Rollout { strategy, step: 0, step_began: Duration::ZERO, share: 0.0, evidence: Vec::new() }
+        Rollout { strategy, step: 0, step_began: Duration::ZERO, share: 0.0, labelled: false, evidence: Vec::new() }
     }
 
     /// Moves on. `serving` is the time since admission in which both arms could serve.
@@ -109,12 +112,20 @@ impl Rollout {
         }
         actions
     }
+
+    /// What follows from both windows, kept as the evidence of the last judgement.
+    fn judge(&mut self, serving: Duration, incumbent: &Window, candidate: &Window, gates: &Gates) -> Verdict {
+        self.labelled |= incumbent.accuracy.total.max(candidate.accuracy.total) > 0;
+        let labels = if self.labelled { Labels::Awaited } else { gates.labels(serving.as_secs_f64()) };
+        let (verdict, evidence) = judge(incumbent, candidate, gates, labels);
+        self.evidence = evidence;
+        verdict
+    }
 }
 
-/// The gates that failed, with their numbers, for the record.
-fn failed(evidence: &[Evidence]) -> String {
-    let failed = evidence.iter().filter(|e| e.state == cutover_monitor::GateState::Failed);
-    failed.map(describe).collect::<Vec<_>>().join("; ")
+/// The gates in this state, with their numbers, for the record.
+fn list(evidence: &[Evidence], state: GateState) -> String {
+    evidence.iter().filter(|e| e.state == state).map(describe).collect::<Vec<_>>().join("; ")
 }
 
 fn describe(evidence: &Evidence) -> String {

@@ -1,5 +1,9 @@
 //! Which version a request goes to, and which answers feedback may still refer to.
 
+mod serve;
+
+pub(crate) use serve::{COMPARISONS_MAX, Comparison};
+
 use crate::{error::FeedbackError, request::Label, swap::Version};
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,6 +18,7 @@ pub(crate) struct Routing {
     pub previous: Option<Arc<Version>>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Candidate {
     pub version: Arc<Version>,
     /// Share of the requests it gets.
@@ -29,6 +34,12 @@ impl Routing {
             Some(candidate) if position(candidate.salt, key) < candidate.share => &candidate.version,
             _ => &self.active,
         }
+    }
+
+    /// Every version with a role, and whether that is to be the one before.
+    pub fn roles(&self) -> impl Iterator<Item = (&Arc<Version>, bool)> {
+        let candidate = self.candidate.as_ref().map(|c| (&c.version, false));
+        [Some((&self.active, false)), candidate, self.previous.as_ref().map(|v| (v, true))].into_iter().flatten()
     }
 
     pub fn named(&self, version: &str) -> Option<&Arc<Version>> {
@@ -57,7 +68,18 @@ pub(crate) struct Predictions {
 struct Prediction {
     number: u64,
     version: String,
+    window: u64,
     classes: Vec<u32>,
+}
+
+/// What a label says of the answer it is for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub version: String,
+    /// The window in which the version answered.
+    pub window: u64,
+    /// For each sample, whether it was right.
+    pub right: Vec<bool>,
 }
 
 impl Predictions {
@@ -65,10 +87,10 @@ impl Predictions {
         Predictions { by_id: HashMap::new(), order: VecDeque::new(), next: 0, capacity }
     }
 
-    pub fn remember(&mut self, id: &str, version: &str, classes: Vec<u32>) {
+    pub fn remember(&mut self, id: &str, version: &str, window: u64, classes: Vec<u32>) {
         let number = self.next;
         self.next += 1;
-        self.by_id.insert(id.to_string(), Prediction { number, version: version.to_string(), classes });
+        self.by_id.insert(id.to_string(), Prediction { number, version: version.to_string(), window, classes });
         self.order.push_back((id.to_string(), number));
         while self.order.len() > self.capacity {
             let Some((id, number)) = self.order.pop_front() else { break };
@@ -79,8 +101,8 @@ impl Predictions {
         }
     }
 
-    /// The version that answered `id`, and for each of its samples whether it was right. A label counts once.
-    pub fn settle(&mut self, id: &str, label: &Label) -> Result<(String, Vec<bool>), FeedbackError> {
+    /// Compares the answer to `id` with the truth. A label counts once.
+    pub fn settle(&mut self, id: &str, label: &Label) -> Result<Settled, FeedbackError> {
         let prediction = self.by_id.get(id).ok_or_else(|| FeedbackError::UnknownId(id.to_string()))?;
         let (classes, labels) = (prediction.classes.len(), label.classes.len());
         if classes != labels {
@@ -88,7 +110,7 @@ impl Predictions {
         }
         let right = prediction.classes.iter().zip(&label.classes).map(|(a, b)| a == b).collect();
         let prediction = self.by_id.remove(id).expect("found above");
-        Ok((prediction.version, right))
+        Ok(Settled { version: prediction.version, window: prediction.window, right })
     }
 }
 
@@ -108,10 +130,13 @@ mod tests {
     fn predictions_are_bounded_and_settled_once() {
         let mut predictions = Predictions::new(2);
         for (id, class) in [("a", 1), ("b", 2), ("b", 3), ("c", 4)] {
-            predictions.remember(id, "v1", vec![class]);
+            predictions.remember(id, "v1", 7, vec![class]);
         }
         assert_eq!(predictions.settle("a", &Label::class(1)), Err(FeedbackError::UnknownId("a".to_string())));
-        assert_eq!(predictions.settle("b", &Label::class(3)), Ok(("v1".to_string(), vec![true])));
+        assert_eq!(
+            predictions.settle("b", &Label::class(3)),
+            Ok(Settled { version: "v1".to_string(), window: 7, right: vec![true] })
+        );
         assert!(predictions.settle("b", &Label::class(3)).is_err());
         let count = FeedbackError::Count { id: "c".to_string(), classes: 1, labels: 2 };
         assert_eq!(predictions.settle("c", &Label { classes: vec![4, 4] }), Err(count));

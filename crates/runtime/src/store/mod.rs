@@ -41,12 +41,14 @@ pub(crate) fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError
 impl Store {
     /// Opens the store in `folder`, which is made if it is not there. One process holds it at a time.
     pub fn open(folder: &Path) -> Result<Store, StoreError> {
-        fs::create_dir_all(folder).map_err(io_error(folder))?;
+        objects::create_folder(folder)?;
         let state = State::open(folder, || {
             let holder = fs::read_to_string(folder.join(HOLDER)).unwrap_or_default();
             if holder.is_empty() { String::new() } else { format!(": {}", holder.trim()) }
         })?;
         let objects = Objects::open(&folder.join("objects"))?;
+        // The database's own name, which its commits do not make durable.
+        objects::sync_folder(folder)?;
         let store = Store { folder: folder.to_path_buf(), objects, state };
         store.announce(&format!("{{\"pid\":{}}}", std::process::id()))?;
         Ok(store)
@@ -89,8 +91,8 @@ impl Store {
         self.state.models()
     }
 
-    /// Makes `record` the state of `model`, and adds `entry` to the history, together.
-    pub fn save(&self, model: &str, record: &ModelRecord, entry: &HistoryEntry) -> Result<(), StoreError> {
+    /// Makes `record` the state of `model`, and adds `entry` to the history, together: both are durable when this returns.
+    pub fn save(&self, model: &str, record: &ModelRecord, entry: Option<&HistoryEntry>) -> Result<(), StoreError> {
         self.state.save(model, record, entry)
     }
 

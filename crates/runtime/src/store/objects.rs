@@ -20,10 +20,29 @@ pub(super) fn digest(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
+/// Makes the names in `folder` durable.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder).and_then(|f| f.sync_all()).map_err(io_error(folder))
+}
+
+/// Makes `folder` if it is not there, durably.
+pub(super) fn create_folder(folder: &Path) -> Result<(), StoreError> {
+    if !folder.is_dir() {
+        fs::create_dir_all(folder).map_err(io_error(folder))?;
+        for parent in folder.ancestors().skip(1).take_while(|parent| !parent.as_os_str().is_empty()) {
+            // A folder that may be entered but not read can't be synced by us.
+            if sync_folder(parent).is_err() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Objects {
     /// Opens the folder, and removes what a power cut left half-written.
     pub fn open(folder: &Path) -> Result<Objects, StoreError> {
-        fs::create_dir_all(folder).map_err(io_error(folder))?;
+        create_folder(folder)?;
         for entry in fs::read_dir(folder).map_err(io_error(folder))? {
             let path = entry.map_err(io_error(folder))?.path();
             if path.extension().is_some_and(|e| e == "tmp") {
@@ -42,7 +61,8 @@ impl Objects {
     pub fn put(&self, bytes: &[u8]) -> Result<String, StoreError> {
         let digest = digest(bytes);
         let path = self.path(&digest);
-        if fs::metadata(&path).is_ok_and(|m| m.len() == bytes.len() as u64) {
+        // A name is no proof of its bytes: a damaged object is written again.
+        if self.check(&digest).is_ok() {
             return Ok(digest);
         }
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
@@ -50,6 +70,10 @@ impl Objects {
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
             file.write_all(bytes)?;
+            // Mapped while it is in use: nobody is to write to it by accident.
+            let mut permissions = file.metadata()?.permissions();
+            permissions.set_readonly(true);
+            file.set_permissions(permissions)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)
         };
@@ -62,7 +86,7 @@ impl Objects {
 
     /// Makes the names of all objects durable.
     pub fn sync(&self) -> Result<(), StoreError> {
-        File::open(&self.folder).and_then(|f| f.sync_all()).map_err(io_error(&self.folder))
+        sync_folder(&self.folder)
     }
 
     /// Reads an object through and compares it with its name.
@@ -103,8 +127,11 @@ mod tests {
         assert_eq!(objects.put(b"a").unwrap(), a);
         assert_eq!(fs::metadata(objects.path(&a)).unwrap().modified().unwrap(), modified);
         objects.check(&a).unwrap();
+        fs::remove_file(objects.path(&b)).unwrap();
         fs::write(objects.path(&b), b"c").unwrap();
         assert!(matches!(objects.check(&b), Err(StoreError::Damaged { .. })));
+        objects.put(b"b").unwrap();
+        objects.check(&b).unwrap();
         assert_eq!(objects.retain(&BTreeSet::from([a.clone()])).unwrap(), 1);
         assert!(matches!(objects.check(&b), Err(StoreError::Damaged { .. })));
         fs::write(folder.path().join("7.tmp"), b"half").unwrap();

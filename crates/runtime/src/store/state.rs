@@ -18,6 +18,9 @@ const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models");
 /// JSON of [`HistoryEntry`], by model and number.
 const HISTORY: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("history");
 
+/// Entries kept for each model; the oldest go first.
+const HISTORY_MAX: u64 = 4096;
+
 /// One model's versions and who serves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ModelRecord {
@@ -107,18 +110,27 @@ impl State {
         Ok(models)
     }
 
-    pub fn save(&self, model: &str, record: &ModelRecord, entry: &HistoryEntry) -> Result<(), StoreError> {
-        let transaction = self.database.begin_write().map_err(failed)?;
+    pub fn save(&self, model: &str, record: &ModelRecord, entry: Option<&HistoryEntry>) -> Result<(), StoreError> {
+        let mut transaction = self.database.begin_write().map_err(failed)?;
+        // Names and labels come from outside: the checksums of a one-phase commit are not made against an author of its contents.
+        transaction.set_two_phase_commit(true);
         {
             let bytes = serde_json::to_vec(record).map_err(failed)?;
             transaction.open_table(MODELS).map_err(failed)?.insert(model, bytes.as_slice()).map_err(failed)?;
-            let mut history = transaction.open_table(HISTORY).map_err(failed)?;
-            let number = match history.range((model, 0)..=(model, u64::MAX)).map_err(failed)?.next_back() {
-                Some(entry) => entry.map_err(failed)?.0.value().1 + 1,
-                None => 0,
-            };
-            let bytes = serde_json::to_vec(entry).map_err(failed)?;
-            history.insert((model, number), bytes.as_slice()).map_err(failed)?;
+            if let Some(entry) = entry {
+                let mut history = transaction.open_table(HISTORY).map_err(failed)?;
+                let (first, last) = {
+                    let range = history.range((model, 0)..=(model, u64::MAX)).map_err(failed)?;
+                    let mut numbers = range.map(|entry| entry.map(|(key, _)| key.value().1).map_err(failed));
+                    (numbers.next().transpose()?, numbers.next_back().transpose()?)
+                };
+                let next = last.or(first).map_or(0, |last| last + 1);
+                let bytes = serde_json::to_vec(entry).map_err(failed)?;
+                history.insert((model, next), bytes.as_slice()).map_err(failed)?;
+                if let Some(first) = first.filter(|first| next - first >= HISTORY_MAX) {
+                    history.remove((model, first)).map_err(failed)?;
+                }
+            }
         }
         transaction.commit().map_err(failed)
     }
@@ -155,9 +167,9 @@ mod tests {
         let entry = |event: &str| HistoryEntry::new("m", event, "v1", "");
         let state = State::open(folder.path(), String::new).unwrap();
         for event in ["deployed", "promoted"] {
-            state.save("m", &record, &entry(event)).unwrap();
+            state.save("m", &record, Some(&entry(event))).unwrap();
         }
-        state.save("other", &record, &entry("deployed")).unwrap();
+        state.save("other", &record, Some(&entry("deployed"))).unwrap();
         drop(state);
         let state = State::open(folder.path(), String::new).unwrap();
         assert_eq!(state.models().unwrap()["m"], record);

@@ -28,8 +28,15 @@ pub(crate) struct Version {
     pub in_flight: AtomicUsize,
     /// Since it took traffic.
     pub total: Mutex<Window>,
-    /// Since the rollout under way began.
-    pub window: Mutex<Window>,
+    trial: Mutex<Trial>,
+}
+
+/// What is counted since the rollout under way, or its step, began.
+#[derive(Default)]
+struct Trial {
+    window: Window,
+    /// Tells this window from those before: a label for an answer in an earlier one counts for none.
+    number: u64,
 }
 
 impl Version {
@@ -41,7 +48,7 @@ impl Version {
             sessions_max,
             in_flight: AtomicUsize::new(0),
             total: Mutex::default(),
-            window: Mutex::default(),
+            trial: Mutex::default(),
         }
     }
 
@@ -60,10 +67,46 @@ impl Version {
         }
     }
 
-    /// Counts for both windows.
-    pub fn count(&self, count: impl Fn(&mut Window)) {
+    /// Counts, and gives the window's number; for the rollout only where the request is one of its `trial`.
+    pub fn count(&self, trial: bool, count: impl Fn(&mut Window)) -> u64 {
         count(&mut lock(&self.total));
-        count(&mut lock(&self.window));
+        if !trial {
+            return u64::MAX;
+        }
+        let mut trial = lock(&self.trial);
+        count(&mut trial.window);
+        trial.number
+    }
+
+    /// Counts labels for answers given in window `number`.
+    pub fn count_labels(&self, number: u64, right: &[bool]) {
+        let add = |window: &mut Window| right.iter().for_each(|&right| window.accuracy.add(right));
+        add(&mut lock(&self.total));
+        let mut trial = lock(&self.trial);
+        if trial.number == number {
+            add(&mut trial.window);
+        }
+    }
+
+    pub fn count_agreement(&self, agree: impl Iterator<Item = bool>) {
+        let mut trial = lock(&self.trial);
+        agree.for_each(|agree| trial.window.agreement.add(agree));
+    }
+
+    pub fn window(&self) -> Window {
+        lock(&self.trial).window.clone()
+    }
+
+    pub fn begin_window(&self) {
+        let mut trial = lock(&self.trial);
+        trial.window = Window::default();
+        trial.number += 1;
+    }
+
+    /// What it takes while it can answer: its weights and one session.
+    pub fn bytes(&self) -> u64 {
+        let footprint = self.executable.footprint();
+        footprint.weight_bytes.saturating_add(footprint.session_bytes)
     }
 
     pub fn in_flight(&self) -> InFlight<'_> {
