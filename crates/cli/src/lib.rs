@@ -1,1 +1,49 @@
-//! Everything the `cutover` command does, as a library so that `cargo xtask convert` is the same code.
+//! Everything the `cutover` command does. Exit codes: 0 done, 1 the answer is no, 2 an error.
+
+mod commands;
+mod output;
+pub mod tensors;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Edge inference: run ONNX models, shrink them, and replace them while they serve.
+#[derive(Parser)]
+#[command(name = "cutover", version, after_help = "Exit codes: 0 done, 1 the answer is no, 2 error.\nExample: cutover demo")]
+struct Arguments {
+    /// Prints one JSON document instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+/// What a command that ran to its end says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Yes,
+    No,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let filter = std::env::var("CUTOVER_LOG").ok().and_then(|level| level.parse().ok());
+    let level = filter.unwrap_or(tracing_subscriber::filter::LevelFilter::WARN);
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).init();
+    let arguments = Arguments::parse();
+    match arguments.command.run(&output::Printer { json: arguments.json }) {
+        Ok(Verdict::Yes) => ExitCode::SUCCESS,
+        Ok(Verdict::No) => ExitCode::from(1),
+        // Whoever reads this command's output has gone: nobody is left to be told.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |e: &(dyn std::error::Error + 'static)| e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    error.chain().any(|e| kind(e) == Some(std::io::ErrorKind::BrokenPipe))
+}

@@ -1,0 +1,132 @@
+//! One file per command.
+
+mod bench;
+mod convert;
+mod demo;
+mod deploy;
+mod inspect;
+mod run;
+mod serve;
+mod unpack;
+mod verify;
+
+use crate::{Verdict, output::Printer};
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use cutover::{
+    Device, DeviceOptions, Model, OpenOptions,
+    backend::{CompileOptions, Precision},
+    graph::{onnx::ImportOptions, passes::PassOptions},
+};
+use std::path::PathBuf;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Shows a model's inputs, outputs, operators and size, and what each backend would run where.
+    Inspect(inspect::Arguments),
+    /// Runs a model on tensors from a file.
+    Run(run::Arguments),
+    /// Compares a model's outputs with expected ones.
+    Verify(verify::Arguments),
+    /// Measures how fast a model loads and runs.
+    Bench(bench::Arguments),
+    /// Makes a package of an ONNX model.
+    Convert(convert::Arguments),
+    /// Writes a package's files into a folder, where other tools open them.
+    Unpack(unpack::Arguments),
+    /// Serves models over HTTP (Open Inference Protocol v2).
+    Serve(serve::Arguments),
+    /// Rolls a new version of a model out.
+    Deploy(deploy::Deploy),
+    /// Shows what is in service.
+    Status(deploy::Status),
+    /// Ends a rollout against its candidate, or goes back to the version before.
+    Rollback(deploy::Rollback),
+    /// The main job on a real model: served, replaced under load, and a bad version rolled back.
+    Demo(demo::Arguments),
+}
+
+impl Command {
+    pub fn run(self, printer: &Printer) -> Result<Verdict> {
+        match self {
+            Command::Inspect(arguments) => arguments.run(printer),
+            Command::Run(arguments) => arguments.run(printer),
+            Command::Verify(arguments) => arguments.run(printer),
+            Command::Bench(arguments) => arguments.run(printer),
+            Command::Convert(arguments) => arguments.run(printer),
+            Command::Unpack(arguments) => arguments.run(printer),
+            Command::Serve(arguments) => arguments.run(printer),
+            Command::Deploy(arguments) => arguments.run(printer),
+            Command::Status(arguments) => arguments.run(printer),
+            Command::Rollback(arguments) => arguments.run(printer),
+            Command::Demo(arguments) => arguments.run(printer),
+        }
+    }
+}
+
+/// Where a model runs, as several commands take it.
+#[derive(Args)]
+struct DeviceArguments {
+    /// auto, cpu or reference.
+    #[arg(long, default_value = "auto")]
+    backend: Device,
+    /// Threads of the CPU; one per core if left out.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// A lower instruction set than the CPU has: avx512, avx2 or scalar.
+    #[arg(long)]
+    isa: Option<String>,
+    /// f32; bf16 and f16 where a backend computes in them.
+    #[arg(long, default_value = "f32", value_parser = precision)]
+    precision: Precision,
+}
+
+fn precision(text: &str) -> Result<Precision, String> {
+    match text {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::BF16),
+        "f16" => Ok(Precision::F16),
+        _ => Err("expected f32, bf16 or f16".to_string()),
+    }
+}
+
+impl DeviceArguments {
+    fn options(&self) -> DeviceOptions {
+        let compile = CompileOptions { precision: self.precision, ..CompileOptions::default() };
+        DeviceOptions { threads: self.threads, isa: self.isa.clone(), compile }
+    }
+
+    fn precision_name(&self) -> &'static str {
+        match self.precision {
+            Precision::F32 => "f32",
+            Precision::BF16 => "bf16",
+            Precision::F16 => "f16",
+        }
+    }
+}
+
+/// Which model, and how it is opened.
+#[derive(Args)]
+struct ModelArguments {
+    /// An .onnx file, a package folder or a .cutover archive.
+    model: PathBuf,
+    /// Stops the graph's rewriting after so many steps, to find a bad one; 0 is the model as imported.
+    #[arg(long)]
+    stop_after: Option<usize>,
+    /// Reads files instead of mapping them, so that they may be overwritten meanwhile.
+    #[arg(long)]
+    no_map: bool,
+}
+
+impl ModelArguments {
+    fn open(&self) -> Result<Model> {
+        let import = ImportOptions { map: !self.no_map, ..ImportOptions::default() };
+        let passes = PassOptions { stop_after: self.stop_after, ..PassOptions::default() };
+        Ok(Model::open_with(&self.model, &OpenOptions { import, passes })?)
+    }
+
+    /// For messages and JSON.
+    fn name(&self) -> String {
+        self.model.display().to_string()
+    }
+}

@@ -1,0 +1,88 @@
+//! `cutover run`.
+
+use super::{DeviceArguments, ModelArguments};
+use crate::{
+    Verdict,
+    output::Printer,
+    tensors::{self, Named},
+};
+use anyhow::{Result, bail};
+use cutover::{Answers, CompiledModel, Session, TensorView, Value};
+use serde_json::{Map, Value as Json};
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+#[command(after_help = "Example: cutover run model.onnx --inputs in.npz --outputs out.npz")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    device: DeviceArguments,
+    /// Tensors by name: .npz, .npy (a model of one input), .safetensors or .json.
+    #[arg(long)]
+    inputs: PathBuf,
+    /// Where to write the outputs, in any of those formats; printed if left out.
+    #[arg(long)]
+    outputs: Option<PathBuf>,
+}
+
+impl Arguments {
+    pub fn run(self, printer: &Printer) -> Result<Verdict> {
+        let model = self.model.open()?.compile_with(self.device.backend, &self.device.options())?;
+        let inputs = read_inputs(&model, &self.inputs)?;
+        let outputs = output_tensors(run(&mut model.session()?, &inputs)?)?;
+        if let Some(path) = &self.outputs {
+            tensors::write(path, &outputs)?;
+        }
+        let document: Map<String, Json> = match &self.outputs {
+            Some(path) => [("outputs".to_string(), Json::from(path.display().to_string()))].into_iter().collect(),
+            None => outputs.iter().map(|(n, t)| Ok((n.clone(), tensors::to_json(t)?))).collect::<Result<_>>()?,
+        };
+        printer.print(&Json::Object(document), || {
+            let mut text = String::new();
+            for (name, tensor) in &outputs {
+                text += &format!("{name}: {tensor:?}");
+                if self.outputs.is_none() {
+                    let data = tensors::to_json(tensor).map(|j| j["data"].clone()).unwrap_or_default();
+                    let items = data.as_array().cloned().unwrap_or_default();
+                    let shown: Vec<String> = items.iter().take(16).map(Json::to_string).collect();
+                    text += &format!(" [{}{}]", shown.join(", "), if items.len() > 16 { ", …" } else { "" });
+                }
+                text.push('\n');
+            }
+            text
+        })?;
+        Ok(Verdict::Yes)
+    }
+}
+
+/// The tensors in `path`, whose names must be those of the model's inputs.
+pub(super) fn read_inputs(model: &CompiledModel, path: &Path) -> Result<Named> {
+    let expected = &model.signature().inputs;
+    let only = match &expected[..] {
+        [one] => Some(one.name.as_str()),
+        _ => None,
+    };
+    let inputs = tensors::read(path, only)?;
+    let names = || expected.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ");
+    if let Some((name, _)) = inputs.iter().find(|(name, _)| !expected.iter().any(|b| b.name == *name)) {
+        bail!("{} holds '{name}', which is no input of the model; it has {}", path.display(), names());
+    }
+    if let Some(missing) = expected.iter().find(|b| !inputs.iter().any(|(name, _)| *name == b.name)) {
+        bail!("{} does not hold input '{}' ({})", path.display(), missing.name, missing.fact);
+    }
+    Ok(inputs)
+}
+
+pub(super) fn run(session: &mut Session, inputs: &Named) -> Result<Answers> {
+    let views: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
+    Ok(session.run(views)?)
+}
+
+pub(super) fn output_tensors(answers: Answers) -> Result<Named> {
+    let tensor = |(name, value): (String, Value)| match value {
+        Value::Tensor(tensor) => Ok((name, tensor)),
+        other => bail!("output '{name}' is a {}, and only tensors can be written", other.kind()),
+    };
+    answers.into_iter().map(tensor).collect()
+}

@@ -1,0 +1,136 @@
+//! The Open Inference Protocol v2: health, metadata, inference.
+
+use crate::{
+    Body, Failure,
+    protocol::{InferRequest, InferResponse, OutputTensor, TensorMetadata, datatype},
+};
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::StatusCode,
+    routing::{get, post},
+};
+use cutover_runtime::{Answer, Host, InferError, Request, backend::Binding};
+use serde_json::{Value as AnyJson, json};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+pub fn routes() -> Router<Host> {
+    Router::new()
+        .route("/v2", get(server))
+        .route("/v2/health/live", get(async || Json(json!({ "live": true }))))
+        .route("/v2/health/ready", get(ready))
+        .route("/v2/models/{name}", get(model))
+        .route("/v2/models/{name}/ready", get(model))
+        .route("/v2/models/{name}/infer", post(infer))
+        .route("/v2/models/{name}/versions/{version}", get(version))
+        .route("/v2/models/{name}/versions/{version}/ready", get(version))
+        .route("/v2/models/{name}/versions/{version}/infer", post(infer_version))
+}
+
+async fn server() -> Json<AnyJson> {
+    Json(json!({ "name": "cutover", "version": env!("CARGO_PKG_VERSION"), "extensions": ["cutover_feedback"] }))
+}
+
+async fn ready(State(host): State<Host>) -> Json<AnyJson> {
+    let models: Vec<String> = host.status().models.into_iter().map(|m| m.name).collect();
+    Json(json!({ "ready": true, "models": models }))
+}
+
+async fn model(State(host): State<Host>, Path(name): Path<String>) -> Result<Json<AnyJson>, Failure> {
+    metadata(&host, &name, None)
+}
+
+async fn version(
+    State(host): State<Host>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Json<AnyJson>, Failure> {
+    metadata(&host, &name, Some(&version))
+}
+
+fn metadata(host: &Host, name: &str, version: Option<&str>) -> Result<Json<AnyJson>, Failure> {
+    let (_, signature) = host.signature(name, version)?;
+    let of = |bindings: &[Binding]| bindings.iter().map(tensor_metadata).collect::<Vec<_>>();
+    Ok(Json(json!({
+        "name": name,
+        "versions": host.versions(name)?,
+        "platform": "cutover",
+        "ready": true,
+        "inputs": of(&signature.inputs),
+        "outputs": of(&signature.outputs),
+    })))
+}
+
+fn tensor_metadata(binding: &Binding) -> TensorMetadata {
+    let fact = binding.fact.as_tensor();
+    TensorMetadata {
+        name: binding.name.clone(),
+        datatype: fact.map_or("unknown", |f| datatype(f.dtype)),
+        shape: fact
+            .and_then(|f| f.shape.as_ref())
+            .map(|dims| dims.iter().map(|d| d.as_const().unwrap_or(-1)).collect())
+            .unwrap_or_default(),
+    }
+}
+
+async fn infer(
+    State(host): State<Host>,
+    Path(name): Path<String>,
+    Body(request): Body<InferRequest>,
+) -> Result<Json<InferResponse>, Failure> {
+    answer(host, name, None, request).await
+}
+
+async fn infer_version(
+    State(host): State<Host>,
+    Path((name, version)): Path<(String, String)>,
+    Body(request): Body<InferRequest>,
+) -> Result<Json<InferResponse>, Failure> {
+    answer(host, name, Some(version), request).await
+}
+
+async fn answer(
+    host: Host,
+    name: String,
+    version: Option<String>,
+    request: InferRequest,
+) -> Result<Json<InferResponse>, Failure> {
+    let bad = |message: String| Failure::new(StatusCode::BAD_REQUEST, message);
+    let inputs = request.inputs.iter().map(|input| input.decode()).collect::<Result<_, _>>().map_err(bad)?;
+    let parameter = |key: &str| request.parameters.get(key);
+    let deadline = match parameter("timeout") {
+        None => None,
+        // Microseconds, as in Triton.
+        Some(us) => match us.as_u64().and_then(|us| Instant::now().checked_add(Duration::from_micros(us))) {
+            Some(deadline) => Some(deadline),
+            None => return Err(bad(format!("parameter 'timeout' is {us}, expected a number of microseconds"))),
+        },
+    };
+    let request = Request {
+        id: request.id,
+        key: parameter("cutover_key").and_then(AnyJson::as_str).map(str::to_string),
+        version,
+        inputs,
+        outputs: request.outputs.map(|outputs| outputs.into_iter().map(|o| o.name).collect()),
+        deadline,
+    };
+    let (sender, receiver) = oneshot::channel();
+    host.submit(&name, request, move |answer| drop(sender.send(answer)));
+    let Answer { id, version, outputs, .. } = receiver.await.unwrap_or(Err(InferError::ShuttingDown))?;
+    let outputs = outputs.iter().map(|(name, value)| OutputTensor::encode(name, value)).collect::<Result<_, _>>();
+    let outputs = outputs.map_err(|message| Failure::new(StatusCode::NOT_IMPLEMENTED, message))?;
+    Ok(Json(InferResponse { model_name: name, model_version: version, id, outputs }))
+}
+
+impl From<InferError> for Failure {
+    fn from(error: InferError) -> Failure {
+        let status = match &error {
+            InferError::UnknownModel(_) | InferError::UnknownVersion { .. } => StatusCode::NOT_FOUND,
+            InferError::Input(_) => StatusCode::BAD_REQUEST,
+            InferError::Overloaded { .. } | InferError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            InferError::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            InferError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Failure::new(status, error.to_string())
+    }
+}
