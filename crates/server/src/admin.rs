@@ -126,7 +126,7 @@ impl From<HostError> for Failure {
     fn from(error: HostError) -> Failure {
         let status = match &error {
             HostError::UnknownModel(_) => StatusCode::NOT_FOUND,
-            HostError::Busy { .. } | HostError::AlreadyServing { .. } | HostError::NothingBefore(_) | HostError::NoRollout(_) => {
+            HostError::VersionTaken { .. } | HostError::SecurityEpoch { .. } | HostError::Busy { .. } | HostError::AlreadyServing { .. } | HostError::NothingBefore(_) | HostError::NoRollout(_) => {
                 StatusCode::CONFLICT
             }
             HostError::WrongModel { .. } | HostError::Strategy(_) | HostError::Package(_) => StatusCode::BAD_REQUEST,
