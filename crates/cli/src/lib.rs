@@ -9,7 +9,11 @@ use std::process::ExitCode;
 
 /// Edge inference: run ONNX models, shrink them, and replace them while they serve.
 #[derive(Parser)]
-#[command(name = "cutover", version, after_help = "Exit codes: 0 done, 1 the answer is no, 2 error.\nExample: cutover demo")]
+#[command(
+    name = "cutover",
+    version,
+    after_help = "Exit codes: 0 done, 1 the answer is no, 2 error.\nExample: cutover demo"
+)]
 struct Arguments {
     /// Prints one JSON document instead of text.
     #[arg(long, global = true)]

@@ -28,7 +28,8 @@ pub fn read(path: &Path, only: Option<&str>) -> Result<Named> {
     match extension(path)? {
         "npz" => npz(File::open(path).with_context(at)?),
         "npy" => {
-            let only = only.context("an .npy holds one tensor, and the model has several: use .npz, whose keys are their names")?;
+            let only = only
+                .context("an .npy holds one tensor, and the model has several: use .npz, whose keys are their names")?;
             Ok(vec![(only.to_string(), npy(&fs::read(path)?)?)])
         }
         "safetensors" => safetensors(&fs::read(path)?),
@@ -118,7 +119,8 @@ fn npy(bytes: &[u8]) -> Result<Tensor> {
         Some([0x93, b'N', b'U', b'M', b'P', b'Y', 2 | 3, _]) => 12,
         _ => return Err(corrupt()),
     };
-    let length = bytes.get(8..header_at).ok_or_else(corrupt)?.iter().rev().fold(0usize, |n, &b| n << 8 | usize::from(b));
+    let length =
+        bytes.get(8..header_at).ok_or_else(corrupt)?.iter().rev().fold(0usize, |n, &b| n << 8 | usize::from(b));
     let header = bytes.get(header_at..header_at + length).ok_or_else(corrupt)?;
     let header = std::str::from_utf8(header).map_err(|_| corrupt())?;
     let field = |name: &str| -> Result<&str> {
@@ -139,7 +141,8 @@ fn npy(bytes: &[u8]) -> Result<Tensor> {
     }
     let shape = field("shape")?.strip_prefix('(').and_then(|s| s.split(')').next()).ok_or_else(corrupt)?;
     let dims = shape.split(',').map(str::trim).filter(|s| !s.is_empty());
-    let dims = dims.map(|d| d.trim_end_matches('L').parse::<usize>()).collect::<Result<Vec<_>, _>>().map_err(|_| corrupt())?;
+    let dims =
+        dims.map(|d| d.trim_end_matches('L').parse::<usize>()).collect::<Result<Vec<_>, _>>().map_err(|_| corrupt())?;
     Ok(Tensor::from_bytes(dtype, dims, &bytes[header_at + length..])?)
 }
 
@@ -177,7 +180,10 @@ fn safetensors(bytes: &[u8]) -> Result<Named> {
 fn json_tensors(bytes: &[u8]) -> Result<Named> {
     let value: Json = serde_json::from_slice(bytes)?;
     let object = value.as_object().context("expected an object of tensors by name")?;
-    object.iter().map(|(name, value)| Ok((name.clone(), from_json(value).with_context(|| format!("'{name}'"))?))).collect()
+    object
+        .iter()
+        .map(|(name, value)| Ok((name.clone(), from_json(value).with_context(|| format!("'{name}'"))?)))
+        .collect()
 }
 
 fn from_json(value: &Json) -> Result<Tensor> {

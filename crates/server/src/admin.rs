@@ -108,17 +108,22 @@ async fn feedback(
         // Some may be too late while the others count: each is told for itself.
         FeedbackRequest::Many { labels } => {
             let total = labels.len();
-            let refused: Vec<String> = labels.into_iter().filter_map(|l| count(l).err()).map(|e| e.to_string()).collect();
+            let refused: Vec<String> =
+                labels.into_iter().filter_map(|l| count(l).err()).map(|e| e.to_string()).collect();
             Ok(Json(json!({ "counted": total - refused.len(), "refused": refused })))
         }
     }
 }
 
 /// Deploying reads files and compiles: not on tokio's threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, HostError> + Send + 'static) -> Result<T, Failure> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => Ok(result?),
-        Err(_) => Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the operation panicked; nothing was changed by it")),
+        Err(_) => {
+            Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the operation panicked; nothing was changed by it"))
+        }
     }
 }
 
@@ -126,9 +131,12 @@ impl From<HostError> for Failure {
     fn from(error: HostError) -> Failure {
         let status = match &error {
             HostError::UnknownModel(_) => StatusCode::NOT_FOUND,
-            HostError::VersionTaken { .. } | HostError::SecurityEpoch { .. } | HostError::Busy { .. } | HostError::AlreadyServing { .. } | HostError::NothingBefore(_) | HostError::NoRollout(_) => {
-                StatusCode::CONFLICT
-            }
+            HostError::VersionTaken { .. }
+            | HostError::SecurityEpoch { .. }
+            | HostError::Busy { .. }
+            | HostError::AlreadyServing { .. }
+            | HostError::NothingBefore(_)
+            | HostError::NoRollout(_) => StatusCode::CONFLICT,
             HostError::WrongModel { .. } | HostError::Strategy(_) | HostError::Package(_) => StatusCode::BAD_REQUEST,
             HostError::Admission { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             HostError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,

@@ -28,7 +28,8 @@ async fn metrics(State(host): State<Host>) -> Response {
     registry.register_collector(Box::new(Snapshot(host.metrics())));
     let mut body = String::new();
     match text::encode(&mut body, &registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], body).into_response(),
+        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], body)
+            .into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
@@ -80,9 +81,11 @@ impl Collector for Snapshot {
             let mut metric = family.encode_family(&labels)?;
             metric.encode_histogram::<NoLabelSet>(version.latency.sum_s(), count, &buckets, None)?;
         }
-        let mut family = encoder.encode_descriptor("cutover_swaps", "Changes of who serves", None, MetricType::Counter)?;
+        let mut family =
+            encoder.encode_descriptor("cutover_swaps", "Changes of who serves", None, MetricType::Counter)?;
         family.encode_counter::<NoLabelSet, u64, f64>(swaps, None)?;
-        let mut family = encoder.encode_descriptor("cutover_waiting", "Requests waiting for a worker", None, MetricType::Gauge)?;
+        let mut family =
+            encoder.encode_descriptor("cutover_waiting", "Requests waiting for a worker", None, MetricType::Gauge)?;
         family.encode_gauge(&(*waiting as i64))
     }
 }

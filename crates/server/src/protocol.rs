@@ -117,7 +117,9 @@ impl InputTensor {
         }
         macro_rules! floats {
             ($convert:expr) => {
-                each(&elements, "a number", Json::as_f64)?.into_iter().for_each(|v| bytes.extend($convert(v).to_le_bytes()))
+                each(&elements, "a number", Json::as_f64)?
+                    .into_iter()
+                    .for_each(|v| bytes.extend($convert(v).to_le_bytes()))
             };
         }
         match dtype {
@@ -152,7 +154,8 @@ fn flatten<'a>(value: &'a Json, into: &mut Vec<&'a Json>) {
 }
 
 fn each<T>(elements: &[&Json], expected: &str, read: impl Fn(&Json) -> Option<T>) -> Result<Vec<T>, String> {
-    let read_one = |(at, v): (usize, &&Json)| read(v).ok_or_else(|| format!("element {at} is {v}, expected {expected}"));
+    let read_one =
+        |(at, v): (usize, &&Json)| read(v).ok_or_else(|| format!("element {at} is {v}, expected {expected}"));
     elements.iter().enumerate().map(read_one).collect()
 }
 

@@ -54,7 +54,9 @@ impl Arguments {
         let mut session = model.session()?;
         let load_ms = ms(start.elapsed());
         let inputs = random_inputs(&model.signature().inputs, &self.shapes, self.seed)?;
-        let views = || inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect::<Vec<(&str, TensorView<'_>)>>();
+        let views = || {
+            inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect::<Vec<(&str, TensorView<'_>)>>()
+        };
         let start = Instant::now();
         session.run(views())?;
         let first_ms = ms(start.elapsed());
@@ -62,7 +64,8 @@ impl Arguments {
             session.run(views())?;
         }
         let profile = Profile::default();
-        let context = RunContext { profiler: self.profile.then_some(&profile as &dyn Profiler), ..RunContext::default() };
+        let context =
+            RunContext { profiler: self.profile.then_some(&profile as &dyn Profiler), ..RunContext::default() };
         let mut latencies = Vec::new();
         let end = Instant::now() + Duration::from_secs_f64(self.seconds);
         while latencies.is_empty() || Instant::now() < end {
@@ -123,7 +126,8 @@ fn ms(duration: Duration) -> f64 {
 fn random_inputs(bindings: &[Binding], given: &[String], seed: u64) -> Result<Vec<(String, Tensor)>> {
     let mut shapes: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for text in given {
-        let (name, dims) = text.split_once('=').with_context(|| format!("--shape {text}: expected NAME=1x3x224x224"))?;
+        let (name, dims) =
+            text.split_once('=').with_context(|| format!("--shape {text}: expected NAME=1x3x224x224"))?;
         let dims = dims.split('x').filter(|d| !d.is_empty()).map(str::parse).collect::<Result<Vec<usize>, _>>();
         let dims = dims.with_context(|| format!("--shape {text}: expected NAME=1x3x224x224"))?;
         if !bindings.iter().any(|b| b.name == name) {
@@ -135,7 +139,9 @@ fn random_inputs(bindings: &[Binding], given: &[String], seed: u64) -> Result<Ve
     // A symbol means the same in every input: what one shape says of it holds for those not given.
     let mut symbols = Bindings::new();
     for binding in bindings {
-        let (Some(dims), Some(declared)) = (shapes.get(binding.name.as_str()), binding.fact.as_tensor().and_then(|f| f.shape.as_ref())) else {
+        let (Some(dims), Some(declared)) =
+            (shapes.get(binding.name.as_str()), binding.fact.as_tensor().and_then(|f| f.shape.as_ref()))
+        else {
             continue;
         };
         for (dim, &extent) in declared.iter().zip(dims) {
@@ -147,7 +153,10 @@ fn random_inputs(bindings: &[Binding], given: &[String], seed: u64) -> Result<Ve
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let mut inputs = Vec::new();
     for binding in bindings {
-        let fact = binding.fact.as_tensor().with_context(|| format!("input '{}' is a {}: only tensors can be made up", binding.name, binding.fact))?;
+        let fact = binding
+            .fact
+            .as_tensor()
+            .with_context(|| format!("input '{}' is a {}: only tensors can be made up", binding.name, binding.fact))?;
         let shape = match (shapes.get(binding.name.as_str()), &fact.shape) {
             (Some(shape), _) => shape.clone(),
             (None, Some(dims)) => {
@@ -156,7 +165,10 @@ fn random_inputs(bindings: &[Binding], given: &[String], seed: u64) -> Result<Ve
                 let mut bound = symbols.clone();
                 all.into_iter().for_each(|s| drop(bound.entry(s).or_insert(1)));
                 let extent = |d: &cutover::graph::Dim| d.eval(&bound).and_then(|v| usize::try_from(v).ok());
-                dims.iter().map(extent).collect::<Option<_>>().with_context(|| format!("input '{}': give its --shape", binding.name))?
+                dims.iter()
+                    .map(extent)
+                    .collect::<Option<_>>()
+                    .with_context(|| format!("input '{}': give its --shape", binding.name))?
             }
             (None, None) => bail!("input '{}' has no declared rank: give its --shape", binding.name),
         };
@@ -169,8 +181,22 @@ pub(super) fn random_tensor(name: &str, dtype: DType, shape: Vec<usize>, random:
     let mut tensor = Tensor::zeros(dtype, shape)?;
     let count = tensor.element_count();
     let name = name.to_lowercase();
-    let fixed = if name.contains("mask") { Some(1u64) } else if name.contains("type") { Some(0) } else { None };
-    let limit = |bits: usize, signed: bool| if bits > 8 { 1000 } else if signed { 128 } else { 256 };
+    let fixed = if name.contains("mask") {
+        Some(1u64)
+    } else if name.contains("type") {
+        Some(0)
+    } else {
+        None
+    };
+    let limit = |bits: usize, signed: bool| {
+        if bits > 8 {
+            1000
+        } else if signed {
+            128
+        } else {
+            256
+        }
+    };
     macro_rules! fill {
         ($make:expr) => {{
             let values: Vec<u8> = (0..count).flat_map(|_| $make(random).to_le_bytes()).collect();
@@ -272,9 +298,13 @@ impl Profile {
     fn text(&self, runs: usize) -> String {
         let total: f64 = self.nodes(runs).iter().map(|n| n.3).sum();
         let share = |ms: f64| format!("{:.1} %", 100.0 * ms / total.max(1e-9));
-        let ops = self.ops(runs).into_iter().map(|(op, nodes, ms)| vec![op, nodes.to_string(), format!("{ms:.3}"), share(ms)]);
+        let ops = self
+            .ops(runs)
+            .into_iter()
+            .map(|(op, nodes, ms)| vec![op, nodes.to_string(), format!("{ms:.3}"), share(ms)]);
         let nodes = self.nodes(runs).into_iter().take(30);
-        let nodes = nodes.map(|(node, op, kernel, ms)| vec![node, format!("{op} ({kernel})"), format!("{ms:.3}"), share(ms)]);
+        let nodes =
+            nodes.map(|(node, op, kernel, ms)| vec![node, format!("{op} ({kernel})"), format!("{ms:.3}"), share(ms)]);
         let ops = table(&["operator (kernel)", "nodes", "ms", "share"], ops.collect(), true);
         let nodes = table(&["node (the 30 longest)", "operator (kernel)", "ms", "share"], nodes.collect(), true);
         format!("\n{ops}\n\n{nodes}\n")

@@ -58,7 +58,13 @@ impl Arguments {
 }
 
 /// Writes the ONNX model at `model` as a package, with golden vectors of what the reference backend answers.
-pub(crate) fn convert(model: &Path, output: &Path, name: &str, version: &str, inputs: Option<&Path>) -> Result<Manifest> {
+pub(crate) fn convert(
+    model: &Path,
+    output: &Path,
+    name: &str,
+    version: &str,
+    inputs: Option<&Path>,
+) -> Result<Manifest> {
     let graph = import(model, &ImportOptions::default())?;
     let manifest = Manifest::of(&graph, name, version)?;
     let inputs = match inputs {
@@ -81,7 +87,8 @@ fn made_up(graph: &Graph) -> Result<Named> {
         dims.iter().for_each(|d| d.collect_symbols(&mut symbols));
         // Extents of images and sequences must survive some halving.
         let bound: Bindings = symbols.into_iter().map(|s| (s, 2)).collect();
-        let bound: Bindings = bound.into_iter().map(|(s, v)| if is_spatial(&s, dims) { (s, 32) } else { (s, v) }).collect();
+        let bound: Bindings =
+            bound.into_iter().map(|(s, v)| if is_spatial(&s, dims) { (s, 32) } else { (s, v) }).collect();
         let extent = |d: &cutover::graph::Dim| d.eval(&bound).and_then(|v| usize::try_from(v).ok());
         let shape = dims.iter().map(extent).collect::<Option<Vec<_>>>();
         let shape = shape.with_context(|| format!("input '{}': give --golden", value.name))?;
@@ -106,11 +113,13 @@ fn golden(graph: &Graph, inputs: Named) -> Result<Golden> {
         Err(first) => {
             let zeroed = |(name, tensor): (String, cutover::Tensor)| {
                 let keep = tensor.dtype().is_float();
-                let tensor = if keep { tensor } else { cutover::Tensor::zeros(tensor.dtype(), tensor.shape().clone())? };
+                let tensor =
+                    if keep { tensor } else { cutover::Tensor::zeros(tensor.dtype(), tensor.shape().clone())? };
                 Ok((name, tensor))
             };
             let inputs = inputs.into_iter().map(zeroed).collect::<Result<Named>>()?;
-            let outputs = run(&inputs).map_err(|_| first).context("the model does not run on made-up inputs; give --golden")?;
+            let outputs =
+                run(&inputs).map_err(|_| first).context("the model does not run on made-up inputs; give --golden")?;
             (inputs, outputs)
         }
     };

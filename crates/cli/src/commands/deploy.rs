@@ -57,7 +57,8 @@ fn announced(store: &Path) -> Option<String> {
 }
 
 fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(600)));
+    let config =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(600)));
     config.build().into()
 }
 
@@ -146,7 +147,8 @@ impl Status {
                 Connection::Server(url) => call("GET", &format!("{url}/cutover/v1/models/{model}/history"), None)?,
                 Connection::Store(host) => host.history(model)?,
             };
-            let row = |e: &HistoryEntry| vec![e.at_unix_ms.to_string(), e.event.clone(), e.version.clone(), e.reason.clone()];
+            let row =
+                |e: &HistoryEntry| vec![e.at_unix_ms.to_string(), e.event.clone(), e.version.clone(), e.reason.clone()];
             let header = ["unix ms", "event", "version", "why"];
             printer.print(&json!(entries), || table(&header, entries.iter().map(row).collect(), false))?;
             return Ok(Verdict::Yes);
@@ -157,16 +159,23 @@ impl Status {
         };
         printer.print(&json!(status), || {
             let rows = status.models.iter().flat_map(rows).collect();
-            let header = ["model", "role", "version", "share", "requests", "errors", "p50 ms", "p99 ms", "accuracy", "labels"];
+            let header =
+                ["model", "role", "version", "share", "requests", "errors", "p50 ms", "p99 ms", "accuracy", "labels"];
             let mut text = table(&header, rows, true);
             for model in &status.models {
                 let evidence = model.rollout.iter().flat_map(|r| &r.evidence);
                 let rows: Vec<Vec<String>> = evidence
                     .map(|e| {
                         let number = |v: Option<f64>| v.map_or("-".to_string(), |v| format!("{v:.4}"));
-                        let of = [number(e.incumbent), number(e.candidate), format!("{}", e.limit), e.observations.to_string()];
+                        let of = [
+                            number(e.incumbent),
+                            number(e.candidate),
+                            format!("{}", e.limit),
+                            e.observations.to_string(),
+                        ];
                         let gate = format!("{:?}", e.gate).to_lowercase();
-                        [vec![model.name.clone(), gate], of.to_vec(), vec![format!("{:?}", e.state).to_lowercase()]].concat()
+                        [vec![model.name.clone(), gate], of.to_vec(), vec![format!("{:?}", e.state).to_lowercase()]]
+                            .concat()
                     })
                     .collect();
                 if !rows.is_empty() {

@@ -98,23 +98,26 @@ impl Arguments {
                             bytes(footprint.weight_bytes),
                             bytes(footprint.session_bytes)
                         );
-                        let rows = placed(compiled.placement()).into_iter().map(|(k, n)| vec![k, n.to_string()]).collect();
+                        let rows =
+                            placed(compiled.placement()).into_iter().map(|(k, n)| vec![k, n.to_string()]).collect();
                         text += &table(&["kernel", "nodes"], rows, true);
                         let node = |n: &cutover::backend::PlacedNode| {
                             vec![n.node.clone(), n.op.clone(), n.kernel.clone(), n.dtype.clone(), n.reason.clone()]
                         };
                         if self.nodes {
                             let rows = compiled.placement().nodes.iter().map(node).collect();
-                            text += &format!("\n{}", table(&["node", "operator", "kernel", "type", "why"], rows, false));
+                            text +=
+                                &format!("\n{}", table(&["node", "operator", "kernel", "type", "why"], rows, false));
                         }
                         text.push('\n');
                     }
                 }
             }
             if self.passes {
-                let rows = model.passes().steps.iter().enumerate().map(|(i, s)| {
-                    vec![(i + 1).to_string(), s.pass.to_string(), s.node.clone(), s.description.clone()]
-                });
+                let rows =
+                    model.passes().steps.iter().enumerate().map(|(i, s)| {
+                        vec![(i + 1).to_string(), s.pass.to_string(), s.node.clone(), s.description.clone()]
+                    });
                 text += &format!("\n{}\n", table(&["step", "pass", "node", "what"], rows.collect(), false));
             }
             text
@@ -148,8 +151,6 @@ fn steps(model: &Model) -> Vec<Json> {
 }
 
 fn nodes(placement: &Placement) -> Vec<Json> {
-    let node = |n: &cutover::backend::PlacedNode| {
-        json!({ "node": n.node, "op": n.op, "backend": n.backend, "kernel": n.kernel, "dtype": n.dtype, "reason": n.reason })
-    };
+    let node = |n: &cutover::backend::PlacedNode| json!({ "node": n.node, "op": n.op, "backend": n.backend, "kernel": n.kernel, "dtype": n.dtype, "reason": n.reason });
     placement.nodes.iter().map(node).collect()
 }

@@ -75,7 +75,8 @@ pub(super) fn read_inputs(model: &CompiledModel, path: &Path) -> Result<Named> {
 }
 
 pub(super) fn run(session: &mut Session, inputs: &Named) -> Result<Answers> {
-    let views: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
+    let views: Vec<(&str, TensorView<'_>)> =
+        inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
     Ok(session.run(views)?)
 }
 

@@ -70,10 +70,9 @@ impl Arguments {
         let mut comparisons = Vec::new();
         for (name, expected) in &expected {
             let names = || outputs.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
-            let (_, actual) = outputs
-                .iter()
-                .find(|(n, _)| n == name)
-                .with_context(|| format!("{} holds '{name}', which is no output of the model; it has {}", self.expect.display(), names()))?;
+            let (_, actual) = outputs.iter().find(|(n, _)| n == name).with_context(|| {
+                format!("{} holds '{name}', which is no output of the model; it has {}", self.expect.display(), names())
+            })?;
             comparisons.push(self.compare(name, actual, expected)?);
         }
         if comparisons.is_empty() {
@@ -108,7 +107,14 @@ impl Arguments {
                     format!("{:.1}", c.sqnr_db),
                 ],
             };
-            let header = ["output", "agrees", "largest absolute error", "largest relative error", "outside tolerance", "SQNR dB"];
+            let header = [
+                "output",
+                "agrees",
+                "largest absolute error",
+                "largest relative error",
+                "outside tolerance",
+                "SQNR dB",
+            ];
             table(&header, comparisons.iter().map(row).collect(), false)
         })?;
         Ok(verdict)

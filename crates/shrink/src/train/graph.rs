@@ -4,9 +4,7 @@ use super::{Layer, Network, TrainError};
 use candle_core::Var;
 use cutover_graph::{
     Constant, Dim, Graph, GraphError, Op, TensorFact, ValueId,
-    ops::{
-        Conv, Flatten, Gemm, MaxPool, Padding, Softmax, SoftmaxFunction, Unary, UnaryFunction, Window,
-    },
+    ops::{Conv, Flatten, Gemm, MaxPool, Padding, Softmax, SoftmaxFunction, Unary, UnaryFunction, Window},
 };
 use cutover_tensor::{DType, Tensor};
 
@@ -76,9 +74,7 @@ fn window(kernel: Option<usize>, stride: usize, padding: usize) -> Window {
 
 fn tensor(variable: &Var) -> Result<Tensor, TrainError> {
     let values = variable.as_tensor().flatten_all()?.to_vec1::<f32>()?;
-    Tensor::from_vec(variable.dims(), values).map_err(|e| TrainError::Graph(GraphError::Op {
-        node: "a weight".to_string(),
-        op: "constant".to_string(),
-        source: e.into(),
-    }))
+    Tensor::from_vec(variable.dims(), values).map_err(|e| {
+        TrainError::Graph(GraphError::Op { node: "a weight".to_string(), op: "constant".to_string(), source: e.into() })
+    })
 }

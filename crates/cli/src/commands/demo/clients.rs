@@ -168,7 +168,8 @@ impl<'a> Clients<'a> {
 }
 
 pub fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(10)));
+    let config =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(10)));
     config.build().into()
 }
 

@@ -5,9 +5,21 @@ use std::{fs, path::Path};
 
 /// `(version, model.onnx, weights.safetensors)`.
 pub const VERSIONS: [(&str, &[u8], &[u8]); 3] = [
-    ("v1", include_bytes!("../../../../../models/digits/v1/model.onnx"), include_bytes!("../../../../../models/digits/v1/weights.safetensors")),
-    ("v2", include_bytes!("../../../../../models/digits/v2/model.onnx"), include_bytes!("../../../../../models/digits/v2/weights.safetensors")),
-    ("v3", include_bytes!("../../../../../models/digits/v3/model.onnx"), include_bytes!("../../../../../models/digits/v3/weights.safetensors")),
+    (
+        "v1",
+        include_bytes!("../../../../../models/digits/v1/model.onnx"),
+        include_bytes!("../../../../../models/digits/v1/weights.safetensors"),
+    ),
+    (
+        "v2",
+        include_bytes!("../../../../../models/digits/v2/model.onnx"),
+        include_bytes!("../../../../../models/digits/v2/weights.safetensors"),
+    ),
+    (
+        "v3",
+        include_bytes!("../../../../../models/digits/v3/model.onnx"),
+        include_bytes!("../../../../../models/digits/v3/weights.safetensors"),
+    ),
 ];
 
 const DATA: &str = include_str!("../../../../../models/digits/data/digits.csv");

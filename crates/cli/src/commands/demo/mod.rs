@@ -62,7 +62,9 @@ impl Arguments {
         let verdict = if findings.good() { Verdict::Yes } else { Verdict::No };
         if self.stay {
             let example = json!({ "inputs": [{ "name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": held_out.image(0) }] });
-            eprintln!("still serving at {url}; Ctrl-C ends it. Ask it:\n\n  curl -s {url}/v2/models/digits/infer -d '{example}'\n");
+            eprintln!(
+                "still serving at {url}; Ctrl-C ends it. Ask it:\n\n  curl -s {url}/v2/models/digits/infer -d '{example}'\n"
+            );
             server.wait_for_signal()?;
         }
         Ok(verdict)
@@ -166,7 +168,12 @@ impl Stage<'_> {
         self.calm("the version before v3 should serve")?;
         outcome.memory.1 = resident_bytes();
         let history = self.get("/cutover/v1/models/digits/history")?;
-        let back = history.as_array().into_iter().flatten().rev().find(|e| e["event"] == "rolled back" && e["version"] == "v3");
+        let back = history
+            .as_array()
+            .into_iter()
+            .flatten()
+            .rev()
+            .find(|e| e["event"] == "rolled back" && e["version"] == "v3");
         outcome.rolled_back &= back.is_some();
         outcome.rollback_reason = back.and_then(|e| e["reason"].as_str()).unwrap_or_default().to_string();
         Ok(outcome)
@@ -193,7 +200,10 @@ impl Stage<'_> {
             std::thread::sleep(Duration::from_millis(50));
         }
         match self.clients.answered.load(Ordering::Relaxed) {
-            0 => bail!("no request was answered: {:?}", self.clients.complaints.lock().expect("no thread panics with it")),
+            0 => bail!(
+                "no request was answered: {:?}",
+                self.clients.complaints.lock().expect("no thread panics with it")
+            ),
             _ => Ok(()),
         }
     }
