@@ -261,7 +261,8 @@ impl Driver {
     ) -> Result<(), GraphError> {
         let subject = &mut self.subject;
         let (was, is) = (subject.graph.value(old), subject.graph.value(new));
-        let Some(known) = meet(&was.fact, &is.fact, &subject.input_symbols) else {
+        let known = meet(&was.fact, &is.fact, &subject.input_symbols);
+        let Some(known) = known.filter(|_| !names_differ(&was.fact, &is.fact, &subject.input_symbols)) else {
             let detail = format!("'{}' of {} was to be replaced by {}", was.name, was.fact, is.fact);
             return Err(GraphError::Rule { rule: "what replaces a value has its type and shape", detail });
         };
@@ -372,6 +373,17 @@ fn meet(old: &Fact, new: &Fact, input_symbols: &BTreeSet<Symbol>) -> Option<Fact
     };
     let met = TensorFact { dtype: a.dtype, shape: lists(&a.shape, &b.shape)?, value: lists(&a.value, &b.value)? };
     (a.dtype == b.dtype).then_some(Fact::Tensor(met))
+}
+
+/// Whether an extent of an input, which may be any, would become a number or another input's extent. (Downstream it may: operands that
+/// must agree say more of each other.)
+fn names_differ(old: &Fact, new: &Fact, input_symbols: &BTreeSet<Symbol>) -> bool {
+    let shape = |fact: &Fact| fact.as_tensor().and_then(|f| f.shape.clone()).unwrap_or_default();
+    let is_extent = |dim: &Dim| dim.as_symbol().is_some_and(|symbol| input_symbols.contains(symbol));
+    let differ = |(a, b): (Dim, Dim)| {
+        a != b && (is_extent(&a) || is_extent(&b)) && [&a, &b].iter().all(|d| is_extent(d) || d.as_const().is_some())
+    };
+    shape(old).into_iter().zip(shape(new)).any(differ)
 }
 
 fn meet_dims(old: &Dim, new: &Dim, input_symbols: &BTreeSet<Symbol>) -> Option<Dim> {

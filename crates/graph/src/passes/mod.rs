@@ -20,6 +20,8 @@ mod share_equal;
 mod subject;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use subject::Subject;
 

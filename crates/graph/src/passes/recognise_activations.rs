@@ -194,25 +194,10 @@ fn hard_swish(subject: &Subject, product: &Product) -> Option<(ValueId, UnaryFun
 mod tests {
     use super::*;
     use crate::{
-        ops::{Binary, Clip},
+        ops::Clip,
         passes::testing::{Builder, check},
     };
     use BinaryFunction::{Add, Div, Mul, Pow};
-
-    impl Builder {
-        fn binary(&mut self, function: BinaryFunction, a: ValueId, b: ValueId) -> ValueId {
-            self.node(Binary { function }, &[a, b])
-        }
-
-        fn with(&mut self, function: BinaryFunction, a: ValueId, b: f32) -> ValueId {
-            let b = self.scalar(b);
-            self.binary(function, a, b)
-        }
-
-        fn unary(&mut self, function: UnaryFunction, x: ValueId) -> ValueId {
-            self.node(Unary { function }, &[x])
-        }
-    }
 
     /// The recognised function is computed in one rounding where the spelled one takes several.
     fn recognised(spell: impl Fn(&mut Builder, ValueId) -> ValueId) -> Vec<String> {
@@ -225,31 +210,31 @@ mod tests {
     #[test]
     fn gelu_in_every_order() {
         let erf_part = |b: &mut Builder, x: ValueId, divided: bool| {
-            let t = if divided { b.with(Div, x, 2f32.sqrt()) } else { b.with(Mul, x, 0.5f32.sqrt()) };
+            let t = if divided { b.with_number(Div, x, 2f32.sqrt()) } else { b.with_number(Mul, x, 0.5f32.sqrt()) };
             let t = b.unary(UnaryFunction::Erf, t);
-            b.with(Add, t, 1.0)
+            b.with_number(Add, t, 1.0)
         };
         for divided in [false, true] {
             let orders: [&dyn Fn(&mut Builder, ValueId) -> ValueId; 4] = [
                 &|b, x| {
                     let gate = erf_part(b, x, divided);
                     let y = b.binary(Mul, x, gate);
-                    b.with(Mul, y, 0.5)
+                    b.with_number(Mul, y, 0.5)
                 },
                 &|b, x| {
                     let gate = erf_part(b, x, divided);
-                    let half = b.with(Mul, x, 0.5);
+                    let half = b.with_number(Mul, x, 0.5);
                     b.binary(Mul, half, gate)
                 },
                 &|b, x| {
                     let gate = erf_part(b, x, divided);
-                    let half = b.with(Mul, gate, 0.5);
+                    let half = b.with_number(Mul, gate, 0.5);
                     b.binary(Mul, x, half)
                 },
                 &|b, x| {
                     let gate = erf_part(b, x, divided);
                     let y = b.binary(Mul, gate, x);
-                    b.with(Div, y, 2.0)
+                    b.with_number(Div, y, 2.0)
                 },
             ];
             for order in orders {
@@ -262,25 +247,25 @@ mod tests {
     fn gelu_by_tanh() {
         let root = (2.0 / std::f32::consts::PI).sqrt();
         let sum = |b: &mut Builder, x: ValueId| {
-            let cube = b.with(Pow, x, 3.0);
-            let t = b.with(Mul, cube, 0.044715);
+            let cube = b.with_number(Pow, x, 3.0);
+            let t = b.with_number(Mul, cube, 0.044715);
             let t = b.binary(Add, x, t);
-            let t = b.with(Mul, t, root);
+            let t = b.with_number(Mul, t, root);
             let t = b.unary(UnaryFunction::Tanh, t);
-            let t = b.with(Add, t, 1.0);
-            let half = b.with(Mul, x, 0.5);
+            let t = b.with_number(Add, t, 1.0);
+            let half = b.with_number(Mul, x, 0.5);
             b.binary(Mul, half, t)
         };
         let factored = |b: &mut Builder, x: ValueId| {
-            let t = b.with(Mul, x, 0.044715);
+            let t = b.with_number(Mul, x, 0.044715);
             let t = b.binary(Mul, t, x);
-            let t = b.with(Add, t, 1.0);
-            let s = b.with(Mul, x, root);
+            let t = b.with_number(Add, t, 1.0);
+            let s = b.with_number(Mul, x, root);
             let t = b.binary(Mul, s, t);
             let t = b.unary(UnaryFunction::Tanh, t);
-            let t = b.with(Add, t, 1.0);
+            let t = b.with_number(Add, t, 1.0);
             let y = b.binary(Mul, x, t);
-            b.with(Mul, y, 0.5)
+            b.with_number(Mul, y, 0.5)
         };
         assert_eq!(recognised(sum), ["Gelu"]);
         assert_eq!(recognised(factored), ["Gelu"]);
@@ -289,11 +274,11 @@ mod tests {
     #[test]
     fn hard_swish_and_relu() {
         let clipped = |b: &mut Builder, x: ValueId| {
-            let t = b.with(Add, x, 3.0);
+            let t = b.with_number(Add, x, 3.0);
             let (low, high) = (b.scalar(0.0), b.scalar(6.0));
             let t = b.node(Clip, &[t, low, high]);
             let y = b.binary(Mul, x, t);
-            b.with(Div, y, 6.0)
+            b.with_number(Div, y, 6.0)
         };
         let gated = |b: &mut Builder, x: ValueId| {
             let t = b.unary(UnaryFunction::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }, x);
@@ -311,19 +296,19 @@ mod tests {
     #[test]
     fn what_only_looks_alike_is_left() {
         let wrong_scale = |b: &mut Builder, x: ValueId| {
-            let t = b.with(Div, x, 1.5);
+            let t = b.with_number(Div, x, 1.5);
             let t = b.unary(UnaryFunction::Erf, t);
-            let t = b.with(Add, t, 1.0);
+            let t = b.with_number(Add, t, 1.0);
             let y = b.binary(Mul, x, t);
-            b.with(Mul, y, 0.5)
+            b.with_number(Mul, y, 0.5)
         };
         let other_input = |b: &mut Builder, x: ValueId| {
             let z = b.unary(UnaryFunction::Neg, x);
-            let t = b.with(Div, z, 2f32.sqrt());
+            let t = b.with_number(Div, z, 2f32.sqrt());
             let t = b.unary(UnaryFunction::Erf, t);
-            let t = b.with(Add, t, 1.0);
+            let t = b.with_number(Add, t, 1.0);
             let y = b.binary(Mul, x, t);
-            b.with(Mul, y, 0.5)
+            b.with_number(Mul, y, 0.5)
         };
         assert_eq!(recognised(wrong_scale).len(), 5);
         assert_eq!(recognised(other_input).len(), 6);

@@ -57,22 +57,22 @@ fn handed_on(subject: &Subject, node: &Node) -> Option<ValueId> {
     first.filter(|_| holds)
 }
 
-/// The operand beside a neutral element: `x + 0`, `x - 0`, `x · 1`, `x / 1`, `x ^ 1`.
+/// The operand beside a neutral element: `x + 0`, `x - 0`, `x · 1`, `x / 1`, `x ^ 1`, `x ∧ 1`, `x ∨ 0`.
 fn neutral(subject: &Subject, node: &Node, function: BinaryFunction) -> Option<ValueId> {
     use BinaryFunction::*;
     let (operand, constant) = subject.split_constant(node)?;
     let is_second = subject.input(node, 1) == Some(constant);
     let neutral = match function {
-        Add => 0.0,
+        Add | Or => 0.0,
         Sub if is_second => 0.0,
-        Mul => 1.0,
+        Mul | And => 1.0,
         Div | Pow if is_second => 1.0,
         _ => return None,
     };
     let all = match Wide::of(&subject.constant(constant)?.tensor).ok()? {
         Wide::Float(v) => v.iter().all(|&v| v == neutral),
         Wide::Int(v) => v.iter().all(|&v| v == neutral as i128),
-        Wide::Bool(_) => false,
+        Wide::Bool(v) => v.iter().all(|&v| v == (neutral == 1.0)),
     };
     all.then_some(operand)
 }

@@ -3,7 +3,7 @@
 use super::{Pass, PassOptions, driver};
 use crate::{
     Constant, Dim, Fact, Graph, Op, TensorFact, ValueId,
-    ops::{EvalContext, Inputs, Wide},
+    ops::{Binary, BinaryFunction, EvalContext, Inputs, Unary, UnaryFunction, Wide},
 };
 use cutover_tensor::{DType, Tensor, Value};
 
@@ -97,6 +97,19 @@ impl Builder {
         let inputs = inputs.iter().copied().map(Some).collect();
         let id = self.graph.add_node(format!("n{number}"), op.into(), inputs, names).unwrap();
         self.graph.node(id).outputs.clone()
+    }
+
+    pub fn unary(&mut self, function: UnaryFunction, x: ValueId) -> ValueId {
+        self.node(Unary { function }, &[x])
+    }
+
+    pub fn binary(&mut self, function: BinaryFunction, a: ValueId, b: ValueId) -> ValueId {
+        self.node(Binary { function }, &[a, b])
+    }
+
+    pub fn with_number(&mut self, function: BinaryFunction, a: ValueId, number: f32) -> ValueId {
+        let number = self.scalar(number);
+        self.binary(function, a, number)
     }
 
     pub fn finish(mut self, outputs: &[ValueId]) -> Graph {

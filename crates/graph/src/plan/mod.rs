@@ -54,3 +54,27 @@ impl Plan {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ops::UnaryFunction, passes::testing::Builder};
+
+    #[test]
+    fn an_order_runs_every_node_once_and_after_its_inputs() {
+        let mut b = Builder::new(1);
+        let x = b.input("x", &[2]);
+        let y = b.unary(UnaryFunction::Neg, x);
+        let y = b.unary(UnaryFunction::Exp, y);
+        let plan = Plan::new(b.finish(&[y])).unwrap();
+        plan.verify().unwrap();
+        let (first, second) = (plan.order[0], plan.order[1]);
+        let check = |order: Vec<NodeId>, expected: &str| {
+            let plan = Plan { order, ..plan.clone() };
+            assert_eq!(plan.verify().unwrap_err().to_string(), expected);
+        };
+        check(vec![second, first], "a plan makes every value before it is used: 'n1' runs before 'v0' is made");
+        check(vec![first, first, second], "a plan runs every node once: 'n0' comes twice");
+        check(vec![first], "a plan runs every node once: 1 of 2 nodes are in the order");
+    }
+}
