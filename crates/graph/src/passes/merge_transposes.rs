@@ -70,9 +70,9 @@ fn transposed(subject: &Subject, value: ValueId) -> Option<ValueId> {
 fn into_gemm(subject: &Subject, node: &Node, mut gemm: Gemm) -> Option<Patch> {
     let mut inputs: Vec<Option<PatchValue>> = node.inputs.iter().map(|i| i.map(PatchValue::from)).collect();
     let mut any = false;
-    for index in 0..2 {
+    for (index, input) in inputs.iter_mut().take(2).enumerate() {
         if let Some(matrix) = transposed(subject, subject.input(node, index)?) {
-            inputs[index] = Some(matrix.into());
+            *input = Some(matrix.into());
             let flag = if index == 0 { &mut gemm.transpose_a } else { &mut gemm.transpose_b };
             *flag = !*flag;
             any = true;

@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(offsets, place(intervals, alignment).unwrap());
         for (i, a) in intervals.iter().enumerate() {
             let from = offsets.offsets[i];
-            assert!(from % alignment == 0 && from + a.size_bytes <= offsets.total_bytes);
+            assert!(from.is_multiple_of(alignment) && from + a.size_bytes <= offsets.total_bytes);
             for (j, b) in intervals.iter().enumerate().skip(i + 1) {
                 let other = offsets.offsets[j];
                 let apart = from + a.size_bytes <= other || other + b.size_bytes <= from;
