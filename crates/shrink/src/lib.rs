@@ -1,4 +1,36 @@
 //! Smaller models with measured evidence: Graph to Graph, and the training that needs.
+//!
+//! A transformation ([`half_weights`]) gives a graph that any ONNX engine opens and says what it changed; [`compare`] then measures both graphs
+//! on real inputs. Nothing here decides whether the loss is acceptable: that is the caller's, or a rollout's gates.
 
+mod compare;
+mod half;
 #[cfg(feature = "train")]
 pub mod train;
+
+pub use compare::{Comparison, OutputComparison, compare};
+pub use half::{HalfOptions, HalfReport, Kept, half_weights};
+
+use cutover_backend::{CompileError, ResourceError, RunError};
+use cutover_graph::GraphError;
+
+/// Why a model could not be shrunk or measured.
+#[derive(Debug, thiserror::Error)]
+pub enum ShrinkError {
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    #[error("constant '{name}': {source}")]
+    Tensor { name: String, source: cutover_tensor::TensorError },
+    /// The samples do not fit the model.
+    #[error("sample {sample}: {message}")]
+    Sample { sample: usize, message: String },
+    /// The graphs are not two forms of one model.
+    #[error("the graphs to compare differ in their signatures: {0}")]
+    Signature(String),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
+    #[error("sample {sample}: {source}")]
+    Run { sample: usize, source: RunError },
+}
