@@ -22,8 +22,8 @@ pub struct Gates {
     /// Serving time, in seconds, in which the first labels may be expected. Until it has passed, agreement and confidence judge nothing:
     /// a candidate may disagree because the incumbent is wrong.
     pub labels_wait_s: f64,
-    /// Largest ratio of the latencies, of the median and of the 95th percentile; a difference below `latency_slack_ms` passes whatever
-    /// the ratio.
+    /// How many times the incumbent's median, and its 95th percentile, the candidate's may be; a difference below `latency_slack_ms`
+    /// passes whatever the ratio.
     pub latency_ratio_max: f64,
     pub latency_slack_ms: f64,
     /// Probability, per gate and over all looks together, that a candidate is judged wrongly by it.
@@ -110,7 +110,7 @@ pub struct Evidence {
     pub incumbent: Option<f64>,
     pub candidate: Option<f64>,
     /// The candidate's value, or its difference from the incumbent's, lies within these, at all times together. Of latency: by how much
-    /// more of the requests the candidate exceeds what the incumbent's 95th percentile allows.
+    /// more of its requests the candidate exceeds what is allowed.
     pub interval: Option<[f64; 2]>,
     pub limit: f64,
     /// Observations of the candidate.
@@ -205,37 +205,39 @@ fn errors(incumbent: &Window, candidate: &Window, gates: &Gates) -> Evidence {
     }
 }
 
-/// A candidate is too slow where its median is, or where it exceeds the bound on the incumbent's 95th percentile more often, beyond
-/// chance, than by [`TAIL_RISE_MAX`]. The tail is judged by how often one bound is exceeded, not by the ratio of two estimates of a
-/// quantile, which is mostly noise.
+/// A candidate is too slow where it exceeds, beyond chance, the bound on the incumbent's median, or that on its 95th percentile, on more
+/// of its requests than the incumbent does. How often a bound is exceeded is compared, never two estimates of a quantile: where both arms
+/// were fast for a while and then slow, their medians lie far apart by chance alone, and their exceedances do not.
 fn latency(incumbent: &Window, candidate: &Window, gates: &Gates) -> Evidence {
-    /// Of the requests, over what the incumbent exceeds the same bound by.
-    const TAIL_RISE_MAX: f64 = 0.05;
+    /// The quantile whose bound is meant, and by what share of the requests it may be exceeded more often.
+    const BOUNDS: [(f64, f64); 2] = [(0.5, 0.25), (0.95, 0.05)];
     let quantile = |window: &Window, q| window.latency.quantile_ms(q);
-    let (a, b) = (quantile(incumbent, 0.5), quantile(candidate, 0.5));
-    let allowed = |ms: f64| (ms * gates.latency_ratio_max).max(ms + gates.latency_slack_ms);
     let enough = |window: &Window| window.latency.count() >= gates.requests_min;
-    let mut interval = None;
-    let state = match (a, b) {
-        (Some(a), Some(b)) if enough(candidate) && enough(incumbent) => {
-            let bound_us = (allowed(quantile(incumbent, 0.95).unwrap_or(a)) * 1e3) as u64;
-            let over = |window: &Window| {
-                let total = window.latency.count();
-                Proportion { count: total - window.latency.at_most(bound_us), total }
-            };
-            let (rise, half) = proportion_difference(over(incumbent), over(candidate), gates.alpha);
-            interval = finite(rise - half, rise + half);
-            if b > allowed(a) || rise - half > TAIL_RISE_MAX { GateState::Failed } else { GateState::Passed }
-        }
+    let rises = BOUNDS.map(|(q, rise_max)| {
+        let quantile_ms = quantile(incumbent, q).unwrap_or_default();
+        let bound_us = (quantile_ms * gates.latency_ratio_max).max(quantile_ms + gates.latency_slack_ms) * 1e3;
+        let over = |window: &Window| {
+            let total = window.latency.count();
+            Proportion { count: total - window.latency.at_most(bound_us as u64), total }
+        };
+        let (rise, half) = proportion_difference(over(incumbent), over(candidate), gates.alpha);
+        (rise, half, rise - half > rise_max)
+    });
+    let failed = rises.iter().find(|(.., failed)| *failed);
+    let state = match incumbent.latency.count() {
+        _ if !enough(candidate) => GateState::Open,
         // An incumbent that no longer answers can't be compared with.
-        (None, Some(_)) if enough(candidate) => GateState::Passed,
-        _ => GateState::Open,
+        0 => GateState::Passed,
+        _ if !enough(incumbent) => GateState::Open,
+        _ if failed.is_some() => GateState::Failed,
+        _ => GateState::Passed,
     };
+    let (rise, half, _) = failed.unwrap_or(&rises[0]);
     Evidence {
         gate: Gate::Latency,
-        incumbent: a,
-        candidate: b,
-        interval,
+        incumbent: quantile(incumbent, 0.5),
+        candidate: quantile(candidate, 0.5),
+        interval: finite(rise - half, rise + half),
         limit: gates.latency_ratio_max,
         observations: candidate.latency.count(),
         state,
