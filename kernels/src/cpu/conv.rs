@@ -1,8 +1,8 @@
 //! Convolution and transposed convolution on `NCHW16c` images, one image at a time.
 //!
-//! Direct: weights as `[group][O/16][I/16][kh][kw][16 i][16 o]`, a register tile of neighbouring pixels by one to four blocks of
-//! outputs, and the sum of an output kept in a register from its first term to its last, in the order input block, tap row,
-//! tap column, channel. Padding is a pointer to zeros (left, right) or a skipped tap row (above, below), never a copy. A
+//! Direct: weights as `[group][O/16][kh][kw][I/16][16 i][16 o]`, a register tile of neighbouring pixels by one to four blocks of
+//! outputs, and the sum of an output kept in a register from its first term to its last, in the order tap row, tap column,
+//! channel. (Channels are innermost so that finding a tap's pixels, which is what costs, is done once for all of them.) Padding is a pointer to zeros (left, right) or a skipped tap row (above, below), never a copy. A
 //! pointwise convolution is the same code on one long row; images of narrow rows are *flat*: one row of all pixels, each tap's
 //! inputs found pixel by pixel, so that tiles stay wide. One-dimensional operators have a height of [`Axis::UNIT`].
 //!
@@ -14,7 +14,7 @@ use std::ops::Range;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{Activation, ApplyRows, Output, Residual};
 use super::isa::Isa;
-use super::tile::{ScatteredRows, SteppedRows, Tile, accumulate, pieces};
+use super::tile::{BlockedPixels, Tile, accumulate_blocks, pieces};
 pub use super::window::Axis;
 use super::window::Taps;
 use super::{BLOCK, IsaLevel, vmath};
@@ -118,27 +118,25 @@ pub fn pack_filter(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
     assert!(packed.len() >= packed_filter_len(shape), "packed filter of {} for {shape:?}", packed.len());
     let blocks_in = grouping.channels_in.div_ceil(BLOCK);
     let blocks_out = grouping.channels_out.div_ceil(BLOCK);
-    let mut chunks = packed.chunks_exact_mut(taps * BLOCK * BLOCK);
+    let mut outputs = packed.chunks_exact_mut(taps * blocks_in * BLOCK * BLOCK);
     for group in 0..grouping.groups {
         for block_out in 0..blocks_out {
-            for block_in in 0..blocks_in {
-                let Some(chunk) = chunks.next() else { return };
-                chunk.fill(0.0);
-                for o in 0..BLOCK.min(grouping.channels_out - block_out * BLOCK) {
-                    for i in 0..BLOCK.min(grouping.channels_in - block_in * BLOCK) {
-                        let out = group * grouping.channels_out + block_out * BLOCK + o;
-                        let input = group * grouping.channels_in + block_in * BLOCK + i;
-                        if out / each_out != input / each_in {
-                            continue;
-                        }
-                        let from = if shape.transposed {
-                            input * each_out + out % each_out
-                        } else {
-                            out * each_in + input % each_in
-                        };
-                        for (tap, &w) in weights[from * taps..(from + 1) * taps].iter().enumerate() {
-                            chunk[(tap * BLOCK + i) * BLOCK + o] = w;
-                        }
+            let Some(chunk) = outputs.next() else { return };
+            chunk.fill(0.0);
+            for o in 0..BLOCK.min(grouping.channels_out - block_out * BLOCK) {
+                let out = group * grouping.channels_out + block_out * BLOCK + o;
+                for i in 0..grouping.channels_in {
+                    let input = group * grouping.channels_in + i;
+                    if out / each_out != input / each_in {
+                        continue;
+                    }
+                    let from = if shape.transposed {
+                        input * each_out + out % each_out
+                    } else {
+                        out * each_in + input % each_in
+                    };
+                    for (tap, &w) in weights[from * taps..(from + 1) * taps].iter().enumerate() {
+                        chunk[(tap * blocks_in * BLOCK + i) * BLOCK + o] = w;
                     }
                 }
             }
@@ -404,7 +402,7 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
         let row = self.row;
         let mut acc: Tile<I, MR, OB, VB> = [[[isa.zero(); VB]; OB]; MR];
         let blocks_in = row.channels_in.div_ceil(BLOCK);
-        let filter_block = row.filter_taps * BLOCK * BLOCK;
+        let filter_block = row.filter_taps * blocks_in * BLOCK * BLOCK;
         let step = row.pixel_step as isize;
         let x0 = self.x as isize * step + row.x_taps.input_first;
         let width = row.input_width as isize;
@@ -419,52 +417,47 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
                 *start = ((y * shape.height.stride) as isize, (x * shape.width.stride) as isize);
             }
         }
-        // SAFETY: `Direct` checked the lengths, and took rows and taps that are inside; left and right are checked here.
+        // SAFETY: `Direct` checked the lengths, and took rows and taps that are inside; left and right are checked here, as
+        // all four sides are for flat rows.
         unsafe {
-            for block_in in 0..blocks_in {
-                let depth = BLOCK.min(row.channels_in - block_in * BLOCK);
-                let plane = row.input.add(block_in * row.input_block_stride);
-                let mut filter = [row.filter; OB];
-                for (o, pointer) in filter.iter_mut().enumerate() {
-                    *pointer = row.filter.add(((self.block + o) * blocks_in + block_in) * filter_block);
-                }
-                for j in 0..row.y_taps.count {
-                    let y = row.y_taps.input_first + j as isize * row.y_taps.input_step;
-                    // Of a flat row this may be outside: its pixels are looked up below.
-                    let line = plane.wrapping_offset(y * width * BLOCK as isize);
-                    let tap_row = (row.y_taps.first + j * row.y_taps.step) * row.filter_width;
-                    for i in 0..row.x_taps.count {
-                        let tap = (tap_row + row.x_taps.first + i * row.x_taps.step) * BLOCK * BLOCK;
-                        let mut b = filter;
-                        for pointer in &mut b {
-                            *pointer = pointer.add(tap);
-                        }
-                        let left = x0 + i as isize * row.x_taps.input_step;
-                        let right = left + (MR as isize - 1) * step;
-                        if row.flat.is_none() && step == 1 && left >= 0 && right < width {
-                            let rows = SteppedRows::<BLOCK>(line.offset(left * BLOCK as isize));
-                            accumulate::<I, _, MR, OB, VB>(isa, &mut acc, rows, b, BLOCK, depth);
-                        } else {
-                            let mut pointers = [ZEROS.as_ptr(); MR];
-                            if row.flat.is_some() {
-                                let x = row.x_taps.input_first + i as isize * row.x_taps.input_step;
-                                for (pointer, start) in pointers.iter_mut().zip(starts) {
-                                    let (y, x) = (start.0 + y, start.1 + x);
-                                    if y >= 0 && y < flat_height && x >= 0 && x < width {
-                                        *pointer = plane.offset((y * width + x) * BLOCK as isize);
-                                    }
-                                }
-                            } else {
-                                for (m, pointer) in pointers.iter_mut().enumerate() {
-                                    let at = left + m as isize * step;
-                                    if at >= 0 && at < width {
-                                        *pointer = line.offset(at * BLOCK as isize);
-                                    }
-                                }
+            for j in 0..row.y_taps.count {
+                let y = row.y_taps.input_first + j as isize * row.y_taps.input_step;
+                // Of a flat row this may be outside: its pixels are looked up below.
+                let line = row.input.wrapping_offset(y * width * BLOCK as isize);
+                let tap_row = (row.y_taps.first + j * row.y_taps.step) * row.filter_width;
+                for i in 0..row.x_taps.count {
+                    let tap = (tap_row + row.x_taps.first + i * row.x_taps.step) * blocks_in * BLOCK * BLOCK;
+                    let mut b = [row.filter; OB];
+                    for (o, pointer) in b.iter_mut().enumerate() {
+                        *pointer = row.filter.add((self.block + o) * filter_block + tap);
+                    }
+                    let left = x0 + i as isize * row.x_taps.input_step;
+                    let right = left + (MR as isize - 1) * step;
+                    let mut pixels = BlockedPixels { first: [ZEROS.as_ptr(); MR], block_stride: [0; MR] };
+                    if row.flat.is_some() {
+                        let x = row.x_taps.input_first + i as isize * row.x_taps.input_step;
+                        for (m, start) in starts.into_iter().enumerate() {
+                            let (y, x) = (start.0 + y, start.1 + x);
+                            if y >= 0 && y < flat_height && x >= 0 && x < width {
+                                pixels.first[m] = row.input.offset((y * width + x) * BLOCK as isize);
+                                pixels.block_stride[m] = row.input_block_stride;
                             }
-                            accumulate::<I, _, MR, OB, VB>(isa, &mut acc, ScatteredRows(pointers), b, BLOCK, depth);
+                        }
+                    } else if left >= 0 && right < width {
+                        for m in 0..MR {
+                            pixels.first[m] = line.offset((left + m as isize * step) * BLOCK as isize);
+                            pixels.block_stride[m] = row.input_block_stride;
+                        }
+                    } else {
+                        for m in 0..MR {
+                            let at = left + m as isize * step;
+                            if at >= 0 && at < width {
+                                pixels.first[m] = line.offset(at * BLOCK as isize);
+                                pixels.block_stride[m] = row.input_block_stride;
+                            }
                         }
                     }
+                    accumulate_blocks::<I, MR, OB, VB>(isa, &mut acc, pixels, b, row.channels_in);
                 }
             }
             finish(isa, &acc, row, self.x, self.block);

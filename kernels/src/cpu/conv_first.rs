@@ -112,7 +112,8 @@ const fn tile_blocks<I: Isa>() -> usize {
 #[inline(always)]
 const fn tile_pixels<I: Isa>() -> usize {
     match (I::LANES, I::REGISTERS) {
-        (16, _) => 14,
+        // Not 14: with several ways to read the image, accumulators in all registers would not survive the joins.
+        (16, _) => 12,
         (4, 16) => 2,
         _ => 6,
     }
@@ -135,10 +136,10 @@ impl Kernel for OutputRows<'_> {
                         ($($pixels:literal)+) => {
                             match (piece.len(), count, BLOCK / I::LANES) {
                                 $(
-                                    ($pixels, 1, 1) if const { I::LANES == 16 } => {
+                                    ($pixels, 1, 1) if const { I::LANES == 16 && $pixels <= 12 } => {
                                         isa.outline(Pixels::<$pixels, 1, 1> { problem, output, y, x, block })
                                     }
-                                    ($pixels, 2, 1) if const { I::LANES == 16 } => {
+                                    ($pixels, 2, 1) if const { I::LANES == 16 && $pixels <= 12 } => {
                                         isa.outline(Pixels::<$pixels, 2, 1> { problem, output, y, x, block })
                                     }
                                     ($pixels, 1, 2) if const { I::LANES == 8 && $pixels <= 6 } => {
@@ -152,7 +153,7 @@ impl Kernel for OutputRows<'_> {
                             }
                         };
                     }
-                    tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+                    tiles!(1 2 3 4 5 6 7 8 9 10 11 12)
                 }
                 block += count;
             }

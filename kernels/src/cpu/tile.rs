@@ -3,6 +3,7 @@
 //! Every accumulator is one chain of [`Isa::fma`] over ascending k. A tile's shape therefore never changes a result, and
 //! neither does storing an accumulator and going on from it later.
 
+use super::BLOCK;
 use super::isa::Isa;
 
 /// Where the value of row `m` at depth `k` is.
@@ -84,6 +85,42 @@ pub(crate) unsafe fn accumulate<I: Isa, R: Rows, const MR: usize, const OB: usiz
         }
     }
     *acc = sums;
+}
+
+/// Pixels of a blocked image: channel `c` of pixel `m` is at `first[m] + (c / 16)·block_stride[m] + c % 16`. A stride of 0 repeats one
+/// block, of zeros for padding.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockedPixels<const MR: usize> {
+    pub first: [*const f32; MR],
+    pub block_stride: [usize; MR],
+}
+
+/// [`accumulate`] over the channels of pixels. The operands are contiguous, a block of 16 outputs per channel.
+///
+/// # Safety
+/// All pixels and all of `b` are readable for `channels`.
+#[inline(always)]
+pub(crate) unsafe fn accumulate_blocks<I: Isa, const MR: usize, const OB: usize, const VB: usize>(
+    isa: I,
+    acc: &mut Tile<I, MR, OB, VB>,
+    pixels: BlockedPixels<MR>,
+    mut b: [*const f32; OB],
+    channels: usize,
+) {
+    let mut rows = ScatteredRows(pixels.first);
+    let mut done = 0;
+    while done < channels {
+        let depth = BLOCK.min(channels - done);
+        // SAFETY: the caller; the pointers move past the last block only to be dropped.
+        unsafe { accumulate::<I, _, MR, OB, VB>(isa, acc, rows, b, BLOCK, depth) };
+        for (pointer, stride) in rows.0.iter_mut().zip(pixels.block_stride) {
+            *pointer = pointer.wrapping_add(stride);
+        }
+        for pointer in &mut b {
+            *pointer = pointer.wrapping_add(BLOCK * BLOCK);
+        }
+        done += BLOCK;
+    }
 }
 
 /// Cuts `count` outputs into pieces of at most `most`, as equal as can be: the i-th is `balanced(count, most, i)`.
