@@ -3,9 +3,9 @@
 //! The cost of a patch is that of its own neighbourhood: facts are inferred again only as far downstream as they change. What was
 //! known of a value stays known of whatever replaces it, since both hold the same elements.
 
-use super::{Pass, PassOptions, PassReport, Step, Subject};
-use crate::{Dim, Fact, Graph, GraphError, NodeId, Patch, PatchValue, Source, Symbol, TensorFact, ValueId};
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use super::{Pass, PassOptions, PassReport, Step, Subject, subject::meet};
+use crate::{Fact, Graph, GraphError, NodeId, Patch, PatchValue, Source, ValueId};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 pub(super) fn run(
     graph: Graph,
@@ -261,8 +261,7 @@ impl Driver {
     ) -> Result<(), GraphError> {
         let subject = &mut self.subject;
         let (was, is) = (subject.graph.value(old), subject.graph.value(new));
-        let known = meet(&was.fact, &is.fact, &subject.input_symbols);
-        let Some(known) = known.filter(|_| !names_differ(&was.fact, &is.fact, &subject.input_symbols)) else {
+        let Some(known) = subject.agreed(old, new) else {
             let detail = format!("'{}' of {} was to be replaced by {}", was.name, was.fact, is.fact);
             return Err(GraphError::Rule { rule: "what replaces a value has its type and shape", detail });
         };
@@ -358,46 +357,4 @@ fn unique(stem: &str, taken: &mut HashSet<String>) -> String {
     let name = [stem.to_string()].into_iter().chain(numbered).find(|n| !taken.contains(n)).expect("a free number");
     taken.insert(name.clone());
     name
-}
-
-/// What both facts say of one value together; `None` where they contradict each other. Where they say the same in different words, the
-/// words of `old` stay.
-fn meet(old: &Fact, new: &Fact, input_symbols: &BTreeSet<Symbol>) -> Option<Fact> {
-    let (Fact::Tensor(a), Fact::Tensor(b)) = (old, new) else { return (old == new).then(|| old.clone()) };
-    let lists = |a: &Option<Vec<Dim>>, b: &Option<Vec<Dim>>| match (a, b) {
-        (Some(a), Some(b)) if a.len() != b.len() => None,
-        (Some(a), Some(b)) => {
-            a.iter().zip(b).map(|(a, b)| meet_dims(a, b, input_symbols)).collect::<Option<Vec<_>>>().map(Some)
-        }
-        (a, b) => Some(a.clone().or_else(|| b.clone())),
-    };
-    let met = TensorFact { dtype: a.dtype, shape: lists(&a.shape, &b.shape)?, value: lists(&a.value, &b.value)? };
-    (a.dtype == b.dtype).then_some(Fact::Tensor(met))
-}
-
-/// Whether an extent of an input, which may be any, would become a number or another input's extent. (Downstream it may: operands that
-/// must agree say more of each other.)
-fn names_differ(old: &Fact, new: &Fact, input_symbols: &BTreeSet<Symbol>) -> bool {
-    let shape = |fact: &Fact| fact.as_tensor().and_then(|f| f.shape.clone()).unwrap_or_default();
-    let is_extent = |dim: &Dim| dim.as_symbol().is_some_and(|symbol| input_symbols.contains(symbol));
-    let differ = |(a, b): (Dim, Dim)| {
-        a != b && (is_extent(&a) || is_extent(&b)) && [&a, &b].iter().all(|d| is_extent(d) || d.as_const().is_some())
-    };
-    shape(old).into_iter().zip(shape(new)).any(differ)
-}
-
-fn meet_dims(old: &Dim, new: &Dim, input_symbols: &BTreeSet<Symbol>) -> Option<Dim> {
-    // A made-up symbol says nothing that an expression of the inputs' extents does not.
-    let made_up = |dim: &Dim| {
-        let mut symbols = BTreeSet::new();
-        dim.collect_symbols(&mut symbols);
-        !symbols.is_subset(input_symbols)
-    };
-    match (old.as_const(), new.as_const()) {
-        (Some(a), Some(b)) => (a == b).then(|| old.clone()),
-        (None, Some(_)) => Some(new.clone()),
-        (Some(_), None) => Some(old.clone()),
-        (None, None) if made_up(old) && !made_up(new) => Some(new.clone()),
-        (None, None) => Some(old.clone()),
-    }
 }

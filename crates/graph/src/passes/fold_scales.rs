@@ -6,7 +6,7 @@
 
 use super::{Pass, Subject, subject::is_binary};
 use crate::{
-    Constant, Node, NodeId, Op, Patch, PatchValue, ValueId,
+    Constant, Dim, Node, NodeId, Op, Patch, PatchValue, ValueId,
     ops::{BatchNorm, Binary, BinaryFunction, Wide, broadcast_index},
 };
 use cutover_tensor::{DType, Tensor};
@@ -40,6 +40,9 @@ impl Affine {
     fn of_batch_norm(subject: &Subject, node: &Node, op: &BatchNorm) -> Option<Affine> {
         let parameter = |index| subject.floats(subject.input(node, index)?);
         let (scale, bias, mean, variance) = (parameter(1)?, parameter(2)?, parameter(3)?, parameter(4)?);
+        if [&bias, &mean, &variance].iter().any(|p| p.len() != scale.len()) {
+            return None;
+        }
         let deviation = variance.iter().map(|v| (v + f64::from(op.epsilon)).sqrt());
         let factor: Vec<f64> = scale.iter().zip(deviation).map(|(scale, deviation)| scale / deviation).collect();
         let offset = bias.iter().zip(&mean).zip(&factor).map(|((bias, mean), factor)| bias - mean * factor).collect();
@@ -91,11 +94,11 @@ fn into_weights(subject: &Subject, node: &Node, input: ValueId, affine: &Affine)
     let dtype = subject.dtype(weight).filter(|&d| is_wide_float(Some(d)))?;
     let shape = subject.constant(weight)?.tensor.shape().clone();
     let channels = affine.factor.len();
-    if shape[channel_axis] != channels {
+    if shape.get(channel_axis) != Some(&channels) {
         return None;
     }
     let bias_elements = match bias {
-        Some(bias) => subject.floats(bias)?,
+        Some(bias) => subject.floats(bias).filter(|b| b.len() == channels)?,
         None => vec![0.0; channels],
     };
     let per_channel: usize = shape[channel_axis + 1..].iter().product();
@@ -121,9 +124,13 @@ fn into_weights(subject: &Subject, node: &Node, input: ValueId, affine: &Affine)
 /// `x · factor + offset`, both `[c, 1, …]`.
 fn alone(subject: &Subject, node: &Node, input: ValueId, affine: &Affine) -> Option<Patch> {
     let dtype = subject.dtype(input).filter(|&d| is_wide_float(Some(d)))?;
-    let rank = subject.shape(input)?.len();
-    let mut shape = vec![1; rank.checked_sub(1)?];
-    *shape.first_mut()? = affine.factor.len();
+    let extents = subject.shape(input)?;
+    let channels = affine.factor.len();
+    if extents.get(1)? != &Dim::from(channels) {
+        return None;
+    }
+    let mut shape = vec![1; extents.len() - 1];
+    shape[0] = channels;
     let narrow = |v: &[f64]| Wide::Float(v.to_vec()).narrow(dtype, shape.as_slice()).ok().map(Constant::new);
     let mut patch = Patch::new();
     let factor = patch.constant(format!("{}.factor", node.name), narrow(&affine.factor)?);

@@ -62,9 +62,10 @@ pub(super) fn reshape(
     Some(patch.node(name, Reshape { allow_zero: false }, &[Some(value.into()), Some(target)]))
 }
 
-/// `to` as the constant operand of a Reshape of `from`.
+/// `to` as the constant operand of a Reshape of `from`. One extent may be what is left, if it is known to be that.
 fn spell(from: Option<&[Dim]>, to: &[Dim]) -> Option<Vec<i64>> {
-    let mut open = false;
+    let count = |dims: &[Dim]| dims.iter().fold(Dim::Const(1), |n, d| n * d.clone());
+    let mut open = from.is_some_and(|from| count(from) != count(to));
     let spelled = to.iter().enumerate().map(|(axis, dim)| match dim.as_const() {
         Some(extent) => (extent > 0).then_some(extent),
         None if from.and_then(|from| from.get(axis)) == Some(dim) => Some(0),

@@ -28,7 +28,9 @@ impl Pass for ShareEqual {
         let equal = |&&other: &&NodeId| {
             let candidate = subject.node(other);
             let same_form = candidate.outputs.len() == node.outputs.len() && candidate.op.same(&node.op);
-            other < id && same_form && same_inputs(&candidate.inputs)
+            // A file can declare of equal values what does not agree.
+            let agree = || node.outputs.iter().zip(&candidate.outputs).all(|(&a, &b)| subject.agreed(a, b).is_some());
+            other < id && same_form && same_inputs(&candidate.inputs) && agree()
         };
         let earlier = subject.users(rarest).iter().filter(equal).min()?;
         let mut patch = Patch::new();

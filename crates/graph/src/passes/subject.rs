@@ -1,6 +1,6 @@
 //! The graph as a pass sees it: with the users of every value at hand.
 
-use crate::{Constant, Dim, Graph, Node, NodeId, Op, Symbol, TensorFact, ValueId, ops::Wide};
+use crate::{Constant, Dim, Fact, Graph, Node, NodeId, Op, Symbol, TensorFact, ValueId, ops::Wide};
 use cutover_tensor::{DType, Tensor};
 use std::collections::BTreeSet;
 
@@ -80,6 +80,12 @@ impl Subject {
         }
     }
 
+    /// What is known of `old` and of `new` together, for `new` to replace `old`; `None` where they can't hold the same.
+    pub(super) fn agreed(&self, old: ValueId, new: ValueId) -> Option<Fact> {
+        let (old, new) = (&self.graph.value(old).fact, &self.graph.value(new).fact);
+        meet(old, new, &self.input_symbols).filter(|_| !names_differ(old, new, &self.input_symbols))
+    }
+
     pub fn constant(&self, value: ValueId) -> Option<&Constant> {
         self.graph.constant(value)
     }
@@ -136,4 +142,46 @@ pub(super) fn is_binary(node: &Node, function: crate::ops::BinaryFunction) -> bo
 /// Whether `node` applies the unary `function`.
 pub(super) fn is_unary(node: &Node, function: crate::ops::UnaryFunction) -> bool {
     matches!(&node.op, Op::Unary(op) if op.function == function)
+}
+
+/// What both facts say of one value together; `None` where they contradict each other. Where they say the same in different words, the
+/// words of `old` stay.
+pub(super) fn meet(old: &Fact, new: &Fact, input_symbols: &BTreeSet<Symbol>) -> Option<Fact> {
+    let (Fact::Tensor(a), Fact::Tensor(b)) = (old, new) else { return (old == new).then(|| old.clone()) };
+    let lists = |a: &Option<Vec<Dim>>, b: &Option<Vec<Dim>>| match (a, b) {
+        (Some(a), Some(b)) if a.len() != b.len() => None,
+        (Some(a), Some(b)) => {
+            a.iter().zip(b).map(|(a, b)| meet_dims(a, b, input_symbols)).collect::<Option<Vec<_>>>().map(Some)
+        }
+        (a, b) => Some(a.clone().or_else(|| b.clone())),
+    };
+    let met = TensorFact { dtype: a.dtype, shape: lists(&a.shape, &b.shape)?, value: lists(&a.value, &b.value)? };
+    (a.dtype == b.dtype).then_some(Fact::Tensor(met))
+}
+
+/// Whether an extent of an input, which may be any, would become a number or another input's extent. (Downstream it may: operands that
+/// must agree say more of each other.)
+fn names_differ(old: &Fact, new: &Fact, input_symbols: &BTreeSet<Symbol>) -> bool {
+    let shape = |fact: &Fact| fact.as_tensor().and_then(|f| f.shape.clone()).unwrap_or_default();
+    let is_extent = |dim: &Dim| dim.as_symbol().is_some_and(|symbol| input_symbols.contains(symbol));
+    let differ = |(a, b): (Dim, Dim)| {
+        a != b && (is_extent(&a) || is_extent(&b)) && [&a, &b].iter().all(|d| is_extent(d) || d.as_const().is_some())
+    };
+    shape(old).into_iter().zip(shape(new)).any(differ)
+}
+
+fn meet_dims(old: &Dim, new: &Dim, input_symbols: &BTreeSet<Symbol>) -> Option<Dim> {
+    // A made-up symbol says nothing that an expression of the inputs' extents does not.
+    let made_up = |dim: &Dim| {
+        let mut symbols = BTreeSet::new();
+        dim.collect_symbols(&mut symbols);
+        !symbols.is_subset(input_symbols)
+    };
+    match (old.as_const(), new.as_const()) {
+        (Some(a), Some(b)) => (a == b).then(|| old.clone()),
+        (None, Some(_)) => Some(new.clone()),
+        (Some(_), None) => Some(old.clone()),
+        (None, None) if made_up(old) && !made_up(new) => Some(new.clone()),
+        (None, None) => Some(old.clone()),
+    }
 }
