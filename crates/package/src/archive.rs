@@ -45,6 +45,8 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> Result<(), PackageError> {
         return Err(corrupt(format!("lists {listed} entries under {} names", archive.len())));
     }
     let mut seen = BTreeSet::new();
+    let mut headers = File::open(path).map_err(|e| io(path, e))?;
+    let mut extents: Vec<(u64, u64, String)> = Vec::new();
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|e| corrupt(e.to_string()))?;
         let name = entry.name().map_err(|e| corrupt(e.to_string()))?.to_string();
@@ -58,6 +60,11 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> Result<(), PackageError> {
         if size != entry.compressed_size() || size > ENTRY_BYTES {
             return Err(corrupt(format!("entry '{name}' claims {size} bytes, stored in {}", entry.compressed_size())));
         }
+        let local = LocalHeader::read(&mut headers, entry.header_start())
+            .map_err(|e| corrupt(format!("entry '{name}': {e}")))?;
+        local.agrees(&name, size).map_err(|e| corrupt(format!("the header before entry '{name}' {e}")))?;
+        let data = entry.data_start().ok_or_else(|| corrupt(format!("entry '{name}' has no data")))?;
+        extents.push((entry.header_start(), data.saturating_add(size), name.clone()));
         let to = folder.join(&name);
         let mut target = BufWriter::new(File::create(&to).map_err(|e| io(&to, e))?);
         let copied = io::copy(&mut entry.by_ref().take(size), &mut target)
@@ -67,7 +74,55 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> Result<(), PackageError> {
             return Err(corrupt(format!("entry '{name}' ends after {copied} of {size} bytes")));
         }
     }
+    extents.sort();
+    if let Some(pair) = extents.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+        return Err(corrupt(format!("entries '{}' and '{}' lie over each other", pair[0].2, pair[1].2)));
+    }
     Ok(())
+}
+
+/// What stands before an entry's bytes. Readers that go by it, rather than by the central directory, must see the same archive.
+struct LocalHeader {
+    method: u64,
+    flags: u64,
+    stored: u64,
+    size: u64,
+    name: Vec<u8>,
+}
+
+impl LocalHeader {
+    /// Bytes before the name.
+    const BYTES: usize = 30;
+
+    fn read(file: &mut File, at: u64) -> io::Result<LocalHeader> {
+        let mut fixed = [0; LocalHeader::BYTES];
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut fixed)?;
+        let number = |at: usize, n: usize| fixed[at..at + n].iter().rev().fold(0u64, |v, &b| v << 8 | u64::from(b));
+        let mut name = vec![0; number(26, 2) as usize];
+        file.read_exact(&mut name)?;
+        Ok(LocalHeader { flags: number(6, 2), method: number(8, 2), stored: number(18, 4), size: number(22, 4), name })
+    }
+
+    fn agrees(&self, name: &str, size: u64) -> Result<(), String> {
+        /// The true size follows in an extra field.
+        const ZIP64: u64 = u32::MAX as u64;
+        /// The sizes follow the entry's bytes.
+        const DATA_DESCRIPTOR: u64 = 1 << 3;
+        if self.name != name.as_bytes() {
+            return Err(format!("names '{}'", String::from_utf8_lossy(&self.name)));
+        }
+        if self.method != 0 || self.flags & DATA_DESCRIPTOR != 0 {
+            return Err(format!(
+                "has method {} and flags {:#x}; entries are stored, their size before them",
+                self.method, self.flags
+            ));
+        }
+        match [self.stored, self.size].into_iter().find(|&found| found != size && found != ZIP64) {
+            Some(found) => Err(format!("claims {found} bytes, the directory {size}")),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The number of entries that the end of the central directory claims: names that come twice are counted twice there.

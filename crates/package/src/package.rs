@@ -95,10 +95,15 @@ impl Package {
         if found.inputs != self.manifest.inputs || found.outputs != self.manifest.outputs {
             return Err(corrupt("the inputs or outputs it lists are not those of the model".to_string()));
         }
-        for (name, digest) in &self.manifest.tensors {
-            if found.tensors.get(name) != Some(digest) {
-                return Err(corrupt(format!("tensor '{name}' is not what its digest says")));
+        for (name, digest) in &found.tensors {
+            match self.manifest.tensors.get(name) {
+                Some(expected) if expected == digest => {}
+                Some(_) => return Err(corrupt(format!("tensor '{name}' is not what its digest says"))),
+                None => return Err(corrupt(format!("does not list tensor '{name}'"))),
             }
+        }
+        if let Some(name) = self.manifest.tensors.keys().find(|name| !found.tensors.contains_key(*name)) {
+            return Err(corrupt(format!("lists tensor '{name}', which the model does not have")));
         }
         Ok(graph)
     }
