@@ -300,6 +300,37 @@ fn a_patch_that_breaks_a_rule_is_named() {
 }
 
 #[test]
+fn what_no_fact_describes_is_left_alone() {
+    // Of unknown rank, so that nothing has compared the weights with it, and they are absurd.
+    let mut b = Builder::new(1);
+    let x = b.graph.add_input("x", crate::TensorFact::unknown_rank(DType::F32));
+    let (scalar, empty, three) = (b.scalar(2.0), b.weight(&[0]), b.weight(&[3]));
+    let window = Window {
+        kernel_shape: None,
+        strides: vec![],
+        dilations: vec![],
+        padding: Padding::SameUpper,
+        ceil_mode: false,
+    };
+    let y = b.node(Conv { window, group: 1, activation: None }, &[x, scalar]);
+    let y = b.node(BatchNorm { epsilon: 1e-5 }, &[y, three, empty, three, empty]);
+    let y = b.binary(BinaryFunction::Add, y, three);
+    let y = b.node(MatMul { activation: None }, &[y, scalar]);
+    let y = b.binary(BinaryFunction::Add, y, empty);
+    let y = b.unary(UnaryFunction::Relu, y);
+    let y = b.node(Transpose { permutation: None }, &[y]);
+    let y = b.node(Transpose { permutation: Some(vec![1, 0]) }, &[y]);
+    let y = b.binary(BinaryFunction::Mul, y, scalar);
+    let y = b.binary(BinaryFunction::Div, y, empty);
+    let axes = b.integers(&[7]);
+    let y = b.node(Unsqueeze, &[y, axes]);
+    let y = b.node(Squeeze, &[y, axes]);
+    let graph = b.finish(&[y]);
+    let count = graph.node_count();
+    assert_eq!(declutter(graph, &PassOptions::default()).unwrap().0.node_count(), count);
+}
+
+#[test]
 fn large_graphs_take_linear_time() {
     let steps = |count: usize| {
         let mut b = Builder::new(1);
