@@ -1,6 +1,6 @@
 //! The operators: one file each, holding attributes, import for every opset, facts, reference evaluation and cases.
 //!
-//! A line in [`operators!`] below lists an operator's file, its type and the ONNX names it is imported from
+//! A line in `operators!` below lists an operator's file, its type and the ONNX names it is imported from
 //! (`Name`, or `domain.Name` outside the default domain). Everything else about it is in its own file.
 
 mod activation;
