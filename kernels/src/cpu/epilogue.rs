@@ -44,6 +44,12 @@ impl<'a> Output<'a> {
         Output { pointer: self.pointer, len: self.len, memory: PhantomData }
     }
 
+    /// What follows the first `elements`: where a head's columns or an image of a batch begin.
+    pub fn skip(self, elements: usize) -> Output<'a> {
+        assert!(elements <= self.len, "skipping {elements} of {} elements", self.len);
+        Output { pointer: self.pointer.wrapping_add(elements), len: self.len - elements, memory: PhantomData }
+    }
+
     /// Elements.
     pub fn len(&self) -> usize {
         self.len

@@ -684,6 +684,49 @@ mod tests {
     }
 
     #[test]
+    fn heads_are_read_and_written_by_strides() {
+        // Two heads of scores, queries times keys, from rows that hold both, into columns of one output.
+        for level in IsaLevel::available() {
+            let mut random = Random::new(22);
+            let (tokens, heads, depth) = (9, 2, 5);
+            let (queries, keys) = (random.units(tokens * heads * depth), random.units(tokens * heads * depth));
+            let mut output = vec![f32::NAN; tokens * heads * tokens];
+            for head in 0..heads {
+                let row = heads * depth;
+                let keys = Matrix { data: &keys[head * depth..], row_stride: 1, column_stride: row };
+                let panels = 0..panel_count(level, tokens);
+                let mut packed = vec![0.0; packed_b_len(level, depth, tokens)];
+                pack_b(level, keys, depth, tokens, panels.clone(), Output::new(&mut packed));
+                let problem = Gemm {
+                    m: tokens,
+                    n: tokens,
+                    k: depth,
+                    a: Matrix { data: &queries[head * depth..], row_stride: row, column_stride: 1 },
+                    b: &packed,
+                    alpha: 0.5,
+                    bias: Bias::None,
+                    residual: Residual::None,
+                    activation: Activation::Identity,
+                    output_stride: heads * tokens,
+                };
+                let mut workspace = vec![0.0; gemm_workspace_len(depth)];
+                gemm(level, &problem, 0..tokens, panels, Output::new(&mut output).skip(head * tokens), &mut workspace);
+            }
+            let expected: Vec<f64> = (0..output.len())
+                .map(|at| {
+                    let (i, head, j) = (at / heads / tokens, at / tokens % heads, at % tokens);
+                    let dot = |l: usize| {
+                        let of = |x: &[f32], token: usize| f64::from(x[(token * heads + head) * depth + l]);
+                        of(&queries, i) * of(&keys, j)
+                    };
+                    0.5 * (0..depth).map(dot).sum::<f64>()
+                })
+                .collect();
+            assert_near(level, &"heads", &output, &expected, 1e-6);
+        }
+    }
+
+    #[test]
     fn a_row_gives_the_same_bits_whatever_it_is_batched_with() {
         for level in IsaLevel::available() {
             let mut random = Random::new(2);
