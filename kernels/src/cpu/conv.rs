@@ -1,7 +1,7 @@
 //! Convolution and transposed convolution on `NCHW16c` images, one image at a time.
 //!
-//! Direct: weights as `[group][O/16][kh][kw][I/16][16 i][16 o]`, a register tile of neighbouring pixels by one to four blocks of
-//! outputs, and the sum of an output kept in a register from its first term to its last, in the order tap row, tap column,
+//! Direct: weights as `[group][O/16][kh][kw][I/16][16 i][16 o]`, a register tile of neighbouring pixels by one block of
+//! outputs (four for single pixels), and the sum of an output kept in a register from its first term to its last, in the order tap row, tap column,
 //! channel. (Channels are innermost so that finding a tap's pixels, which is what costs, is done once for all of them.) Padding is a pointer to zeros (left, right) or a skipped tap row (above, below), never a copy. A
 //! pointwise convolution is the same code on one long row; images of narrow rows are *flat*: one row of all pixels, each tap's
 //! inputs found pixel by pixel, so that tiles stay wide. One-dimensional operators have a height of [`Axis::UNIT`].
@@ -182,9 +182,10 @@ impl Units {
             (shape.height.output, shape.width.output)
         };
         let blocks_out = grouping.channels_out.div_ceil(BLOCK);
+        // One block of outputs by many pixels; several blocks only where too few pixels would leave the multipliers waiting.
         let blocks = match I::LANES {
-            16 if row_pixels <= 7 => 4, // seven pixels by four blocks use the registers that fourteen by two would
-            16 => 2,
+            16 if row_pixels <= 3 => 4,
+            8 if row_pixels == 1 => 4,
             _ => 1,
         };
         let pieces = (row_pixels + UNIT_PIXELS / 2) / UNIT_PIXELS;
@@ -338,11 +339,13 @@ struct Row<'a> {
     flat: Option<&'a ConvShape>,
 }
 
-/// Pixels that a tile of `blocks` output blocks has at most.
+/// Pixels that a tile of `blocks` output blocks has at most. Half the registers of AVX-512 stay free: accumulators that fill them
+/// pass through memory at every tap.
 #[inline(always)]
 const fn tile_pixels<I: Isa>(blocks: usize) -> usize {
     match (I::LANES, I::REGISTERS, blocks) {
-        (16, _, 4) => 7,
+        (16, _, 4) => 3,
+        (8, _, 4) => 1,
         (16, _, _) => 14,
         (4, 16, _) => 2,
         _ => 6,
@@ -353,11 +356,7 @@ const fn tile_pixels<I: Isa>(blocks: usize) -> usize {
 fn run_row<I: Isa>(isa: I, row: &Row<'_>, pixels: Range<usize>, blocks: Range<usize>) {
     let mut block = blocks.start;
     while block < blocks.end {
-        let count = match blocks.end - block {
-            4.. => 4,
-            3 | 2 => 2,
-            left => left,
-        };
+        let count = if blocks.end - block >= 4 { 4 } else { 1 };
         for piece in pieces(pixels.len(), tile_pixels::<I>(count)) {
             let x = pixels.start + piece.start;
             // Guards in `const` blocks, so that tiles which a rung cannot have are not compiled for it.
@@ -365,13 +364,17 @@ fn run_row<I: Isa>(isa: I, row: &Row<'_>, pixels: Range<usize>, blocks: Range<us
                 ($($pixels:literal)+) => {
                     match (piece.len(), count, BLOCK / I::LANES) {
                         $(
-                            ($pixels, 1, 1) if const { I::LANES == 16 } => isa.outline(Pixels::<$pixels, 1, 1> { row, x, block }),
-                            ($pixels, 2, 1) if const { I::LANES == 16 } => isa.outline(Pixels::<$pixels, 2, 1> { row, x, block }),
-                            ($pixels, 4, 1) if const { I::LANES == 16 && $pixels <= 7 } => {
+                            ($pixels, 1, 1) if const { I::LANES == 16 } => {
+                                isa.outline(Pixels::<$pixels, 1, 1> { row, x, block })
+                            }
+                            ($pixels, 4, 1) if const { I::LANES == 16 && $pixels <= tile_pixels::<I>(4) } => {
                                 isa.outline(Pixels::<$pixels, 4, 1> { row, x, block })
                             }
-                            ($pixels, 1, 2) if const { I::LANES == 8 && $pixels <= 6 } => {
+                            ($pixels, 1, 2) if const { I::LANES == 8 && $pixels <= tile_pixels::<I>(1) } => {
                                 isa.outline(Pixels::<$pixels, 1, 2> { row, x, block })
+                            }
+                            ($pixels, 4, 2) if const { I::LANES == 8 && $pixels <= tile_pixels::<I>(4) } => {
+                                isa.outline(Pixels::<$pixels, 4, 2> { row, x, block })
                             }
                             ($pixels, 1, 4) if const { I::LANES == 4 && $pixels <= tile_pixels::<I>(1) } => {
                                 isa.outline(Pixels::<$pixels, 1, 4> { row, x, block })

@@ -3,6 +3,7 @@
 //! Any channel count, kernel, stride and dilation, one group. The sum of an output is one chain over channel, tap row, tap
 //! column. At the left and right edges, the piece of the row that a tile reads is copied between zeros on the stack.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::conv::load_bias;
@@ -103,17 +104,10 @@ struct OutputRows<'a> {
     output: *mut f32,
 }
 
-/// Output blocks of a tile.
-#[inline(always)]
-const fn tile_blocks<I: Isa>() -> usize {
-    if I::LANES == 16 { 2 } else { 1 }
-}
-
 #[inline(always)]
 const fn tile_pixels<I: Isa>() -> usize {
     match (I::LANES, I::REGISTERS) {
-        // Not 14: with several ways to read the image, accumulators in all registers would not survive the joins.
-        (16, _) => 12,
+        (16, _) => 14,
         (4, 16) => 2,
         _ => 6,
     }
@@ -127,41 +121,36 @@ impl Kernel for OutputRows<'_> {
         let shape = self.problem.shape;
         let blocks = shape.channels_out.div_ceil(BLOCK);
         for y in self.units {
-            let mut block = 0;
-            while block < blocks {
-                let count = tile_blocks::<I>().min(blocks - block);
+            for block in 0..blocks {
                 for piece in pieces(shape.width.output, tile_pixels::<I>()) {
                     let (problem, output, x) = (self.problem, self.output, piece.start);
+                    // Guards in `const` blocks, so that tiles which a rung cannot have are not compiled for it.
                     macro_rules! tiles {
                         ($($pixels:literal)+) => {
-                            match (piece.len(), count, BLOCK / I::LANES) {
+                            match (piece.len(), BLOCK / I::LANES) {
                                 $(
-                                    ($pixels, 1, 1) if const { I::LANES == 16 && $pixels <= 12 } => {
-                                        isa.outline(Pixels::<$pixels, 1, 1> { problem, output, y, x, block })
+                                    ($pixels, 1) if const { I::LANES == 16 } => {
+                                        isa.outline(Pixels::<$pixels, 1> { problem, output, y, x, block })
                                     }
-                                    ($pixels, 2, 1) if const { I::LANES == 16 && $pixels <= 12 } => {
-                                        isa.outline(Pixels::<$pixels, 2, 1> { problem, output, y, x, block })
+                                    ($pixels, 2) if const { I::LANES == 8 && $pixels <= tile_pixels::<I>() } => {
+                                        isa.outline(Pixels::<$pixels, 2> { problem, output, y, x, block })
                                     }
-                                    ($pixels, 1, 2) if const { I::LANES == 8 && $pixels <= 6 } => {
-                                        isa.outline(Pixels::<$pixels, 1, 2> { problem, output, y, x, block })
-                                    }
-                                    ($pixels, 1, 4) if const { I::LANES == 4 && $pixels <= tile_pixels::<I>() } => {
-                                        isa.outline(Pixels::<$pixels, 1, 4> { problem, output, y, x, block })
+                                    ($pixels, 4) if const { I::LANES == 4 && $pixels <= tile_pixels::<I>() } => {
+                                        isa.outline(Pixels::<$pixels, 4> { problem, output, y, x, block })
                                     }
                                 )+
-                                _ => unreachable!("pieces and blocks fit the tiles"),
+                                _ => unreachable!("pieces fit the tiles"),
                             }
                         };
                     }
-                    tiles!(1 2 3 4 5 6 7 8 9 10 11 12)
+                    tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
                 }
-                block += count;
             }
         }
     }
 }
 
-struct Pixels<'a, const MR: usize, const OB: usize, const VB: usize> {
+struct Pixels<'a, const MR: usize, const VB: usize> {
     problem: &'a First<'a>,
     output: *mut f32,
     y: usize,
@@ -169,7 +158,7 @@ struct Pixels<'a, const MR: usize, const OB: usize, const VB: usize> {
     block: usize,
 }
 
-impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR, OB, VB> {
+impl<const MR: usize, const VB: usize> Kernel for Pixels<'_, MR, VB> {
     type Output = ();
 
     #[inline(always)]
@@ -182,13 +171,11 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
         let taps_y = height.taps_inside(self.y);
         let first_row = (height.start(self.y) + (taps_y.start * height.dilation) as isize).max(0) as usize;
         let values = shape.channels_in * taps_y.len() * span;
-        let mut edge = [0.0f32; EDGE_VALUES];
-        let mut b = [filter.as_ptr(); OB];
+        // Only what an edge tile reads is written: clearing it all would cost as much as a small kernel's products.
+        let mut edge = [const { MaybeUninit::<f32>::uninit() }; EDGE_VALUES];
         // SAFETY: the entry checked the lengths; rows are inside, columns are checked here.
         let acc = unsafe {
-            for (o, pointer) in b.iter_mut().enumerate() {
-                *pointer = filter.as_ptr().add((self.block + o) * shape.depth() * BLOCK);
-            }
+            let b = filter.as_ptr().add(self.block * shape.depth() * BLOCK);
             let image = Image {
                 first: input.as_ptr().add(first_row * width.input),
                 channel_stride: height.input * width.input,
@@ -206,13 +193,19 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
                     for channel in 0..shape.channels_in {
                         for row in 0..taps_y.len() {
                             let line = image.first.add(channel * image.channel_stride + row * image.row_stride);
-                            let to = edge.as_mut_ptr().add((channel * taps_y.len() + row) * span);
+                            let to = edge.as_mut_ptr().cast::<f32>().add((channel * taps_y.len() + row) * span);
+                            for column in 0..left {
+                                to.add(column).write(0.0);
+                            }
                             for column in left..right {
                                 to.add(column).write(line.offset(start + column as isize).read());
                             }
+                            for column in right..span {
+                                to.add(column).write(0.0);
+                            }
                         }
                     }
-                    Image { first: edge.as_ptr(), channel_stride: taps_y.len() * span, row_stride: span }
+                    Image { first: edge.as_ptr().cast(), channel_stride: taps_y.len() * span, row_stride: span }
                 };
                 match (width.stride, width.dilation) {
                     (1, 1) => self.row_by_row::<I, _>(isa, &image, b, SteppedRows::<1>),
@@ -234,19 +227,17 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
             let plane = height.output * width.output * BLOCK;
             let output = self.output.add(self.block * plane + (self.y * width.output + self.x) * BLOCK);
             let (low, high) = activation.bounds();
-            for o in 0..OB {
-                for v in 0..VB {
-                    let first = (self.block + o) * BLOCK + v * I::LANES;
-                    let bias = bias.map_or(isa.zero(), |bias| load_bias(isa, bias, first));
-                    for m in 0..MR {
-                        let value = vmath::clip(isa, isa.add(acc[m][o][v], bias), low, high);
-                        isa.store(output.add(o * plane + m * BLOCK + v * I::LANES), value);
-                    }
+            for v in 0..VB {
+                let first = self.block * BLOCK + v * I::LANES;
+                let bias = bias.map_or(isa.zero(), |bias| load_bias(isa, bias, first));
+                for m in 0..MR {
+                    let value = vmath::clip(isa, isa.add(acc[m][0][v], bias), low, high);
+                    isa.store(output.add(m * BLOCK + v * I::LANES), value);
                 }
             }
             if !activation.clamps() {
-                let (rows, row_stride, width) = (OB, plane, MR * BLOCK);
-                isa.outline(ApplyRows { activation, pointer: output, rows, row_stride, width });
+                let width = MR * BLOCK;
+                isa.outline(ApplyRows { activation, pointer: output, rows: 1, row_stride: 0, width });
             }
         }
     }
@@ -259,32 +250,29 @@ struct Image {
     row_stride: usize,
 }
 
-impl<const MR: usize, const OB: usize, const VB: usize> Pixels<'_, MR, OB, VB> {
+impl<const MR: usize, const VB: usize> Pixels<'_, MR, VB> {
     /// With all columns there, and a whole tap row at a time.
     ///
     /// # Safety
-    /// The image holds every column of every tap row; `b` the filter's blocks.
+    /// The image holds every column of every tap row; `b` the filter's block.
     #[inline(always)]
     unsafe fn row_by_row<I: Isa, R: Rows>(
         &self,
         isa: I,
         image: &Image,
-        b: [*const f32; OB],
+        b: *const f32,
         rows: impl Fn(*const f32) -> R,
-    ) -> Tile<I, MR, OB, VB> {
+    ) -> Tile<I, MR, 1, VB> {
         let FirstShape { channels_in, height, width, .. } = self.problem.shape;
         let taps_y = height.taps_inside(self.y);
-        let mut acc = [[[isa.zero(); VB]; OB]; MR];
+        let mut acc = [[[isa.zero(); VB]; 1]; MR];
         // SAFETY: the caller.
         unsafe {
             for channel in 0..channels_in {
                 for (j, ky) in taps_y.clone().enumerate() {
                     let line = image.first.add(channel * image.channel_stride + j * image.row_stride);
-                    let mut b = b;
-                    for pointer in &mut b {
-                        *pointer = pointer.add((channel * height.kernel + ky) * width.kernel * BLOCK);
-                    }
-                    accumulate::<I, _, MR, OB, VB>(isa, &mut acc, rows(line), b, BLOCK, width.kernel);
+                    let b = b.add((channel * height.kernel + ky) * width.kernel * BLOCK);
+                    accumulate::<I, _, MR, 1, VB>(isa, &mut acc, rows(line), [b], BLOCK, width.kernel);
                 }
             }
         }
@@ -296,7 +284,7 @@ impl<const MR: usize, const OB: usize, const VB: usize> Pixels<'_, MR, OB, VB> {
     /// # Safety
     /// As for `row_by_row`.
     #[inline(always)]
-    unsafe fn dilated<I: Isa>(&self, isa: I, image: &Image, b: [*const f32; OB]) -> Tile<I, MR, OB, VB> {
+    unsafe fn dilated<I: Isa>(&self, isa: I, image: &Image, b: *const f32) -> Tile<I, MR, 1, VB> {
         let width = self.problem.shape.width;
         // SAFETY: the caller.
         unsafe { self.each_tap(isa, image, b, |line, kx, m| line.wrapping_add(m * width.stride + kx * width.dilation)) }
@@ -305,9 +293,9 @@ impl<const MR: usize, const OB: usize, const VB: usize> Pixels<'_, MR, OB, VB> {
     /// Tap by tap, columns outside of the input read as 0.
     ///
     /// # Safety
-    /// The image holds whole input rows; `b` the filter's blocks.
+    /// The image holds whole input rows; `b` the filter's block.
     #[inline(always)]
-    unsafe fn tap_by_tap<I: Isa>(&self, isa: I, image: &Image, b: [*const f32; OB]) -> Tile<I, MR, OB, VB> {
+    unsafe fn tap_by_tap<I: Isa>(&self, isa: I, image: &Image, b: *const f32) -> Tile<I, MR, 1, VB> {
         let width = self.problem.shape.width;
         let start = width.start(self.x);
         // SAFETY: the caller.
@@ -320,19 +308,18 @@ impl<const MR: usize, const OB: usize, const VB: usize> Pixels<'_, MR, OB, VB> {
     }
 
     /// # Safety
-    /// `at(line, kx, m)` is readable for every line of the image; `b` holds the filter's blocks.
+    /// `at(line, kx, m)` is readable for every line of the image; `b` holds the filter's block.
     #[inline(always)]
     unsafe fn each_tap<I: Isa>(
         &self,
         isa: I,
         image: &Image,
-        mut b: [*const f32; OB],
+        b: *const f32,
         at: impl Fn(*const f32, usize, usize) -> *const f32,
-    ) -> Tile<I, MR, OB, VB> {
+    ) -> Tile<I, MR, 1, VB> {
         let FirstShape { channels_in, height, width, .. } = self.problem.shape;
         let taps_y = height.taps_inside(self.y);
-        let mut acc = [[[isa.zero(); VB]; OB]; MR];
-        let start = b;
+        let mut acc = [[[isa.zero(); VB]; 1]; MR];
         // SAFETY: the caller.
         unsafe {
             for channel in 0..channels_in {
@@ -343,10 +330,8 @@ impl<const MR: usize, const OB: usize, const VB: usize> Pixels<'_, MR, OB, VB> {
                         for (m, pointer) in pointers.iter_mut().enumerate() {
                             *pointer = at(line, kx, m);
                         }
-                        for (pointer, start) in b.iter_mut().zip(start) {
-                            *pointer = start.add(((channel * height.kernel + ky) * width.kernel + kx) * BLOCK);
-                        }
-                        accumulate::<I, _, MR, OB, VB>(isa, &mut acc, ScatteredRows(pointers), b, BLOCK, 1);
+                        let b = b.add(((channel * height.kernel + ky) * width.kernel + kx) * BLOCK);
+                        accumulate::<I, _, MR, 1, VB>(isa, &mut acc, ScatteredRows(pointers), [b], BLOCK, 1);
                     }
                 }
             }
