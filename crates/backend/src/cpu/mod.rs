@@ -1,6 +1,21 @@
-//! The CPU: hot patterns lowered to SIMD kernels over one arena.
+//! The CPU: a plan lowered to SIMD kernels over one arena.
+//!
+//! For every set of input shapes there is a *shape plan* ([`plan`]): concrete steps, layouts and offsets, made once and kept in a bounded
+//! cache. A run wakes the threads once; they walk the steps together, each computing its part of every output. What no kernel
+//! here takes runs by the operator's reference evaluation, and the placement says so.
+#![allow(unsafe_code)] // arena slicing and the thread pool
 
-use crate::Backend;
+mod dynamic;
+mod executable;
+mod frame;
+mod lower;
+mod plan;
+mod pool;
+mod weights;
+
+use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Precision, Support};
+use cutover_graph::{Graph, Node, Plan};
+use cutover_kernels::cpu::IsaLevel;
 use std::sync::Arc;
 
 /// How the CPU backend is set up.
@@ -12,8 +27,65 @@ pub struct CpuOptions {
     pub isa: Option<String>,
 }
 
-/// The CPU backend.
-pub fn cpu(options: CpuOptions) -> Result<Arc<dyn Backend>, crate::CompileError> {
-    let _ = options;
-    unimplemented!()
+/// The CPU backend. Its threads and packed weights are shared by everything it compiles.
+///
+/// # Errors
+/// An instruction set that this machine does not have; threads that can't be started.
+pub fn cpu(options: CpuOptions) -> Result<Arc<dyn Backend>, CompileError> {
+    let level = match &options.isa {
+        None => IsaLevel::detect(),
+        Some(name) => IsaLevel::named(name).ok_or_else(|| {
+            let known: Vec<_> = IsaLevel::available().map(IsaLevel::name).collect();
+            CompileError::Options(format!("instruction set '{name}': this machine has {}", known.join(", ")))
+        })?,
+    };
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = if options.threads == 0 { cores() } else { options.threads };
+    if threads > 1024 {
+        return Err(CompileError::Options(format!("{threads} threads, expected at most 1024")));
+    }
+    Ok(Arc::new(Cpu { device: Arc::new(Device { level, pool: pool::Pool::new(threads)?, weights: weights::Cache::default() }) }))
+}
+
+const NAME: &str = "cpu";
+
+struct Cpu {
+    device: Arc<Device>,
+}
+
+/// What every executable of one backend shares.
+struct Device {
+    level: IsaLevel,
+    pool: pool::Pool,
+    weights: weights::Cache,
+}
+
+impl Backend for Cpu {
+    fn describe(&self) -> DeviceInfo {
+        DeviceInfo {
+            backend: NAME,
+            device: processor().unwrap_or_else(|| std::env::consts::ARCH.to_string()),
+            isa: self.device.level.name().to_string(),
+            threads: self.device.pool.threads(),
+        }
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Support {
+        lower::support(graph, node)
+    }
+
+    fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {
+        if options.precision != Precision::F32 {
+            let message = format!("the CPU computes in f32, {:?} is not there yet", options.precision);
+            return Err(CompileError::Options(message));
+        }
+        Ok(executable::CpuExecutable::new(Arc::clone(&self.device), plan)?)
+    }
+}
+
+/// The processor's name, where the system tells.
+fn processor() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|l| l.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_string())
 }

@@ -1,0 +1,256 @@
+//! Convolutions, on blocked images.
+
+use super::{activation, layout::per_image};
+use crate::cpu::{
+    frame::{Buffer, Frame, Worker},
+    lower::{Lowered, elementwise},
+    plan::{Builder, NoPlan},
+    weights::Recipe,
+};
+use cutover_graph::{
+    Node, OpError, ValueId,
+    ops::{Conv, ConvTranspose, WindowAxis},
+};
+use cutover_kernels::cpu::{
+    Activation, IsaLevel, Residual,
+    conv::{self, ConvShape},
+    conv_first::{self, FirstShape},
+    depthwise::{self, DepthwiseShape},
+};
+use cutover_tensor::Shape;
+
+type Axis = conv::Axis;
+
+/// Inputs of up to so many channels are read plain: blocking them would be mostly padding.
+const FIRST_CHANNELS: usize = 8;
+
+pub(in crate::cpu) struct ConvStep {
+    shape: ConvShape,
+    images: usize,
+    input: Buffer,
+    filter: Buffer,
+    bias: Option<Buffer>,
+    residual: Option<Buffer>,
+    activation: Activation,
+    output: Buffer,
+}
+
+pub(in crate::cpu) struct FirstStep {
+    shape: FirstShape,
+    images: usize,
+    input: Buffer,
+    filter: Buffer,
+    bias: Option<Buffer>,
+    activation: Activation,
+    output: Buffer,
+}
+
+pub(in crate::cpu) struct DepthwiseStep {
+    shape: DepthwiseShape,
+    images: usize,
+    input: Buffer,
+    filter: Buffer,
+    bias: Option<Buffer>,
+    residual: Option<Buffer>,
+    activation: Activation,
+    output: Buffer,
+}
+
+fn axis(axis: &WindowAxis) -> Axis {
+    Axis {
+        input: axis.input,
+        output: axis.output,
+        kernel: axis.kernel,
+        stride: axis.stride,
+        dilation: axis.dilation,
+        pad_before: axis.pad_begin,
+        pad_after: axis.pad_end,
+    }
+}
+
+/// Height and width of one or two spatial axes.
+pub(super) fn two_axes(axes: &[WindowAxis]) -> Option<(Axis, Axis)> {
+    match axes {
+        [width] => Some((Axis::UNIT, axis(width))),
+        [height, width] => Some((axis(height), axis(width))),
+        _ => None,
+    }
+}
+
+fn of_op(node: &Node) -> impl Fn(OpError) -> NoPlan + '_ {
+    |source| NoPlan::Error(crate::RunError::Op { node: node.name.clone(), op: node.op.name(), source })
+}
+
+fn input(node: &Node, index: usize) -> Option<ValueId> {
+    node.inputs.get(index).copied().flatten()
+}
+
+pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool, NoPlan> {
+    let (Some(x), Some(w)) = (input(node, 0), input(node, 1)) else { return Ok(false) };
+    let (bias, residual, output) = (input(node, 2), input(node, 3), node.outputs[0]);
+    let (x_shape, w_shape) = (builder.shape(x), builder.shape(w));
+    if !builder.is_float(x) || builder.constant(w).is_none() || !(3..=4).contains(&x_shape.rank()) || builder.shape(output).element_count() == 0 {
+        return Ok(false);
+    }
+    if x_shape.element_count() == 0 || residual.is_some_and(|r| builder.shape(r) != builder.shape(output)) {
+        return Ok(false);
+    }
+    let axes = op.window.axes(&x_shape[2..], &w_shape[2..]).map_err(of_op(node))?;
+    let Some((height, width)) = two_axes(&axes) else { return Ok(false) };
+    let (channels_in, channels_out, images) = (x_shape[1], w_shape[0], x_shape[0]);
+    let fused = activation(op.activation);
+    let bias = bias.map(|b| builder.plain(b)).transpose()?;
+    let first = op.group == 1 && channels_in <= FIRST_CHANNELS && builder.held(x).blocked.is_none();
+    if first {
+        let shape = FirstShape { channels_in, channels_out, height, width };
+        let filter = pack(builder, w, &format!("first {channels_in} {channels_out} {w_shape}"), conv_first::packed_first_len(&shape), |w, p| {
+            conv_first::pack_first(&shape, w, p);
+        })?;
+        let (input, to) = (builder.plain(x)?, builder.new_blocked(output)?);
+        let alone = residual.is_none();
+        let activation = if alone { fused } else { Activation::Identity };
+        let step = FirstStep { shape, images, input, filter, bias, activation, output: to };
+        builder.push(Lowered::FirstConv(step), &reads([input, filter], [bias, None]), &[to]);
+        if let Some(residual) = residual {
+            let residual = builder.blocked(residual)?;
+            elementwise::add_in_place(builder, to, residual, fused);
+        }
+        return Ok(true);
+    }
+    if op.group == channels_in && channels_out == channels_in && op.group > 1 {
+        let shape = DepthwiseShape { channels: channels_in, height, width };
+        let filter = pack(builder, w, &format!("depthwise {w_shape}"), depthwise::packed_depthwise_len(&shape), |w, p| {
+            depthwise::pack_depthwise(&shape, w, p);
+        })?;
+        let input = builder.blocked(x)?;
+        let residual = residual.map(|r| builder.blocked(r)).transpose()?;
+        let to = builder.new_blocked(output)?;
+        let step = DepthwiseStep { shape, images, input, filter, bias, residual, activation: fused, output: to };
+        builder.push(Lowered::Depthwise(step), &reads([input, filter], [bias, residual]), &[to]);
+        return Ok(true);
+    }
+    let shape = ConvShape { channels_in, channels_out, groups: op.group, height, width, transposed: false };
+    if !shape.supported() {
+        return Ok(false);
+    }
+    let residual = residual.map(|r| builder.blocked(r)).transpose()?;
+    push_conv(builder, x, w, &w_shape, shape, images, bias, residual, fused, output)
+}
+
+pub(in crate::cpu) fn lower_transposed(builder: &mut Builder<'_>, node: &Node, op: &ConvTranspose) -> Result<bool, NoPlan> {
+    let (Some(x), Some(w)) = (input(node, 0), input(node, 1)) else { return Ok(false) };
+    let output = node.outputs[0];
+    let (x_shape, w_shape, y_shape) = (builder.shape(x), builder.shape(w), builder.shape(output));
+    if !builder.is_float(x) || builder.constant(w).is_none() || !(3..=4).contains(&x_shape.rank()) {
+        return Ok(false);
+    }
+    if x_shape.element_count() == 0 || y_shape.element_count() == 0 {
+        return Ok(false);
+    }
+    let axes = op.axes(&x_shape[2..], &w_shape[2..], &y_shape[2..]).map_err(of_op(node))?;
+    let Some((height, width)) = two_axes(&axes) else { return Ok(false) };
+    let shape = ConvShape {
+        channels_in: x_shape[1],
+        channels_out: y_shape[1],
+        groups: op.group,
+        height,
+        width,
+        transposed: true,
+    };
+    if !shape.supported() {
+        return Ok(false);
+    }
+    let bias = input(node, 2).map(|b| builder.plain(b)).transpose()?;
+    push_conv(builder, x, w, &w_shape, shape, x_shape[0], bias, None, Activation::Identity, output)
+}
+
+fn push_conv(
+    builder: &mut Builder<'_>,
+    x: ValueId,
+    w: ValueId,
+    w_shape: &Shape,
+    shape: ConvShape,
+    images: usize,
+    bias: Option<Buffer>,
+    residual: Option<Buffer>,
+    activation: Activation,
+    output: ValueId,
+) -> Result<bool, NoPlan> {
+    let how = format!("conv {w_shape} groups {} transposed {}", shape.groups, shape.transposed);
+    let filter = pack(builder, w, &how, conv::packed_filter_len(&shape), |w, p| conv::pack_filter(&shape, w, p))?;
+    let input = builder.blocked(x)?;
+    let to = builder.new_blocked(output)?;
+    let step = ConvStep { shape, images, input, filter, bias, residual, activation, output: to };
+    builder.push(Lowered::Conv(step), &reads([input, filter], [bias, residual]), &[to]);
+    Ok(true)
+}
+
+fn reads(always: [Buffer; 2], sometimes: [Option<Buffer>; 2]) -> Vec<Buffer> {
+    always.into_iter().chain(sometimes.into_iter().flatten()).collect()
+}
+
+/// Packs the weights `w`, which is a constant.
+fn pack(
+    builder: &mut Builder<'_>,
+    w: ValueId,
+    how: &str,
+    len: usize,
+    fill: impl FnOnce(&[f32], &mut [f32]),
+) -> Result<Buffer, NoPlan> {
+    let constant = builder.constant(w).expect("checked by the caller").clone();
+    let recipe = Recipe { identities: vec![constant.identity()], how: how.to_string() };
+    builder.pack(recipe, len, |packed| {
+        let weights = constant.tensor.aligned();
+        fill(weights.as_slice().expect("f32, aligned"), packed);
+    })
+}
+
+impl ConvStep {
+    pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
+        let (from, to) = (self.shape.input_len(), self.shape.output_len());
+        for (image, units) in per_image(self.images, conv::conv_units(level, &self.shape), worker) {
+            let problem = conv::Conv {
+                shape: self.shape,
+                input: &frame.floats(self.input)[image * from..][..from],
+                filter: frame.floats(self.filter),
+                bias: self.bias.map(|b| frame.floats(b)),
+                residual: self.residual.map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[image * to..][..to])),
+                activation: self.activation,
+            };
+            conv::conv(level, &problem, units, frame.output_at(self.output, image * to, to));
+        }
+    }
+}
+
+impl FirstStep {
+    pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
+        let (from, to) = (self.shape.input_len(), self.shape.output_len());
+        for (image, units) in per_image(self.images, conv_first::conv_first_units(&self.shape), worker) {
+            let problem = conv_first::First {
+                shape: self.shape,
+                input: &frame.floats(self.input)[image * from..][..from],
+                filter: frame.floats(self.filter),
+                bias: self.bias.map(|b| frame.floats(b)),
+                activation: self.activation,
+            };
+            conv_first::conv_first(level, &problem, units, frame.output_at(self.output, image * to, to));
+        }
+    }
+}
+
+impl DepthwiseStep {
+    pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
+        let (from, to) = (self.shape.input_len(), self.shape.output_len());
+        for (image, units) in per_image(self.images, depthwise::depthwise_units(&self.shape), worker) {
+            let problem = depthwise::Depthwise {
+                shape: self.shape,
+                input: &frame.floats(self.input)[image * from..][..from],
+                filter: frame.floats(self.filter),
+                bias: self.bias.map(|b| frame.floats(b)),
+                residual: self.residual.map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[image * to..][..to])),
+                activation: self.activation,
+            };
+            depthwise::depthwise(level, &problem, units, frame.output_at(self.output, image * to, to));
+        }
+    }
+}

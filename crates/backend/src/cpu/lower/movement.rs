@@ -1,0 +1,291 @@
+//! What moves elements, or only looks at them otherwise.
+
+use crate::{
+    RunError,
+    cpu::{
+        frame::{Buffer, Frame, Worker},
+        lower::Lowered,
+        plan::{Builder, NoPlan, Strided},
+    },
+};
+use cutover_graph::{
+    Node, OpError, ValueId,
+    ops::{Concat, Gather, Split, Transpose, normalize_axis},
+};
+use cutover_kernels::cpu::{BLOCK, IsaLevel, movement};
+use cutover_tensor::DType;
+
+/// Runs of bytes from rows of one buffer to rows of another.
+pub(in crate::cpu) struct Copy {
+    rows: usize,
+    width: usize,
+    from: Buffer,
+    from_start: usize,
+    from_stride: usize,
+    to: Buffer,
+    to_start: usize,
+    to_stride: usize,
+}
+
+/// A strided view of four-byte elements, made contiguous.
+pub(in crate::cpu) struct CopyStrided {
+    pub from: Strided,
+    pub shape: Vec<usize>,
+    pub to: Buffer,
+}
+
+/// Rows of `width` bytes chosen by index along an axis.
+pub(in crate::cpu) struct GatherStep {
+    outer: usize,
+    extent: usize,
+    width: usize,
+    count: usize,
+    table: Buffer,
+    indices: Buffer,
+    index_type: DType,
+    output: Buffer,
+    /// For errors.
+    node: String,
+}
+
+impl Copy {
+    /// All of a buffer.
+    pub fn whole(from: Buffer, to: Buffer, bytes: usize) -> Copy {
+        Copy { rows: 1, width: bytes, from, from_start: 0, from_stride: bytes, to, to_start: 0, to_stride: bytes }
+    }
+
+    pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>) {
+        if self.width == 0 {
+            return;
+        }
+        let from = frame.bytes(self.from);
+        // Few long rows are cut, so that every thread has some.
+        let pieces = (worker.threads * 4).div_ceil(self.rows.max(1)).min(self.width.div_ceil(4096)).max(1);
+        for unit in worker.share(self.rows * pieces) {
+            let (row, piece) = (unit / pieces, unit % pieces);
+            let part = super::super::pool::share(self.width, piece, pieces);
+            let source = self.from_start + row * self.from_stride;
+            frame.write(self.to, self.to_start + row * self.to_stride + part.start, &from[source + part.start..source + part.end]);
+        }
+    }
+}
+
+impl CopyStrided {
+    pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
+        let count: usize = self.shape.iter().product();
+        let Some(input) = frame.floats(self.from.buffer).get(self.from.offset..) else { return };
+        movement::copy_strided(level, &self.shape, &self.from.strides, input, worker.share(count), frame.output(self.to));
+    }
+}
+
+impl GatherStep {
+    pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>) -> Result<(), RunError> {
+        let (table, indices) = (frame.bytes(self.table), frame.bytes(self.indices));
+        for unit in worker.share(self.outer * self.count) {
+            let (outer, at) = (unit / self.count, unit % self.count);
+            let given = match self.index_type {
+                DType::I64 => i64::from_le_bytes(indices[at * 8..][..8].try_into().expect("eight bytes")),
+                _ => i64::from(i32::from_le_bytes(indices[at * 4..][..4].try_into().expect("four bytes"))),
+            };
+            let wrapped = if given < 0 { given + self.extent as i64 } else { given };
+            let Some(index) = usize::try_from(wrapped).ok().filter(|&i| i < self.extent) else {
+                let source = OpError::input(format!("index {given} of an axis of {}", self.extent));
+                return Err(RunError::Op { node: self.node.clone(), op: "Gather".to_string(), source });
+            };
+            let from = (outer * self.extent + index) * self.width;
+            frame.write(self.output, unit * self.width, &table[from..from + self.width]);
+        }
+        Ok(())
+    }
+}
+
+fn input(node: &Node, index: usize) -> Option<ValueId> {
+    node.inputs.get(index).copied().flatten()
+}
+
+pub(in crate::cpu) fn lower_view(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
+    let Some(x) = input(node, 0) else { return Ok(false) };
+    let output = node.outputs[0];
+    if builder.bytes(x) != builder.bytes(output) {
+        // A reshape whose inference and facts disagree is the reference's to refuse.
+        return Ok(false);
+    }
+    // The same image needs no conversion.
+    if let Some(blocked) = builder.held(x).blocked
+        && builder.shape(x) == builder.shape(output)
+    {
+        builder.hold_blocked(output, blocked);
+        return Ok(true);
+    }
+    builder.hold_view(output, x)?;
+    Ok(true)
+}
+
+/// Whether elements can be moved as if they were f32.
+fn is_word(builder: &Builder<'_>, id: ValueId) -> bool {
+    matches!(builder.fact(id).dtype, DType::F32 | DType::I32 | DType::U32)
+}
+
+/// The strided view that `id` is, of its row-major bytes if of nothing else.
+fn view(builder: &mut Builder<'_>, id: ValueId) -> Result<Strided, NoPlan> {
+    let held = builder.held(id).clone();
+    match held.strided.filter(|_| held.plain.is_none()) {
+        Some(strided) => Ok(strided),
+        None => {
+            let strides = builder.shape(id).strides().to_vec();
+            Ok(Strided { buffer: builder.plain(id)?, offset: 0, strides })
+        }
+    }
+}
+
+pub(in crate::cpu) fn lower_transpose(builder: &mut Builder<'_>, node: &Node, op: &Transpose) -> Result<bool, NoPlan> {
+    let Some(x) = input(node, 0) else { return Ok(false) };
+    let output = node.outputs[0];
+    let Ok(permutation) = op.permutation(builder.shape(x).rank()) else { return Ok(false) };
+    if !is_word(builder, x) || builder.shape(x).element_count() == 0 || permutation.len() > 16 {
+        return Ok(false);
+    }
+    let from = view(builder, x)?;
+    let strides = permutation.iter().map(|&a| from.strides[a]).collect();
+    builder.hold_strided(output, Strided { strides, ..from });
+    Ok(true)
+}
+
+pub(in crate::cpu) fn lower_slice(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
+    let Some(x) = input(node, 0) else { return Ok(false) };
+    let (shape, to) = (builder.shape(x), builder.shape(node.outputs[0]));
+    let known = |index: usize| input(node, index).map(|id| builder.integers(id));
+    let (Some(Some(starts)), axes, steps) = (known(1), known(3), known(4)) else { return Ok(false) };
+    if matches!(axes, Some(None)) || matches!(steps, Some(None)) || !is_word(builder, x) || to.element_count() == 0 || shape.rank() > 16 {
+        return Ok(false);
+    }
+    let axes = axes.flatten().unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let steps = steps.flatten().unwrap_or_else(|| vec![1; starts.len()]);
+    if steps.iter().any(|&s| s < 1) {
+        return Ok(false);
+    }
+    let mut from = view(builder, x)?;
+    for ((&axis, &start), &step) in axes.iter().zip(&starts).zip(&steps) {
+        let Ok(axis) = normalize_axis(axis, shape.rank()) else { return Ok(false) };
+        let extent = shape[axis] as i64;
+        let start = if start < 0 { start.saturating_add(extent) } else { start }.clamp(0, extent) as usize;
+        from.offset += start * from.strides[axis];
+        from.strides[axis] = from.strides[axis].saturating_mul(step as usize);
+    }
+    // An axis of one element is not stepped along; its stride may be anything.
+    (0..to.rank()).filter(|&a| to[a] == 1).for_each(|a| from.strides[a] = from.strides[a].min(1 << 40));
+    builder.hold_strided(node.outputs[0], from);
+    Ok(true)
+}
+
+pub(in crate::cpu) fn lower_expand(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
+    let Some(x) = input(node, 0) else { return Ok(false) };
+    let (shape, to) = (builder.shape(x), builder.shape(node.outputs[0]));
+    if !is_word(builder, x) || to.element_count() == 0 || to.rank() > 16 || shape.rank() > to.rank() {
+        return Ok(false);
+    }
+    let from = view(builder, x)?;
+    let lead = to.rank() - shape.rank();
+    let stride = |axis: usize| if axis < lead || shape[axis - lead] == 1 { 0 } else { from.strides[axis - lead] };
+    let strides = (0..to.rank()).map(stride).collect();
+    builder.hold_strided(node.outputs[0], Strided { strides, ..from });
+    Ok(true)
+}
+
+pub(in crate::cpu) fn lower_concat(builder: &mut Builder<'_>, node: &Node, op: &Concat) -> Result<bool, NoPlan> {
+    let Some(inputs) = node.inputs.iter().copied().collect::<Option<Vec<ValueId>>>() else { return Ok(false) };
+    let output = node.outputs[0];
+    let shape = builder.shape(output);
+    let Ok(axis) = normalize_axis(op.axis, shape.rank()) else { return Ok(false) };
+    let bits = builder.fact(output).dtype.bits();
+    if bits < 8 || shape.element_count() == 0 {
+        return Ok(false);
+    }
+    let blocked = |id: &ValueId| builder.held(*id).blocked.is_some();
+    let whole = |id: &ValueId| builder.shape(*id)[1].is_multiple_of(BLOCK);
+    if axis == 1 && shape.rank() >= 3 && inputs.iter().any(blocked) && inputs[..inputs.len() - 1].iter().all(whole) {
+        let from = inputs.iter().map(|&id| builder.blocked(id)).collect::<Result<Vec<_>, _>>()?;
+        let to = builder.new_blocked(output)?;
+        let (images, channels, pixels) = builder.image(output);
+        let bytes = |channels: usize| channels.next_multiple_of(BLOCK) * pixels * 4;
+        let mut start = 0;
+        for (id, from) in inputs.into_iter().zip(from) {
+            let width = bytes(builder.image(id).1);
+            let copy = Copy {
+                rows: images,
+                width,
+                from,
+                from_start: 0,
+                from_stride: width,
+                to,
+                to_start: start,
+                to_stride: bytes(channels),
+            };
+            builder.push(Lowered::Copy(copy), &[from], &[to]);
+            start += width;
+        }
+        return Ok(true);
+    }
+    let rows: usize = shape[..axis].iter().product();
+    let inner = shape[axis + 1..].iter().product::<usize>() * bits / 8;
+    let from = inputs.iter().map(|&id| builder.plain(id)).collect::<Result<Vec<_>, _>>()?;
+    let to = builder.new_plain(output)?;
+    let mut start = 0;
+    for (id, from) in inputs.into_iter().zip(from) {
+        let width = builder.shape(id)[axis] * inner;
+        let copy =
+            Copy { rows, width, from, from_start: 0, from_stride: width, to, to_start: start, to_stride: shape[axis] * inner };
+        builder.push(Lowered::Copy(copy), &[from], &[to]);
+        start += width;
+    }
+    Ok(true)
+}
+
+pub(in crate::cpu) fn lower_split(builder: &mut Builder<'_>, node: &Node, op: &Split) -> Result<bool, NoPlan> {
+    let Some(x) = input(node, 0) else { return Ok(false) };
+    let shape = builder.shape(x);
+    let Ok(axis) = normalize_axis(op.axis, shape.rank()) else { return Ok(false) };
+    let bits = builder.fact(x).dtype.bits();
+    if bits < 8 || shape.element_count() == 0 {
+        return Ok(false);
+    }
+    let rows: usize = shape[..axis].iter().product();
+    let inner = shape[axis + 1..].iter().product::<usize>() * bits / 8;
+    let from = builder.plain(x)?;
+    let mut start = 0;
+    for &output in &node.outputs {
+        let width = builder.shape(output)[axis] * inner;
+        let to = builder.new_plain(output)?;
+        let copy =
+            Copy { rows, width, from, from_start: start, from_stride: shape[axis] * inner, to, to_start: 0, to_stride: width };
+        builder.push(Lowered::Copy(copy), &[from], &[to]);
+        start += width;
+    }
+    Ok(true)
+}
+
+pub(in crate::cpu) fn lower_gather(builder: &mut Builder<'_>, node: &Node, op: &Gather) -> Result<bool, NoPlan> {
+    let (Some(x), Some(indices)) = (input(node, 0), input(node, 1)) else { return Ok(false) };
+    let output = node.outputs[0];
+    let shape = builder.shape(x);
+    let Ok(axis) = normalize_axis(op.axis, shape.rank()) else { return Ok(false) };
+    let bits = builder.fact(x).dtype.bits();
+    if bits < 8 || builder.shape(output).element_count() == 0 {
+        return Ok(false);
+    }
+    let (table, index) = (builder.plain(x)?, builder.plain(indices)?);
+    let to = builder.new_plain(output)?;
+    let step = GatherStep {
+        outer: shape[..axis].iter().product(),
+        extent: shape[axis],
+        width: shape[axis + 1..].iter().product::<usize>() * bits / 8,
+        count: builder.shape(indices).element_count(),
+        table,
+        indices: index,
+        index_type: builder.fact(indices).dtype,
+        output: to,
+        node: node.name.clone(),
+    };
+    builder.push(Lowered::Gather(step), &[table, index], &[to]);
+    Ok(true)
+}

@@ -1,0 +1,309 @@
+//! Matrix products: MatMul and Gemm, weights packed once, everything else packed per run.
+
+use super::{activation, elementwise};
+use crate::cpu::{
+    frame::{Buffer, Frame, Worker},
+    lower::Lowered,
+    plan::{Builder, NoPlan, Strided},
+    weights::Recipe,
+};
+use cutover_graph::{Node, ValueId, ops};
+use cutover_kernels::cpu::{
+    Activation, IsaLevel, Output, Residual,
+    gemm::{self, Bias, Matrix},
+};
+
+/// Where a batch of matrices lies: matrix `i` starts at `offset + starts[i]`.
+struct Operand {
+    buffer: Buffer,
+    offset: usize,
+    starts: Vec<usize>,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+/// Packs every B of a batch.
+pub(in crate::cpu) struct PackB {
+    b: Operand,
+    k: usize,
+    n: usize,
+    packed: Buffer,
+}
+
+/// A product for every matrix of a batch.
+pub(in crate::cpu) struct Product {
+    m: usize,
+    n: usize,
+    k: usize,
+    alpha: f32,
+    a: Operand,
+    /// Packed; matrix `i` of the batch uses the one at `b_index[i]`.
+    b: Buffer,
+    b_index: Vec<usize>,
+    bias: Bound,
+    residual: Option<Buffer>,
+    activation: Activation,
+    output: Buffer,
+}
+
+/// A bias of one value per column, or per row.
+enum Bound {
+    None,
+    Column(Buffer),
+    Row(Buffer),
+}
+
+impl Operand {
+    fn matrix<'a>(&self, frame: &'a Frame<'_>, index: usize) -> Matrix<'a> {
+        let data = &frame.floats(self.buffer)[self.offset + self.starts[index]..];
+        Matrix { data, row_stride: self.row_stride, column_stride: self.column_stride }
+    }
+}
+
+/// The strided view that `id` is, and its shape.
+fn view(builder: &mut Builder<'_>, id: ValueId) -> Result<(Strided, Vec<usize>), NoPlan> {
+    let shape = builder.shape(id).to_vec();
+    let held = builder.held(id).clone();
+    match held.strided.filter(|_| held.plain.is_none()) {
+        Some(strided) => Ok((strided, shape)),
+        None => {
+            let strides = builder.shape(id).strides().to_vec();
+            Ok((Strided { buffer: builder.plain(id)?, offset: 0, strides }, shape))
+        }
+    }
+}
+
+pub(in crate::cpu) fn lower_matmul(builder: &mut Builder<'_>, node: &Node, op: &ops::MatMul) -> Result<bool, NoPlan> {
+    let (Some(&Some(a)), Some(&Some(b))) = (node.inputs.first(), node.inputs.get(1)) else { return Ok(false) };
+    let (addend, output) = (node.inputs.get(2).copied().flatten(), node.outputs[0]);
+    let (a_shape, b_shape, y_shape) = (builder.shape(a), builder.shape(b), builder.shape(output));
+    if !builder.is_float(a) || !builder.is_float(b) || a_shape.rank() == 0 || b_shape.rank() == 0 || y_shape.element_count() == 0 {
+        return Ok(false);
+    }
+    let k = a_shape[a_shape.rank() - 1];
+    let fused = activation(op.activation);
+    // Weights: one matrix for all rows.
+    if b_shape.rank() == 2 && builder.constant(b).is_some() {
+        let (m, n) = (y_shape.element_count() / b_shape[1], b_shape[1]);
+        let packed = pack_constant(builder, b, k, n, false)?;
+        let a = builder.plain(a)?;
+        let a = Operand { buffer: a, offset: 0, starts: vec![0], row_stride: k, column_stride: 1 };
+        return finish(builder, Dims { m, n, k, alpha: 1.0 }, a, packed, vec![0], addend, fused, output, &y_shape);
+    }
+    let (mut left, mut left_shape) = view(builder, a)?;
+    let (mut right, mut right_shape) = view(builder, b)?;
+    if left_shape.len() == 1 {
+        left_shape.insert(0, 1);
+        left.strides.insert(0, 0);
+    }
+    if right_shape.len() == 1 {
+        right_shape.push(1);
+        right.strides.push(0);
+    }
+    let (m, n) = (left_shape[left_shape.len() - 2], right_shape[right_shape.len() - 1]);
+    let batch = batch_shape(&left_shape[..left_shape.len() - 2], &right_shape[..right_shape.len() - 2]);
+    let starts = |view: &Strided, shape: &[usize]| starts(&batch, &shape[..shape.len() - 2], &view.strides);
+    let (a_starts, b_starts) = (starts(&left, &left_shape), starts(&right, &right_shape));
+    let rank = |view: &Strided| view.strides.len();
+    let operand = |view: Strided, starts: Vec<usize>| {
+        let (row_stride, column_stride) = (view.strides[rank(&view) - 2], view.strides[rank(&view) - 1]);
+        Operand { buffer: view.buffer, offset: view.offset, starts, row_stride, column_stride }
+    };
+    // A matrix that several of the batch share is packed once.
+    let mut distinct = b_starts.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let b_index = b_starts.iter().map(|s| distinct.binary_search(s).expect("it is among them")).collect();
+    let packed = match builder.constant(b) {
+        Some(_) if distinct.len() == 1 && right_shape.len() == 2 => pack_constant(builder, b, k, n, false)?,
+        _ => pack(builder, operand(right, distinct), k, n)?,
+    };
+    let a = operand(left, a_starts);
+    finish(builder, Dims { m, n, k, alpha: 1.0 }, a, packed, b_index, addend, fused, output, &y_shape)
+}
+
+pub(in crate::cpu) fn lower_gemm(builder: &mut Builder<'_>, node: &Node, op: &ops::Gemm) -> Result<bool, NoPlan> {
+    let (Some(&Some(a)), Some(&Some(b))) = (node.inputs.first(), node.inputs.get(1)) else { return Ok(false) };
+    let (addend, output) = (node.inputs.get(2).copied().flatten(), node.outputs[0]);
+    let y_shape = builder.shape(output);
+    if !builder.is_float(a) || !builder.is_float(b) || y_shape.element_count() == 0 || (addend.is_some() && op.beta != 1.0) {
+        return Ok(false);
+    }
+    let (left, left_shape) = view(builder, a)?;
+    let (m, n) = (y_shape[0], y_shape[1]);
+    let k = left_shape[usize::from(!op.transpose_a)];
+    let (rows, columns) = (left.strides[0], left.strides[1]);
+    let (row_stride, column_stride) = if op.transpose_a { (columns, rows) } else { (rows, columns) };
+    let a = Operand { buffer: left.buffer, offset: left.offset, starts: vec![0], row_stride, column_stride };
+    let packed = match builder.constant(b) {
+        Some(_) => pack_constant(builder, b, k, n, op.transpose_b)?,
+        None => {
+            let (right, _) = view(builder, b)?;
+            let (rows, columns) = (right.strides[0], right.strides[1]);
+            let (row_stride, column_stride) = if op.transpose_b { (columns, rows) } else { (rows, columns) };
+            let b = Operand { buffer: right.buffer, offset: right.offset, starts: vec![0], row_stride, column_stride };
+            pack(builder, b, k, n)?
+        }
+    };
+    let fused = activation(op.activation);
+    finish(builder, Dims { m, n, k, alpha: op.alpha }, a, packed, vec![0], addend, fused, output, &y_shape)
+}
+
+struct Dims {
+    m: usize,
+    n: usize,
+    k: usize,
+    alpha: f32,
+}
+
+/// Adds the product, with the addend fused where the kernel can.
+fn finish(
+    builder: &mut Builder<'_>,
+    dims: Dims,
+    a: Operand,
+    b: Buffer,
+    b_index: Vec<usize>,
+    addend: Option<ValueId>,
+    fused: Activation,
+    output: ValueId,
+    y_shape: &[usize],
+) -> Result<bool, NoPlan> {
+    let Dims { m, n, k, alpha } = dims;
+    let (mut bias, mut residual, mut later) = (Bound::None, None, None);
+    if let Some(id) = addend {
+        let shape = builder.shape(id);
+        let last = shape.last().copied().unwrap_or(1);
+        let single = a.starts.len() == 1;
+        if shape.element_count() == n && last == n {
+            bias = Bound::Column(builder.plain(id)?);
+        } else if single && n > 1 && last == 1 && shape.element_count() == m && shape.rank() == 2 {
+            bias = Bound::Row(builder.plain(id)?);
+        } else if shape[..] == *y_shape {
+            residual = Some(builder.plain(id)?);
+        } else {
+            later = Some(id);
+        }
+    }
+    let to = builder.new_plain(output)?;
+    builder.need_workspace(gemm::gemm_workspace_len(k));
+    let activation = if later.is_some() { Activation::Identity } else { fused };
+    let extra = match &bias {
+        Bound::None => None,
+        Bound::Column(b) | Bound::Row(b) => Some(*b),
+    };
+    let reads: Vec<Buffer> = [Some(a.buffer), Some(b), extra, residual].into_iter().flatten().collect();
+    let step = Product { m, n, k, alpha, a, b, b_index, bias, residual, activation, output: to };
+    builder.push(Lowered::Product(step), &reads, &[to]);
+    if let Some(addend) = later {
+        elementwise::add_broadcast(builder, to, y_shape, addend, fused)?;
+    }
+    Ok(true)
+}
+
+/// The constant matrix `id` as packed B of `k × n`; `transposed` where it is held as `n × k`.
+pub(super) fn pack_constant(builder: &mut Builder<'_>, id: ValueId, k: usize, n: usize, transposed: bool) -> Result<Buffer, NoPlan> {
+    let constant = builder.constant(id).expect("checked by the caller").clone();
+    let level = builder.device.level;
+    let how = format!("b {k} {n} {transposed} {}", level.name());
+    let recipe = Recipe { identities: vec![constant.identity()], how };
+    builder.pack(recipe, gemm::packed_b_len(level, k, n), |packed| {
+        let weights = constant.tensor.aligned();
+        let data: &[f32] = weights.as_slice().expect("f32, aligned");
+        pack_matrix(level, data, k, n, transposed, packed);
+    })
+}
+
+/// Packs a matrix held as `k × n`, or as `n × k` where `transposed`.
+pub(super) fn pack_matrix(level: IsaLevel, data: &[f32], k: usize, n: usize, transposed: bool, packed: &mut [f32]) {
+    let matrix = if transposed { Matrix::transposed(data, k) } else { Matrix::row_major(data, n) };
+    gemm::pack_b(level, matrix, k, n, 0..gemm::panel_count(level, n), Output::new(packed));
+}
+
+/// Packs a batch of matrices at run time.
+fn pack(builder: &mut Builder<'_>, b: Operand, k: usize, n: usize) -> Result<Buffer, NoPlan> {
+    let len = gemm::packed_b_len(builder.device.level, k, n);
+    let packed = builder.new_floats(len.checked_mul(b.starts.len()).unwrap_or(usize::MAX))?;
+    let from = b.buffer;
+    builder.push(Lowered::PackB(PackB { b, k, n, packed }), &[from], &[packed]);
+    Ok(packed)
+}
+
+/// The broadcast of two batches' shapes, which inference has found to agree.
+fn batch_shape(a: &[usize], b: &[usize]) -> Vec<usize> {
+    let rank = a.len().max(b.len());
+    let at = |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
+    (0..rank).map(|axis| if at(a, axis) == 1 { at(b, axis) } else { at(a, axis) }).collect()
+}
+
+/// Where each matrix of `batch` starts in an operand whose own batch is `shape`.
+fn starts(batch: &[usize], shape: &[usize], strides: &[usize]) -> Vec<usize> {
+    let lead = batch.len() - shape.len();
+    let stride = |axis: usize| if axis < lead || shape[axis - lead] == 1 { 0 } else { strides[axis - lead] };
+    let strides: Vec<usize> = (0..batch.len()).map(stride).collect();
+    ops::indices(batch).map(|index| index.iter().zip(&strides).map(|(i, s)| i * s).sum()).collect()
+}
+
+impl PackB {
+    pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
+        let (k, n) = (self.k, self.n);
+        let (panels, len) = (gemm::panel_count(level, n), gemm::packed_b_len(level, k, n));
+        for (index, panels) in super::layout::per_image(self.b.starts.len(), panels, worker) {
+            let packed = frame.output_at(self.packed, index * len, len);
+            gemm::pack_b(level, self.b.matrix(frame, index), k, n, panels, packed);
+        }
+    }
+}
+
+/// Rows of a product in one unit of work: enough to read B's panels seldom, few enough to share out.
+const UNIT_ROWS: usize = 56;
+
+impl Product {
+    pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
+        let Product { m, n, k, .. } = *self;
+        let panels = gemm::panel_count(level, n);
+        let b_len = gemm::packed_b_len(level, k, n);
+        let matrices = self.a.starts.len();
+        // Rows are shared where there are many, panels of columns otherwise; either way each output is one thread's.
+        let by_rows = matrices * m.div_ceil(UNIT_ROWS) >= 2 * worker.threads || m > n;
+        let (units, threads) = if by_rows { (m, worker.threads) } else { (panels, worker.threads) };
+        let mut one = |index: usize, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>| {
+            let problem = gemm::Gemm {
+                m,
+                n,
+                k,
+                a: self.a.matrix(frame, index),
+                b: &frame.floats(self.b)[self.b_index[index] * b_len..][..b_len],
+                alpha: self.alpha,
+                bias: match self.bias {
+                    Bound::None => Bias::None,
+                    Bound::Column(b) => Bias::Column(frame.floats(b)),
+                    Bound::Row(b) => Bias::Row(frame.floats(b)),
+                },
+                residual: self.residual.map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[index * m * n..][..m * n])),
+                activation: self.activation,
+                output_stride: n,
+            };
+            let output = frame.output_at(self.output, index * m * n, m * n);
+            gemm::gemm(level, &problem, rows, panels, output, worker.workspace);
+        };
+        if k == 0 {
+            // The kernel's A is empty then; the sum of nothing is what bias and residual leave.
+            if worker.thread == 0 {
+                (0..matrices).for_each(|index| one(index, 0..m, 0..panels));
+            }
+            return;
+        }
+        let total = matrices * units;
+        let mine = total * worker.thread / threads..total * (worker.thread + 1) / threads;
+        let mut at = mine.start;
+        while at < mine.end {
+            let (index, first) = (at / units, at % units);
+            let last = units.min(first + (mine.end - at));
+            match by_rows {
+                true => one(index, first..last, 0..panels),
+                false => one(index, 0..m, first..last),
+            }
+            at += last - first;
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Threads that walk a run's steps together: one wake per run, a barrier between steps.
+//!
+//! A run that finds the threads busy with another goes on alone: results do not depend on the number of threads, so only its time
+//! differs, and sessions never wait for each other.
+
+use crate::{CompileError, ResourceError};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+/// Rounds that a waiting thread spins before it lets others run, and before it sleeps.
+const SPINS: usize = 4_000;
+
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<thread::JoinHandle<()>>,
+    /// Held by the run that has the workers.
+    busy: Mutex<()>,
+}
+
+struct Shared {
+    job: Mutex<Job>,
+    wake: Condvar,
+    /// The number of the job, for workers that look without the lock.
+    number: AtomicUsize,
+    /// Workers still in the job.
+    running: AtomicUsize,
+    panicked: AtomicBool,
+}
+
+struct Job {
+    number: usize,
+    task: Option<Task>,
+    stop: bool,
+}
+
+/// A task that lives on the caller's stack until every worker is done with it.
+#[derive(Clone, Copy)]
+struct Task(*const (dyn Fn(usize, usize) + Sync));
+
+// SAFETY: the task is `Sync`, and `Pool::run` does not return before the last worker let go of the pointer.
+unsafe impl Send for Task {}
+
+impl Pool {
+    /// `threads` in all, the caller's of each run included.
+    pub fn new(threads: usize) -> Result<Pool, CompileError> {
+        let shared = Arc::new(Shared {
+            job: Mutex::new(Job { number: 0, task: None, stop: false }),
+            wake: Condvar::new(),
+            number: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+        });
+        let mut workers = Vec::with_capacity(threads.saturating_sub(1));
+        for thread in 1..threads.max(1) {
+            let shared = Arc::clone(&shared);
+            let worker = thread::Builder::new().name(format!("cutover-cpu-{thread}"));
+            let worker = worker.spawn(move || shared.work(thread, threads)).map_err(|error| {
+                CompileError::Resource(ResourceError::System { what: "a thread", message: error.to_string() })
+            })?;
+            workers.push(worker);
+        }
+        Ok(Pool { shared, workers, busy: Mutex::new(()) })
+    }
+
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task(thread, threads)` once on each of `threads` threads, of which the calling one is 0, and returns when all are done. A
+    /// panic of one is the caller's, once all are done.
+    pub fn run(&self, task: &(dyn Fn(usize, usize) + Sync)) {
+        let alone = if self.workers.is_empty() { None } else { self.busy.try_lock().ok() };
+        let Some(_busy) = alone else { return task(0, 1) };
+        // SAFETY: only the lifetime changes; this function returns, or unwinds, only after `running` is 0.
+        let erased: *const (dyn Fn(usize, usize) + Sync) = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const (dyn Fn(usize, usize) + Sync + 'static)>(task)
+        };
+        self.shared.running.store(self.workers.len(), Ordering::Relaxed);
+        {
+            let mut job = self.shared.job.lock().unwrap_or_else(PoisonError::into_inner);
+            job.task = Some(Task(erased));
+            job.number += 1;
+            self.shared.number.store(job.number, Ordering::Release);
+        }
+        self.shared.wake.notify_all();
+        let mine = catch_unwind(AssertUnwindSafe(|| task(0, self.threads())));
+        let mut spins = 0;
+        while self.shared.running.load(Ordering::Acquire) != 0 {
+            relax(&mut spins);
+        }
+        let panicked = self.shared.panicked.swap(false, Ordering::Relaxed);
+        if let Err(panic) = mine {
+            resume_unwind(panic);
+        }
+        assert!(!panicked, "a thread of the CPU backend panicked");
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.job.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.shared.number.fetch_add(1, Ordering::Release);
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self, thread: usize, threads: usize) {
+        let mut done = 0;
+        loop {
+            // A run often follows the last one at once: look for it a little before sleeping.
+            for _ in 0..SPINS {
+                if self.number.load(Ordering::Acquire) != done {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            let mut job = self.job.lock().unwrap_or_else(PoisonError::into_inner);
+            while job.number == done && !job.stop {
+                job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
+            }
+            if job.stop {
+                return;
+            }
+            done = job.number;
+            let task = job.task;
+            drop(job);
+            if let Some(Task(task)) = task {
+                // SAFETY: `Pool::run` keeps the task alive until `running` is 0, which this thread sees to below.
+                let task = unsafe { &*task };
+                if catch_unwind(AssertUnwindSafe(|| task(thread, threads))).is_err() {
+                    self.panicked.store(true, Ordering::Relaxed);
+                }
+                self.running.fetch_sub(1, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// Spins, then lets other threads run: the one waited for may need this core.
+fn relax(spins: &mut usize) {
+    *spins += 1;
+    if *spins < SPINS {
+        std::hint::spin_loop();
+    } else {
+        thread::yield_now();
+    }
+}
+
+/// Where the threads of one run meet after every step.
+#[derive(Default)]
+pub(super) struct Barrier {
+    arrived: AtomicUsize,
+    round: AtomicUsize,
+    /// Set by a thread that can't go on; every thread leaves at its next meeting.
+    broken: AtomicBool,
+}
+
+impl Barrier {
+    /// Waits until all `threads` are here; `false` where one can't go on.
+    pub fn wait(&self, threads: usize) -> bool {
+        if threads > 1 {
+            let round = self.round.load(Ordering::Acquire);
+            if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == threads {
+                self.arrived.store(0, Ordering::Relaxed);
+                self.round.store(round.wrapping_add(1), Ordering::Release);
+            } else {
+                let mut spins = 0;
+                while self.round.load(Ordering::Acquire) == round && !self.broken.load(Ordering::Acquire) {
+                    relax(&mut spins);
+                }
+            }
+        }
+        !self.broken.load(Ordering::Acquire)
+    }
+
+    pub fn break_up(&self) {
+        self.broken.store(true, Ordering::Release);
+    }
+}
+
+/// Breaks the barrier when its thread unwinds, so that the others do not wait for it.
+pub(super) struct BreakOnPanic<'a>(pub &'a Barrier);
+
+impl Drop for BreakOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.break_up();
+        }
+    }
+}
+
+/// The part of `count` units that `thread` of `threads` computes.
+pub(super) fn share(count: usize, thread: usize, threads: usize) -> std::ops::Range<usize> {
+    count * thread / threads..count * (thread + 1) / threads
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_thread_runs_once_and_meets_the_others() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            for _ in 0..100 {
+                let barrier = Barrier::default();
+                let (before, after) = (AtomicUsize::new(0), AtomicUsize::new(0));
+                pool.run(&|_, threads| {
+                    before.fetch_add(1, Ordering::Relaxed);
+                    assert!(barrier.wait(threads));
+                    assert_eq!(before.load(Ordering::Relaxed), threads);
+                    after.fetch_add(1, Ordering::Relaxed);
+                });
+                assert_eq!(after.load(Ordering::Relaxed), threads);
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+        let pool = Pool::new(3).unwrap();
+        for culprit in 0..3 {
+            let barrier = Barrier::default();
+            let run = || {
+                pool.run(&|thread, threads| {
+                    let _guard = BreakOnPanic(&barrier);
+                    assert_ne!(thread, culprit, "as planned");
+                    barrier.wait(threads);
+                })
+            };
+            assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        }
+        let count = AtomicUsize::new(0);
+        pool.run(&|_, _| drop(count.fetch_add(1, Ordering::Relaxed)));
+        assert_eq!(count.load(Ordering::Relaxed), 3);
+    }
+}
