@@ -203,15 +203,15 @@ impl Builder<'_> {
         let end = self.steps.len() + outputs.len();
         for (index, &id) in outputs.iter().enumerate() {
             let from = self.plain(id)?;
+            let bytes = self.bytes(id);
             let building = &mut self.buffers[from.0 as usize];
             // Written straight into the caller's memory, unless that is spoken for or it was there before the run.
-            if building.placed.is_none() && building.bytes == self.bytes(id) {
+            if building.placed.is_none() && building.bytes == bytes {
                 building.placed = Some(Place::Output(index));
                 continue;
             }
-            let to = self.add(Some(Place::Output(index)), self.bytes(id));
+            let to = self.add(Some(Place::Output(index)), bytes);
             self.kernel = "copy";
-            let bytes = self.bytes(id);
             self.push(Lowered::Copy(lower::movement::Copy::whole(from, to, bytes)), &[from], &[to]);
         }
         let arena: Vec<usize> = (0..self.buffers.len()).filter(|&i| self.buffers[i].placed.is_none()).collect();

@@ -304,15 +304,6 @@ pub(super) fn add_broadcast(
     Ok(())
 }
 
-/// `to = activation(to)`.
-pub(super) fn activate(builder: &mut Builder<'_>, to: Buffer, activation: Activation) {
-    if activation != Activation::Identity {
-        let function = elementwise::Unary::Activation(activation);
-        let step = UnaryStep { function, len: builder.floats(to), input: None, output: to };
-        builder.push(Lowered::Unary(step), &[to], &[to]);
-    }
-}
-
 impl UnaryStep {
     pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
         let input = self.input.map_or(Source::Output, |b| Source::Slice(frame.floats(b)));

@@ -98,7 +98,7 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Recurre
         true => None,
         false => Some((builder.new_floats(count * batch * gates)?, builder.new_floats(count * batch * hidden)?)),
     };
-    let mut out = |builder: &mut Builder<'_>, index: usize, len: usize| match node.outputs.get(index) {
+    let out = |builder: &mut Builder<'_>, index: usize, len: usize| match node.outputs.get(index) {
         Some(&id) => builder.new_plain(id),
         None => builder.new_floats(len),
     };
