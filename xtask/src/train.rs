@@ -114,7 +114,7 @@ mod digits {
 
     /// How many of `examples` the written file answers right.
     fn right_answers(path: &Path, examples: &Examples) -> Result<usize> {
-        let mut session = Model::open(path)?.compile(Device::Reference)?.session()?;
+        let mut session = Model::open(path)?.compile(Device::Auto)?.session()?;
         let count = examples.labels.len();
         let images = cutover::Tensor::from_vec([count, 1, SIDE, SIDE], examples.images.clone())?;
         let answers = session.run([("image", images.view())])?;

@@ -25,7 +25,9 @@ impl Printer {
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, numbers: bool) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
-    rows.into_iter().for_each(|row| drop(table.add_row(row)));
+    for row in rows {
+        table.add_row(row);
+    }
     for column in table.column_iter_mut().skip(1).filter(|_| numbers) {
         column.set_cell_alignment(CellAlignment::Right);
     }

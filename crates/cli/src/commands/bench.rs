@@ -163,7 +163,9 @@ fn random_inputs(bindings: &[Binding], given: &[String], seed: u64) -> Result<Ve
                 let mut all = std::collections::BTreeSet::new();
                 dims.iter().for_each(|d| d.collect_symbols(&mut all));
                 let mut bound = symbols.clone();
-                all.into_iter().for_each(|s| drop(bound.entry(s).or_insert(1)));
+                for symbol in all {
+                    bound.entry(symbol).or_insert(1);
+                }
                 let extent = |d: &cutover::graph::Dim| d.eval(&bound).and_then(|v| usize::try_from(v).ok());
                 dims.iter()
                     .map(extent)
