@@ -103,7 +103,9 @@ impl CpuExecutable {
         if self.is_dynamic.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let is_for = |plan: &ShapePlan| plan.inputs.iter().zip(inputs).all(|(a, b)| view(b).is_some_and(|b| a[..] == *b.shape()));
+        let is_for = |plan: &ShapePlan| {
+            plan.inputs.iter().zip(inputs).all(|(a, b)| view(b).is_some_and(|b| a[..] == *b.shape()))
+        };
         let mut shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = shapes.iter().position(|plan| is_for(plan)) {
             let plan = shapes.remove(at);
@@ -178,7 +180,14 @@ impl Executable for CpuExecutable {
     }
 
     fn session(self: Arc<Self>, memory: SessionMemory) -> Result<Box<dyn Session>, ResourceError> {
-        Ok(Box::new(CpuSession { executable: self, memory, shapes: None, arena: None, symbols: Bindings::new(), addresses: Addresses::default() }))
+        Ok(Box::new(CpuSession {
+            executable: self,
+            memory,
+            shapes: None,
+            arena: None,
+            symbols: Bindings::new(),
+            addresses: Addresses::default(),
+        }))
     }
 }
 
@@ -206,7 +215,12 @@ struct Addresses {
 unsafe impl Send for CpuSession {}
 
 impl Session for CpuSession {
-    fn run(&mut self, inputs: &[Input<'_>], outputs: &mut [Output<'_>], context: &RunContext<'_>) -> Result<(), RunError> {
+    fn run(
+        &mut self,
+        inputs: &[Input<'_>],
+        outputs: &mut [Output<'_>],
+        context: &RunContext<'_>,
+    ) -> Result<(), RunError> {
         let executable = Arc::clone(&self.executable);
         let signature = &executable.signature;
         binding::bind_inputs(signature, inputs, &mut self.symbols)?;
@@ -260,7 +274,9 @@ impl CpuSession {
     fn reserve(&mut self, bytes: usize, context: &RunContext<'_>) -> Result<*mut u8, RunError> {
         let limit = self.memory.budget_bytes.unwrap_or(u64::MAX).min(context.limits.arena_bytes);
         if bytes as u64 > limit {
-            return Err(ResourceError::Memory { what: "a session's arena", needed: bytes as u64, available: limit }.into());
+            return Err(
+                ResourceError::Memory { what: "a session's arena", needed: bytes as u64, available: limit }.into()
+            );
         }
         if self.arena.as_ref().is_none_or(|arena| arena.len() < bytes) {
             // The old one first: both together may be more than there is.
@@ -316,13 +332,8 @@ impl CpuSession {
             output_at.push(tensor.bytes_mut().as_mut_ptr());
             owned.push(tensor);
         }
-        let frame = Frame {
-            placed: &shapes.placed,
-            arena,
-            inputs: input_at,
-            outputs: output_at,
-            error: Mutex::new(None),
-        };
+        let frame =
+            Frame { placed: &shapes.placed, arena, inputs: input_at, outputs: output_at, error: Mutex::new(None) };
         walk(executable, shapes, &frame, workspace_bytes, context);
         if let Some(error) = frame.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
@@ -346,7 +357,13 @@ impl CpuSession {
 }
 
 /// Every thread walks the steps, and meets the others after each.
-fn walk(executable: &CpuExecutable, shapes: &ShapePlan, frame: &Frame<'_>, workspace_bytes: usize, context: &RunContext<'_>) {
+fn walk(
+    executable: &CpuExecutable,
+    shapes: &ShapePlan,
+    frame: &Frame<'_>,
+    workspace_bytes: usize,
+    context: &RunContext<'_>,
+) {
     let barrier = Barrier::default();
     let graph = executable.plan.graph();
     let level = executable.device.level;

@@ -44,7 +44,9 @@ pub fn cpu(options: CpuOptions) -> Result<Arc<dyn Backend>, CompileError> {
     if threads > 1024 {
         return Err(CompileError::Options(format!("{threads} threads, expected at most 1024")));
     }
-    Ok(Arc::new(Cpu { device: Arc::new(Device { level, pool: pool::Pool::new(threads)?, weights: weights::Cache::default() }) }))
+    Ok(Arc::new(Cpu {
+        device: Arc::new(Device { level, pool: pool::Pool::new(threads)?, weights: weights::Cache::default() }),
+    }))
 }
 
 const NAME: &str = "cpu";

@@ -353,7 +353,10 @@ impl Builder<'_> {
         let current = self.graph.node(self.current).inputs.iter().flatten().filter(|&&i| i == id).count();
         building.placed.is_none()
             && current == 1
-            && building.holders.iter().all(|&h| if h == id { self.readers[h.index()] == 1 } else { self.readers[h.index()] == 0 })
+            && building
+                .holders
+                .iter()
+                .all(|&h| if h == id { self.readers[h.index()] == 1 } else { self.readers[h.index()] == 0 })
     }
 
     /// `id` row-major, made so if it is not.
@@ -416,11 +419,13 @@ impl Builder<'_> {
             _ => values.iter().map(|&v| u8::from(v != 0)).collect(),
         };
         let tensor = Tensor::from_bytes(fact.dtype, self.shape(id), &bytes);
-        let tensor = tensor.map_err(|e| NoPlan::Error(RunError::Op {
-            node: self.graph.value(id).name.clone(),
-            op: "constant".to_string(),
-            source: e.into(),
-        }))?;
+        let tensor = tensor.map_err(|e| {
+            NoPlan::Error(RunError::Op {
+                node: self.graph.value(id).name.clone(),
+                op: "constant".to_string(),
+                source: e.into(),
+            })
+        })?;
         let buffer = self.add(Some(Place::Constant(tensor)), bytes.len());
         self.hold_plain(id, buffer);
         Ok(buffer)
@@ -465,6 +470,11 @@ impl Builder<'_> {
 }
 
 /// Runs one step's part of a thread.
-pub(super) fn run(step: &PlannedStep, frame: &Frame<'_>, worker: &mut Worker<'_>, level: cutover_kernels::cpu::IsaLevel) -> Result<(), RunError> {
+pub(super) fn run(
+    step: &PlannedStep,
+    frame: &Frame<'_>,
+    worker: &mut Worker<'_>,
+    level: cutover_kernels::cpu::IsaLevel,
+) -> Result<(), RunError> {
     step.lowered.run(frame, worker, level)
 }

@@ -79,7 +79,10 @@ impl Pool {
         let Some(_busy) = alone else { return task(0, 1) };
         // SAFETY: only the lifetime changes; this function returns, or unwinds, only after `running` is 0.
         let erased: *const (dyn Fn(usize, usize) + Sync) = unsafe {
-            std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const (dyn Fn(usize, usize) + Sync + 'static)>(task)
+            std::mem::transmute::<
+                *const (dyn Fn(usize, usize) + Sync + '_),
+                *const (dyn Fn(usize, usize) + Sync + 'static),
+            >(task)
         };
         self.shared.running.store(self.workers.len(), Ordering::Relaxed);
         {

@@ -89,7 +89,11 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Conv) -
     let (Some(x), Some(w)) = (input(node, 0), input(node, 1)) else { return Ok(false) };
     let (bias, residual, output) = (input(node, 2), input(node, 3), node.outputs[0]);
     let (x_shape, w_shape) = (builder.shape(x), builder.shape(w));
-    if !builder.is_float(x) || builder.constant(w).is_none() || !(3..=4).contains(&x_shape.rank()) || builder.shape(output).element_count() == 0 {
+    if !builder.is_float(x)
+        || builder.constant(w).is_none()
+        || !(3..=4).contains(&x_shape.rank())
+        || builder.shape(output).element_count() == 0
+    {
         return Ok(false);
     }
     if x_shape.element_count() == 0 || residual.is_some_and(|r| builder.shape(r) != builder.shape(output)) {
@@ -103,9 +107,15 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Conv) -
     let first = op.group == 1 && channels_in <= FIRST_CHANNELS && builder.held(x).blocked.is_none();
     if first {
         let shape = FirstShape { channels_in, channels_out, height, width };
-        let filter = pack(builder, w, &format!("first {channels_in} {channels_out} {w_shape}"), conv_first::packed_first_len(&shape), |w, p| {
-            conv_first::pack_first(&shape, w, p);
-        })?;
+        let filter = pack(
+            builder,
+            w,
+            &format!("first {channels_in} {channels_out} {w_shape}"),
+            conv_first::packed_first_len(&shape),
+            |w, p| {
+                conv_first::pack_first(&shape, w, p);
+            },
+        )?;
         let (input, to) = (builder.plain(x)?, builder.new_blocked(output)?);
         let alone = residual.is_none();
         let activation = if alone { fused } else { Activation::Identity };
@@ -119,9 +129,10 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Conv) -
     }
     if op.group == channels_in && channels_out == channels_in && op.group > 1 {
         let shape = DepthwiseShape { channels: channels_in, height, width };
-        let filter = pack(builder, w, &format!("depthwise {w_shape}"), depthwise::packed_depthwise_len(&shape), |w, p| {
-            depthwise::pack_depthwise(&shape, w, p);
-        })?;
+        let filter =
+            pack(builder, w, &format!("depthwise {w_shape}"), depthwise::packed_depthwise_len(&shape), |w, p| {
+                depthwise::pack_depthwise(&shape, w, p);
+            })?;
         let input = builder.blocked(x)?;
         let residual = residual.map(|r| builder.blocked(r)).transpose()?;
         let to = builder.new_blocked(output)?;
@@ -137,7 +148,11 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Conv) -
     push_conv(builder, x, w, &w_shape, shape, images, bias, residual, fused, output)
 }
 
-pub(in crate::cpu) fn lower_transposed(builder: &mut Builder<'_>, node: &Node, op: &ConvTranspose) -> Result<bool, NoPlan> {
+pub(in crate::cpu) fn lower_transposed(
+    builder: &mut Builder<'_>,
+    node: &Node,
+    op: &ConvTranspose,
+) -> Result<bool, NoPlan> {
     let (Some(x), Some(w)) = (input(node, 0), input(node, 1)) else { return Ok(false) };
     let output = node.outputs[0];
     let (x_shape, w_shape, y_shape) = (builder.shape(x), builder.shape(w), builder.shape(output));
@@ -214,7 +229,9 @@ impl ConvStep {
                 input: &frame.floats(self.input)[image * from..][..from],
                 filter: frame.floats(self.filter),
                 bias: self.bias.map(|b| frame.floats(b)),
-                residual: self.residual.map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[image * to..][..to])),
+                residual: self
+                    .residual
+                    .map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[image * to..][..to])),
                 activation: self.activation,
             };
             conv::conv(level, &problem, units, frame.output_at(self.output, image * to, to));
@@ -247,7 +264,9 @@ impl DepthwiseStep {
                 input: &frame.floats(self.input)[image * from..][..from],
                 filter: frame.floats(self.filter),
                 bias: self.bias.map(|b| frame.floats(b)),
-                residual: self.residual.map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[image * to..][..to])),
+                residual: self
+                    .residual
+                    .map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[image * to..][..to])),
                 activation: self.activation,
             };
             depthwise::depthwise(level, &problem, units, frame.output_at(self.output, image * to, to));

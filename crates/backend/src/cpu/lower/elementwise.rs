@@ -167,7 +167,12 @@ fn combine(
 ) -> Result<bool, NoPlan> {
     let shape = builder.shape(output);
     let large = [a, b].iter().any(|&v| builder.shape(v).rank() > shape.rank());
-    if !builder.is_float(a) || !builder.is_float(b) || large || shape.rank() > elementwise::MAX_RANK || shape.element_count() == 0 {
+    if !builder.is_float(a)
+        || !builder.is_float(b)
+        || large
+        || shape.rank() > elementwise::MAX_RANK
+        || shape.element_count() == 0
+    {
         return Ok(false);
     }
     if let Some(done) = combine_blocked(builder, function, a, b, output)? {
@@ -231,7 +236,11 @@ fn combine_blocked(
             Operand { buffer: Some(builder.blocked(id)?), offset: 0, strides: full.clone() }
         } else if own.element_count() == 1 {
             Operand { buffer: Some(builder.plain(id)?), offset: 0, strides: vec![0; 4] }
-        } else if own.rank() == shape.rank() && own[1] == c && own[2..].iter().all(|&d| d == 1) && (own[0] == n || own[0] == 1) {
+        } else if own.rank() == shape.rank()
+            && own[1] == c
+            && own[2..].iter().all(|&d| d == 1)
+            && (own[0] == n || own[0] == 1)
+        {
             let image = if own[0] == 1 { 0 } else { blocks * BLOCK };
             Operand { buffer: Some(builder.blocked(id)?), offset: 0, strides: vec![image, BLOCK, 0, 1] }
         } else {

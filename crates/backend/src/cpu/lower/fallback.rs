@@ -59,8 +59,14 @@ impl FallbackStep {
         let values = self.op.eval(Inputs(&borrowed), &context).map_err(failed)?;
         for (value, (buffer, dtype, shape)) in values.iter().zip(&self.outputs) {
             match value.as_tensor() {
-                Some(tensor) if tensor.dtype() == *dtype && tensor.shape() == shape => frame.write(*buffer, 0, tensor.bytes()),
-                _ => return Err(failed(OpError::input(format!("a result of another shape than {shape}, which was inferred")))),
+                Some(tensor) if tensor.dtype() == *dtype && tensor.shape() == shape => {
+                    frame.write(*buffer, 0, tensor.bytes())
+                }
+                _ => {
+                    return Err(failed(OpError::input(format!(
+                        "a result of another shape than {shape}, which was inferred"
+                    ))));
+                }
             }
         }
         Ok(())

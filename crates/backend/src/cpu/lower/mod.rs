@@ -116,7 +116,14 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
     let first = node.inputs.iter().flatten().next().and_then(|&i| dtype(&graph.value(i).fact));
     let moves = matches!(
         node.op,
-        Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Identity(_) | Op::Concat(_) | Op::Split(_) | Op::Gather(_)
+        Op::Reshape(_)
+            | Op::Flatten(_)
+            | Op::Squeeze(_)
+            | Op::Unsqueeze(_)
+            | Op::Identity(_)
+            | Op::Concat(_)
+            | Op::Split(_)
+            | Op::Gather(_)
     );
     let kernel = match &node.op {
         Op::Shape(_) | Op::Size(_) | Op::Range(_) => return Support::Native { kernel: "shape" },
@@ -132,7 +139,9 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::LayerNorm(_) => "layer normalization",
         Op::Reduce(op) if normalize::reduction(op.function).is_some() => "reduction",
         Op::Recurrent(_) => "recurrent",
-        Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Identity(_) | Op::Dropout(_) => "view",
+        Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Identity(_) | Op::Dropout(_) => {
+            "view"
+        }
         Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) => "strided copy",
         Op::Concat(_) | Op::Split(_) => "copy",
         Op::Gather(_) => "gather",

@@ -65,7 +65,11 @@ impl Copy {
             let (row, piece) = (unit / pieces, unit % pieces);
             let part = super::super::pool::share(self.width, piece, pieces);
             let source = self.from_start + row * self.from_stride;
-            frame.write(self.to, self.to_start + row * self.to_stride + part.start, &from[source + part.start..source + part.end]);
+            frame.write(
+                self.to,
+                self.to_start + row * self.to_stride + part.start,
+                &from[source + part.start..source + part.end],
+            );
         }
     }
 }
@@ -74,7 +78,14 @@ impl CopyStrided {
     pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
         let count: usize = self.shape.iter().product();
         let Some(input) = frame.floats(self.from.buffer).get(self.from.offset..) else { return };
-        movement::copy_strided(level, &self.shape, &self.from.strides, input, worker.share(count), frame.output(self.to));
+        movement::copy_strided(
+            level,
+            &self.shape,
+            &self.from.strides,
+            input,
+            worker.share(count),
+            frame.output(self.to),
+        );
     }
 }
 
@@ -156,7 +167,12 @@ pub(in crate::cpu) fn lower_slice(builder: &mut Builder<'_>, node: &Node) -> Res
     let (shape, to) = (builder.shape(x), builder.shape(node.outputs[0]));
     let known = |index: usize| input(node, index).map(|id| builder.integers(id));
     let (Some(Some(starts)), axes, steps) = (known(1), known(3), known(4)) else { return Ok(false) };
-    if matches!(axes, Some(None)) || matches!(steps, Some(None)) || !is_word(builder, x) || to.element_count() == 0 || shape.rank() > 16 {
+    if matches!(axes, Some(None))
+        || matches!(steps, Some(None))
+        || !is_word(builder, x)
+        || to.element_count() == 0
+        || shape.rank() > 16
+    {
         return Ok(false);
     }
     let axes = axes.flatten().unwrap_or_else(|| (0..starts.len() as i64).collect());
@@ -233,8 +249,16 @@ pub(in crate::cpu) fn lower_concat(builder: &mut Builder<'_>, node: &Node, op: &
     let mut start = 0;
     for (id, from) in inputs.into_iter().zip(from) {
         let width = builder.shape(id)[axis] * inner;
-        let copy =
-            Copy { rows, width, from, from_start: 0, from_stride: width, to, to_start: start, to_stride: shape[axis] * inner };
+        let copy = Copy {
+            rows,
+            width,
+            from,
+            from_start: 0,
+            from_stride: width,
+            to,
+            to_start: start,
+            to_stride: shape[axis] * inner,
+        };
         builder.push(Lowered::Copy(copy), &[from], &[to]);
         start += width;
     }
@@ -256,8 +280,16 @@ pub(in crate::cpu) fn lower_split(builder: &mut Builder<'_>, node: &Node, op: &S
     for &output in &node.outputs {
         let width = builder.shape(output)[axis] * inner;
         let to = builder.new_plain(output)?;
-        let copy =
-            Copy { rows, width, from, from_start: start, from_stride: shape[axis] * inner, to, to_start: 0, to_stride: width };
+        let copy = Copy {
+            rows,
+            width,
+            from,
+            from_start: start,
+            from_stride: shape[axis] * inner,
+            to,
+            to_start: 0,
+            to_stride: width,
+        };
         builder.push(Lowered::Copy(copy), &[from], &[to]);
         start += width;
     }

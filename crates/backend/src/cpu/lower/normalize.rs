@@ -107,7 +107,16 @@ pub(in crate::cpu) fn lower_layer_norm(builder: &mut Builder<'_>, node: &Node, o
     let to = builder.new_plain(output)?;
     let rows = shape[..axis].iter().product();
     let reads: Vec<Buffer> = [Some(input), gamma, beta].into_iter().flatten().collect();
-    let step = LayerNormStep { rows, width, gamma, beta, epsilon: op.epsilon, root_mean_square: !op.centred, input, output: to };
+    let step = LayerNormStep {
+        rows,
+        width,
+        gamma,
+        beta,
+        epsilon: op.epsilon,
+        root_mean_square: !op.centred,
+        input,
+        output: to,
+    };
     builder.push(Lowered::LayerNorm(step), &reads, &[to]);
     Ok(true)
 }

@@ -53,12 +53,16 @@ fn lower(builder: &mut Builder<'_>, node: &Node, window: &Window, pooling: Pooli
     let (Some(&Some(x)), output) = (node.inputs.first(), node.outputs[0]) else { return Ok(false) };
     let shape = builder.shape(x);
     let Some(kernel) = &window.kernel_shape else { return Ok(false) };
-    if !builder.is_float(x) || !(3..=4).contains(&shape.rank()) || shape.element_count() == 0 || builder.shape(output).element_count() == 0 {
+    if !builder.is_float(x)
+        || !(3..=4).contains(&shape.rank())
+        || shape.element_count() == 0
+        || builder.shape(output).element_count() == 0
+    {
         return Ok(false);
     }
-    let axes = window.axes(&shape[2..], kernel).map_err(|source| {
-        NoPlan::Error(crate::RunError::Op { node: node.name.clone(), op: node.op.name(), source })
-    })?;
+    let axes = window
+        .axes(&shape[2..], kernel)
+        .map_err(|source| NoPlan::Error(crate::RunError::Op { node: node.name.clone(), op: node.op.name(), source }))?;
     let Some((height, width)) = two_axes(&axes) else { return Ok(false) };
     let blocked = builder.held(x).blocked.is_some();
     let (input, to) = match blocked {
@@ -84,7 +88,8 @@ pub(in crate::cpu) fn lower_global(builder: &mut Builder<'_>, node: &Node, op: &
     if builder.held(x).blocked.is_none() {
         let (input, to) = (builder.plain(x)?, builder.new_plain(output)?);
         let reduction = if maximum { Reduction::Max } else { Reduction::Mean };
-        let step = normalize::ReduceStep { reduction, outer: images * channels, axis: pixels, inner: 1, input, output: to };
+        let step =
+            normalize::ReduceStep { reduction, outer: images * channels, axis: pixels, inner: 1, input, output: to };
         builder.push(Lowered::Reduce(step), &[input], &[to]);
         return Ok(true);
     }

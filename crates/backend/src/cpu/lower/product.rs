@@ -77,7 +77,12 @@ pub(in crate::cpu) fn lower_matmul(builder: &mut Builder<'_>, node: &Node, op: &
     let (Some(&Some(a)), Some(&Some(b))) = (node.inputs.first(), node.inputs.get(1)) else { return Ok(false) };
     let (addend, output) = (node.inputs.get(2).copied().flatten(), node.outputs[0]);
     let (a_shape, b_shape, y_shape) = (builder.shape(a), builder.shape(b), builder.shape(output));
-    if !builder.is_float(a) || !builder.is_float(b) || a_shape.rank() == 0 || b_shape.rank() == 0 || y_shape.element_count() == 0 {
+    if !builder.is_float(a)
+        || !builder.is_float(b)
+        || a_shape.rank() == 0
+        || b_shape.rank() == 0
+        || y_shape.element_count() == 0
+    {
         return Ok(false);
     }
     let k = a_shape[a_shape.rank() - 1];
@@ -126,7 +131,11 @@ pub(in crate::cpu) fn lower_gemm(builder: &mut Builder<'_>, node: &Node, op: &op
     let (Some(&Some(a)), Some(&Some(b))) = (node.inputs.first(), node.inputs.get(1)) else { return Ok(false) };
     let (addend, output) = (node.inputs.get(2).copied().flatten(), node.outputs[0]);
     let y_shape = builder.shape(output);
-    if !builder.is_float(a) || !builder.is_float(b) || y_shape.element_count() == 0 || (addend.is_some() && op.beta != 1.0) {
+    if !builder.is_float(a)
+        || !builder.is_float(b)
+        || y_shape.element_count() == 0
+        || (addend.is_some() && op.beta != 1.0)
+    {
         return Ok(false);
     }
     let (left, left_shape) = view(builder, a)?;
@@ -201,7 +210,13 @@ fn finish(
 }
 
 /// The constant matrix `id` as packed B of `k × n`; `transposed` where it is held as `n × k`.
-pub(super) fn pack_constant(builder: &mut Builder<'_>, id: ValueId, k: usize, n: usize, transposed: bool) -> Result<Buffer, NoPlan> {
+pub(super) fn pack_constant(
+    builder: &mut Builder<'_>,
+    id: ValueId,
+    k: usize,
+    n: usize,
+    transposed: bool,
+) -> Result<Buffer, NoPlan> {
     let constant = builder.constant(id).expect("checked by the caller").clone();
     let level = builder.device.level;
     let how = format!("b {k} {n} {transposed} {}", level.name());
@@ -279,7 +294,9 @@ impl Product {
                     Bound::Column(b) => Bias::Column(frame.floats(b)),
                     Bound::Row(b) => Bias::Row(frame.floats(b)),
                 },
-                residual: self.residual.map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[index * m * n..][..m * n])),
+                residual: self
+                    .residual
+                    .map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[index * m * n..][..m * n])),
                 activation: self.activation,
                 output_stride: n,
             };

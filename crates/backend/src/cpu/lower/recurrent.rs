@@ -87,7 +87,18 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Recurre
     let gates = op.cell.gates() * hidden;
     let mut directions = Vec::with_capacity(reversed.len());
     for direction in 0..reversed.len() {
-        directions.push(pack_direction(builder, direction, lstm, linear_before_reset, width, hidden, gates, [w, r], input(3), input(7))?);
+        directions.push(pack_direction(
+            builder,
+            direction,
+            lstm,
+            linear_before_reset,
+            width,
+            hidden,
+            gates,
+            [w, r],
+            input(3),
+            input(7),
+        )?);
     }
     let from = builder.plain(x)?;
     let initial = input(5).map(|id| builder.plain(id)).transpose()?;
@@ -107,7 +118,8 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Recurre
     let cell = if lstm { Some(out(builder, 2, count * batch * hidden)?) } else { None };
     builder.need_workspace(gemm::gemm_workspace_len(width.max(hidden)));
     let of_weights = |w: &Weights| [Some(w.input), Some(w.hidden), w.candidate, w.bias, w.recurrent_bias, w.peepholes];
-    let reads: Vec<Buffer> = directions.iter().flat_map(of_weights).chain([Some(from), initial, initial_cell]).flatten().collect();
+    let reads: Vec<Buffer> =
+        directions.iter().flat_map(of_weights).chain([Some(from), initial, initial_cell]).flatten().collect();
     let (scratch_a, scratch_b) = scratch.unzip();
     let writes: Vec<Buffer> =
         [Some(gate_buffer), scratch_a, scratch_b, Some(output), Some(last), cell].into_iter().flatten().collect();
@@ -167,7 +179,8 @@ fn pack_direction(
     let mut vector = |id: ValueId, how: &str, len: usize, make: &dyn Fn(&[f32]) -> Vec<f32>| {
         let constant = builder.constant(id).expect("checked by the caller").clone();
         let recipe = Recipe { identities: vec![constant.identity()], how: format!("{how} {direction} {hidden}") };
-        builder.pack(recipe, len, |packed| packed.copy_from_slice(&make(&constant.tensor.to_vec::<f32>().expect("f32"))))
+        builder
+            .pack(recipe, len, |packed| packed.copy_from_slice(&make(&constant.tensor.to_vec::<f32>().expect("f32"))))
     };
     let own = |all: &[f32]| all[direction * 2 * gates..][..2 * gates].to_vec();
     // A GRU that resets after its product adds the candidate's recurrent bias inside the bracket.
@@ -180,7 +193,8 @@ fn pack_direction(
         let b = own(all);
         (0..gates).map(|i| if i >= 2 * hidden { b[gates + i] } else { 0.0 }).collect::<Vec<f32>>()
     };
-    let input_bias = bias.map(|b| vector(b, if late { "late bias" } else { "bias" }, gates, &with_input)).transpose()?;
+    let input_bias =
+        bias.map(|b| vector(b, if late { "late bias" } else { "bias" }, gates, &with_input)).transpose()?;
     let recurrent_bias =
         bias.filter(|_| late).map(|b| vector(b, "recurrent bias", gates, &with_recurrent)).transpose()?;
     let peepholes = peepholes
@@ -257,7 +271,14 @@ impl Recurrence {
                 recurrent::lstm(level, &problem, 0..batch, cell, output, hidden);
             } else if let Some((scratch, reset)) = self.scratch {
                 let from = direction * batch * gates;
-                gemm::gemm(level, &recurrent, 0..batch, panels, frame.output_at(scratch, from, batch * gates), workspace);
+                gemm::gemm(
+                    level,
+                    &recurrent,
+                    0..batch,
+                    panels,
+                    frame.output_at(scratch, from, batch * gates),
+                    workspace,
+                );
                 let problem = recurrent::Gru {
                     hidden,
                     gates: &floats(self.gates)[at..][..batch * gates],
@@ -268,7 +289,13 @@ impl Recurrence {
                     clip: self.clip,
                 };
                 if let Some(candidate) = weights.candidate {
-                    recurrent::gru_reset(level, &problem, 0..batch, h, frame.output_at(reset, direction * state, state));
+                    recurrent::gru_reset(
+                        level,
+                        &problem,
+                        0..batch,
+                        h,
+                        frame.output_at(reset, direction * state, state),
+                    );
                     let product = gemm::Gemm {
                         n: hidden,
                         a: Matrix::row_major(&floats(reset)[direction * state..][..state], hidden),
