@@ -4,7 +4,10 @@
 //! what they have in common. The model file, with the small tensors in it, is an object too. Objects are written, synced, and then
 //! renamed to their name; state is one transaction of `redb`. At any instant the store is as before or as after.
 
+mod disk;
 mod objects;
+#[cfg(test)]
+mod power_cut;
 mod state;
 
 pub(crate) use state::{CandidateRecord, ModelRecord, VersionRecord};
@@ -15,49 +18,71 @@ use cutover_graph::{
     onnx::{self, ImportOptions},
 };
 use cutover_package::Manifest;
+use disk::{Disk, Local};
 use objects::Objects;
+use redb::Database;
 use state::State;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs::{self, File, TryLockError},
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Tensors of at least this many bytes are objects of their own.
 const LARGE_BYTES: usize = onnx::safetensors::LARGE_BYTES;
 const HOLDER: &str = "holder.json";
+const LOCK: &str = "lock";
 
 pub(crate) struct Store {
     folder: PathBuf,
     objects: Objects,
     state: State,
+    /// Held as long as the store is open; the system lets go of it when the process ends in whatever way.
+    _lock: Option<File>,
 }
 
 pub(crate) fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError + '_ {
     move |source| StoreError::Io { path: path.display().to_string(), source }
 }
 
+/// Locks the store in `folder` for this process. The locked file is never replaced nor removed.
+fn hold(folder: &Path) -> Result<File, StoreError> {
+    let path = folder.join(LOCK);
+    let file = File::options().create(true).write(true).truncate(false).open(&path).map_err(io_error(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(folder.join(HOLDER)).unwrap_or_default();
+            let holder = if holder.is_empty() { String::new() } else { format!(": {}", holder.trim()) };
+            Err(StoreError::Held { path: folder.display().to_string(), holder })
+        }
+        Err(TryLockError::Error(source)) => Err(StoreError::Io { path: path.display().to_string(), source }),
+    }
+}
+
 impl Store {
     /// Opens the store in `folder`, which is made if it is not there. One process holds it at a time.
     pub fn open(folder: &Path) -> Result<Store, StoreError> {
-        objects::create_folder(folder)?;
-        let state = State::open(folder, || {
-            let holder = fs::read_to_string(folder.join(HOLDER)).unwrap_or_default();
-            if holder.is_empty() { String::new() } else { format!(": {}", holder.trim()) }
-        })?;
-        let objects = Objects::open(&folder.join("objects"))?;
-        // The database's own name, which its commits do not make durable.
-        objects::sync_folder(folder)?;
-        let store = Store { folder: folder.to_path_buf(), objects, state };
+        Local.create_folder(folder).map_err(io_error(folder))?;
+        let lock = hold(folder)?;
+        let state = State::open(&Local, folder, |path| Database::create(path))?;
+        let mut store = Store::of(Arc::new(Local), folder, state)?;
+        store._lock = Some(lock);
         store.announce(&format!("{{\"pid\":{}}}", std::process::id()))?;
         Ok(store)
+    }
+
+    fn of(disk: Arc<dyn Disk>, folder: &Path, state: State) -> Result<Store, StoreError> {
+        let objects = Objects::open(disk, &folder.join("objects"))?;
+        Ok(Store { folder: folder.to_path_buf(), objects, state, _lock: None })
     }
 
     /// Leaves word for whoever finds the store held: JSON.
     pub fn announce(&self, holder: &str) -> Result<(), StoreError> {
         let path = self.folder.join(HOLDER);
-        fs::File::create(&path).and_then(|mut f| f.write_all(holder.as_bytes())).map_err(io_error(&path))
+        File::create(&path).and_then(|mut f| f.write_all(holder.as_bytes())).map_err(io_error(&path))
     }
 
     /// Writes what the store does not have yet of `graph`, and gives the record to keep.

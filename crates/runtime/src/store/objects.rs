@@ -1,16 +1,21 @@
 //! Files named by the digest of their bytes.
 
-use super::io_error;
+use super::{disk::Disk, io_error};
 use crate::error::StoreError;
 use std::{
     collections::BTreeSet,
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+/// Ends the names of files that are being written.
+const TEMPORARY: &str = ".tmp";
+
 pub(super) struct Objects {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
     temporary: AtomicU64,
 }
@@ -20,36 +25,15 @@ pub(super) fn digest(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
-/// Makes the names in `folder` durable.
-pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(io_error(folder))
-}
-
-/// Makes `folder` if it is not there, durably.
-pub(super) fn create_folder(folder: &Path) -> Result<(), StoreError> {
-    if !folder.is_dir() {
-        fs::create_dir_all(folder).map_err(io_error(folder))?;
-        for parent in folder.ancestors().skip(1).take_while(|parent| !parent.as_os_str().is_empty()) {
-            // A folder that may be entered but not read can't be synced by us.
-            if sync_folder(parent).is_err() {
-                break;
-            }
-        }
-    }
-    Ok(())
-}
-
 impl Objects {
     /// Opens the folder, and removes what a power cut left half-written.
-    pub fn open(folder: &Path) -> Result<Objects, StoreError> {
-        create_folder(folder)?;
-        for entry in fs::read_dir(folder).map_err(io_error(folder))? {
-            let path = entry.map_err(io_error(folder))?.path();
-            if path.extension().is_some_and(|e| e == "tmp") {
-                fs::remove_file(&path).map_err(io_error(&path))?;
-            }
+    pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<Objects, StoreError> {
+        disk.create_folder(folder).map_err(io_error(folder))?;
+        let objects = Objects { disk, folder: folder.to_path_buf(), temporary: AtomicU64::new(0) };
+        for name in objects.names()?.iter().filter(|name| name.ends_with(TEMPORARY)) {
+            objects.remove(name)?;
         }
-        Ok(Objects { folder: folder.to_path_buf(), temporary: AtomicU64::new(0) })
+        Ok(objects)
     }
 
     pub fn path(&self, digest: &str) -> PathBuf {
@@ -60,67 +44,62 @@ impl Objects {
     /// name itself is, [`Objects::sync`] sees to.
     pub fn put(&self, bytes: &[u8]) -> Result<String, StoreError> {
         let digest = digest(bytes);
-        let path = self.path(&digest);
         // A name is no proof of its bytes: a damaged object is written again.
         if self.check(&digest).is_ok() {
             return Ok(digest);
         }
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.folder.join(format!("{number}.tmp"));
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
-            file.write_all(bytes)?;
-            // Mapped while it is in use: nobody is to write to it by accident.
-            let mut permissions = file.metadata()?.permissions();
-            permissions.set_readonly(true);
-            file.set_permissions(permissions)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)
-        };
-        write().map_err(|source| {
-            let _ = fs::remove_file(&temporary);
-            StoreError::Io { path: path.display().to_string(), source }
+        let (temporary, path) = (self.path(&format!("{number}{TEMPORARY}")), self.path(&digest));
+        let written = self.disk.write(&temporary, bytes).and_then(|()| self.disk.rename(&temporary, &path));
+        written.map_err(|error| {
+            let _ = self.disk.remove(&temporary);
+            io_error(&path)(error)
         })?;
         Ok(digest)
     }
 
     /// Makes the names of all objects durable.
     pub fn sync(&self) -> Result<(), StoreError> {
-        sync_folder(&self.folder)
+        self.disk.sync_folder(&self.folder).map_err(io_error(&self.folder))
     }
 
     /// Reads an object through and compares it with its name.
     pub fn check(&self, digest: &str) -> Result<(), StoreError> {
         let damaged = |message: String| StoreError::Damaged { digest: digest.to_string(), message };
-        let mut hasher = blake3::Hasher::new();
-        let read = File::open(self.path(digest)).and_then(|file| hasher.update_reader(file).map(|_| ()));
-        read.map_err(|e| damaged(e.to_string()))?;
-        let actual = hasher.finalize().to_hex();
+        let actual = self.disk.digest(&self.path(digest)).map_err(|e| damaged(e.to_string()))?.to_hex();
         if actual.as_str() == digest { Ok(()) } else { Err(damaged(format!("its bytes have digest {actual}"))) }
     }
 
     /// Removes every object but those in `used`; gives how many went.
     pub fn retain(&self, used: &BTreeSet<String>) -> Result<usize, StoreError> {
         let mut removed = 0;
-        for entry in fs::read_dir(&self.folder).map_err(io_error(&self.folder))? {
-            let entry = entry.map_err(io_error(&self.folder))?;
-            if !entry.file_name().to_str().is_some_and(|name| used.contains(name)) {
-                fs::remove_file(entry.path()).map_err(io_error(&entry.path()))?;
-                removed += 1;
-            }
+        for name in self.names()?.iter().filter(|name| !used.contains(*name)) {
+            self.remove(name)?;
+            removed += 1;
         }
         Ok(removed)
+    }
+
+    pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
+        self.disk.list(&self.folder).map_err(io_error(&self.folder))
+    }
+
+    fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(name);
+        self.disk.remove(&path).map_err(io_error(&path))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::disk::Local;
+    use std::fs;
 
     #[test]
     fn objects_are_written_once_checked_and_collected() {
         let folder = tempfile::tempdir().unwrap();
-        let objects = Objects::open(folder.path()).unwrap();
+        let objects = Objects::open(Arc::new(Local), folder.path()).unwrap();
         let a = objects.put(b"a").unwrap();
         let modified = fs::metadata(objects.path(&a)).unwrap().modified().unwrap();
         let b = objects.put(b"b").unwrap();
@@ -135,7 +114,7 @@ mod tests {
         assert_eq!(objects.retain(&BTreeSet::from([a.clone()])).unwrap(), 1);
         assert!(matches!(objects.check(&b), Err(StoreError::Damaged { .. })));
         fs::write(folder.path().join("7.tmp"), b"half").unwrap();
-        Objects::open(folder.path()).unwrap().check(&a).unwrap();
+        Objects::open(Arc::new(Local), folder.path()).unwrap().check(&a).unwrap();
         assert!(!folder.path().join("7.tmp").exists());
     }
 }

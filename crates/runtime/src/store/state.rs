@@ -1,5 +1,6 @@
 //! What is known of every model, in `redb`.
 
+use super::{disk::Disk, io_error};
 use crate::{error::StoreError, rollout::Rollout, status::HistoryEntry};
 use cutover_package::Manifest;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
@@ -8,6 +9,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
 };
+
+const DATABASE: &str = "state.redb";
+const UNFINISHED: &str = "state.new";
 
 /// Raised when older software could not read what is written.
 const FORMAT: u64 = 1;
@@ -76,13 +80,31 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
 }
 
 impl State {
-    pub fn open(folder: &Path, holder: impl FnOnce() -> String) -> Result<State, StoreError> {
-        let path = folder.display().to_string();
-        let database = match Database::create(folder.join("state.redb")) {
-            Ok(database) => database,
-            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Held { path, holder: holder() }),
-            Err(error) => return Err(failed(error)),
-        };
+    /// Opens the state in `folder` by `open`, which makes a database where there is none.
+    ///
+    /// A database that was cut off while it was made can't be opened again: a new one takes its name only once it is whole.
+    pub fn open(
+        disk: &dyn Disk,
+        folder: &Path,
+        open: impl Fn(&Path) -> Result<Database, DatabaseError>,
+    ) -> Result<State, StoreError> {
+        let open = |path: &Path| State::of(open(path).map_err(failed)?, folder.display().to_string());
+        let path = folder.join(DATABASE);
+        let names = disk.list(folder).map_err(io_error(folder))?;
+        if names.iter().any(|name| name == DATABASE) {
+            return open(&path);
+        }
+        let unfinished = folder.join(UNFINISHED);
+        if names.iter().any(|name| name == UNFINISHED) {
+            disk.remove(&unfinished).map_err(io_error(&unfinished))?;
+        }
+        let state = open(&unfinished)?;
+        disk.rename(&unfinished, &path).and_then(|()| disk.sync_folder(folder)).map_err(io_error(&path))?;
+        Ok(state)
+    }
+
+    /// What `database`, which lies at `path`, holds; its tables are made where they are missing.
+    fn of(database: Database, path: String) -> Result<State, StoreError> {
         let transaction = database.begin_write().map_err(failed)?;
         {
             let mut meta = transaction.open_table(META).map_err(failed)?;
@@ -146,18 +168,21 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::disk::Local;
+
+    fn open(folder: &Path) -> Result<State, StoreError> {
+        State::open(&Local, folder, |path| Database::create(path))
+    }
 
     #[test]
-    fn a_newer_format_and_a_held_store_are_refused() {
+    fn a_newer_format_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let state = State::open(folder.path(), String::new).unwrap();
-        let held = State::open(folder.path(), || ": somebody".to_string());
-        assert!(matches!(held, Err(StoreError::Held { holder, .. }) if holder == ": somebody"));
+        let state = open(folder.path()).unwrap();
         let transaction = state.database.begin_write().unwrap();
         transaction.open_table(META).unwrap().insert("format", FORMAT + 1).unwrap();
         transaction.commit().unwrap();
         drop(state);
-        assert!(matches!(State::open(folder.path(), String::new), Err(StoreError::Format { found: 2, newest: 1, .. })));
+        assert!(matches!(open(folder.path()), Err(StoreError::Format { found: 2, newest: 1, .. })));
     }
 
     #[test]
@@ -165,15 +190,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let record = ModelRecord { active: Some("v1".to_string()), ..ModelRecord::default() };
         let entry = |event: &str| HistoryEntry::new("m", event, "v1", "");
-        let state = State::open(folder.path(), String::new).unwrap();
+        let state = open(folder.path()).unwrap();
         for event in ["deployed", "promoted"] {
             state.save("m", &record, Some(&entry(event))).unwrap();
         }
         state.save("other", &record, Some(&entry("deployed"))).unwrap();
+        state.save("other", &record, None).unwrap();
         drop(state);
-        let state = State::open(folder.path(), String::new).unwrap();
+        let state = open(folder.path()).unwrap();
         assert_eq!(state.models().unwrap()["m"], record);
-        let events: Vec<String> = state.history("m").unwrap().into_iter().map(|e| e.event).collect();
-        assert_eq!(events, ["deployed", "promoted"]);
+        let events = |model| -> Vec<String> { state.history(model).unwrap().into_iter().map(|e| e.event).collect() };
+        assert_eq!(events("m"), ["deployed", "promoted"]);
+        assert_eq!(events("other"), ["deployed"]);
     }
 }
