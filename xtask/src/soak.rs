@@ -18,7 +18,36 @@ struct Soak {
     about: &'static str,
 }
 
-const SOAKS: &[Soak] = &[];
+const SOAKS: &[Soak] = &[
+    Soak {
+        name: "rollout",
+        package: "cutover-runtime",
+        test: "simulation",
+        factor: "100",
+        about: "rollouts in simulated worlds: drift, faults, late labels, restarts",
+    },
+    Soak {
+        name: "kill",
+        package: "cutover-runtime",
+        test: "crash",
+        factor: "100",
+        about: "the process killed while versions change, and what is opened afterwards",
+    },
+    Soak {
+        name: "swap",
+        package: "cutover-runtime",
+        test: "host",
+        factor: "20",
+        about: "swaps under load from four clients, every answer compared",
+    },
+    Soak {
+        name: "package",
+        package: "cutover-package",
+        test: "hostile",
+        factor: "100",
+        about: "packages with bytes changed",
+    },
+];
 
 pub fn soak(name: Option<&str>) -> Result<()> {
     let Some(soak) = SOAKS.iter().find(|s| Some(s.name) == name) else {

@@ -2,7 +2,7 @@
 
 use crate::{GoldenTolerance, PackageError, file};
 use cutover_graph::onnx::safetensors;
-use cutover_tensor::{DType, Tensor};
+use cutover_tensor::{DType, Tensor, bf16, f16};
 
 /// One set of inputs with the outputs expected for it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -65,9 +65,10 @@ impl Golden {
                 return Err(format!("output '{name}' differs"));
             };
             for (at, (a, e)) in actual.into_iter().zip(expected).enumerate() {
-                let same = a == e || (a.is_nan() && e.is_nan());
-                // Not `>`: a NaN on one side must not pass.
-                if !same && !((a - e).abs() <= tolerance.atol + tolerance.rtol * e.abs()) {
+                // An infinite difference is within no tolerance, though that of an infinite value is infinite.
+                let difference = (a - e).abs();
+                let close = difference.is_finite() && difference <= tolerance.atol + tolerance.rtol * e.abs();
+                if !close && a != e && !(a.is_nan() && e.is_nan()) {
                     return Err(format!("output '{name}', element {at}: {a}, expected {e}"));
                 }
             }
@@ -80,6 +81,8 @@ fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
     Some(match tensor.dtype() {
         DType::F32 => tensor.to_vec::<f32>().ok()?.into_iter().map(f64::from).collect(),
         DType::F64 => tensor.to_vec::<f64>().ok()?,
+        DType::F16 => tensor.to_vec::<f16>().ok()?.into_iter().map(f64::from).collect(),
+        DType::BF16 => tensor.to_vec::<bf16>().ok()?.into_iter().map(f64::from).collect(),
         _ => return None,
     })
 }

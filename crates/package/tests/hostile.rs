@@ -249,3 +249,28 @@ fn golden_files_that_lie_are_refused() {
     huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(Golden::decode(&huge).is_err());
 }
+
+#[test]
+fn golden_answers_are_compared_element_by_element() {
+    let golden = |value: f32| Golden {
+        outputs: vec![("y".to_string(), Tensor::from_vec([2], vec![1.0, value]).unwrap())],
+        ..Golden::default()
+    };
+    let agrees = |expected: f32, actual: f32| golden(expected).compare(&golden(actual).outputs, Default::default());
+    for (expected, actual, same) in [
+        (2.0, 2.0, true),
+        (2.0, 2.001, true),
+        (2.0, 2.01, false),
+        (f32::INFINITY, f32::INFINITY, true),
+        (f32::INFINITY, 5.0, false),
+        (f32::INFINITY, f32::NEG_INFINITY, false),
+        (f32::NAN, f32::NAN, true),
+        (2.0, f32::NAN, false),
+        (f32::NAN, 2.0, false),
+    ] {
+        let result = agrees(expected, actual);
+        assert_eq!(result.is_ok(), same, "{actual} for {expected}: {result:?}");
+        assert!(same || result.unwrap_err().contains("'y', element 1"));
+    }
+    assert!(golden(1.0).compare(&[], Default::default()).unwrap_err().contains("missing"));
+}

@@ -205,11 +205,11 @@ impl Session for FaultySession {
         self.runs += 1;
         // The first run of a session is that of the golden vectors.
         match self.behaviour.as_str() {
-            "fail" if self.runs % 4 == 0 => {
+            "fail" if self.runs.is_multiple_of(4) => {
                 let message = "told to fail".to_string();
                 return Err(RunError::Resource(ResourceError::System { what: "the faulty backend", message }));
             }
-            "panic" if self.runs % 4 == 0 => panic!("told to panic"),
+            "panic" if self.runs.is_multiple_of(4) => panic!("told to panic"),
             "slow" => std::thread::sleep(Duration::from_millis(8)),
             _ => {}
         }
