@@ -24,7 +24,10 @@ fn check(name: &str, model: &Model, device: Device, options: &DeviceOptions) {
             assert_eq!(actual.shape(), expected.shape(), "{name}, {output}");
             let pairs = actual.to_vec::<f32>().unwrap().into_iter().zip(expected.to_vec::<f32>().unwrap());
             for (at, (a, e)) in pairs.enumerate() {
-                assert!((a - e).abs() <= 1e-4 + 1e-3 * e.abs(), "{name} on {device:?}, {output}[{at}]: {a}, expected {e}");
+                assert!(
+                    (a - e).abs() <= 1e-4 + 1e-3 * e.abs(),
+                    "{name} on {device:?}, {output}[{at}]: {a}, expected {e}"
+                );
             }
         }
     }
@@ -37,7 +40,8 @@ fn models_agree_on_every_backend_instruction_set_and_number_of_threads() {
         check(name, &model, Device::Reference, &DeviceOptions::default());
         for isa in ["scalar", "avx2", "avx512"] {
             for threads in [1, 3] {
-                let options = DeviceOptions { threads: Some(threads), isa: Some(isa.to_string()), ..DeviceOptions::default() };
+                let options =
+                    DeviceOptions { threads: Some(threads), isa: Some(isa.to_string()), ..DeviceOptions::default() };
                 // A rung that this machine lacks is refused by name.
                 match Device::Cpu.backend(&options) {
                     Ok(_) => check(name, &model, Device::Cpu, &options),

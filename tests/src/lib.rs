@@ -60,7 +60,12 @@ pub fn classifier(seed: u64) -> Graph {
         value = graph.node(node.expect("a valid layer")).outputs[0];
         if to == HIDDEN {
             let relu = Unary { function: UnaryFunction::Relu };
-            let node = graph.add_node(format!("relu{layer}"), relu.into(), vec![Some(value)], vec![format!("relu{layer}.out")]);
+            let node = graph.add_node(
+                format!("relu{layer}"),
+                relu.into(),
+                vec![Some(value)],
+                vec![format!("relu{layer}.out")],
+            );
             value = graph.node(node.expect("a valid layer")).outputs[0];
         }
     }
@@ -80,14 +85,19 @@ pub fn reference(graph: &Graph, input: &str, tensor: &Tensor, output: &str) -> V
 }
 
 /// Writes `graph` as a package of one model of this name, with golden vectors for `input`.
-pub fn package(graph: &Graph, name: &str, version: &str, input: (&str, &Tensor), output: &str, folder: &Path) -> PathBuf {
+pub fn package(
+    graph: &Graph,
+    name: &str,
+    version: &str,
+    input: (&str, &Tensor),
+    output: &str,
+    folder: &Path,
+) -> PathBuf {
     let expected = reference(graph, input.0, input.1, output);
     let rows = input.1.shape()[0];
     let expected = Tensor::from_vec([rows, expected.len() / rows], expected).expect("rows of classes");
-    let golden = Golden {
-        inputs: vec![(input.0.to_string(), input.1.clone())],
-        outputs: vec![(output.to_string(), expected)],
-    };
+    let golden =
+        Golden { inputs: vec![(input.0.to_string(), input.1.clone())], outputs: vec![(output.to_string(), expected)] };
     let manifest = Manifest::of(graph, name, version).expect("a valid name");
     let path = folder.join(format!("{name}-{version}.cutover"));
     write(&Contents { graph, manifest, golden: &golden }, &path).expect("a package can be written");

@@ -52,7 +52,8 @@ fn fifty_swaps_under_load_fail_no_request_mix_no_answer_and_leak_nothing() {
                     let inputs = vec![("features".to_string(), Value::Tensor(inputs[at].clone()))];
                     let answer = host.infer("m", Request { inputs, ..Request::default() }).expect("no request fails");
                     let said = answer.outputs[0].1.as_tensor().unwrap().to_vec::<f32>().unwrap();
-                    let by = expected.iter().find(|e| e.version == answer.version).expect("a version that was deployed");
+                    let by =
+                        expected.iter().find(|e| e.version == answer.version).expect("a version that was deployed");
                     assert_eq!(said.len(), CLASSES);
                     let near = said.iter().zip(&by.answers[at]).all(|(a, b)| (a - b).abs() < 1e-4);
                     assert!(near, "version {} must say {:?}, said {said:?}", answer.version, by.answers[at]);
@@ -64,9 +65,12 @@ fn fifty_swaps_under_load_fail_no_request_mix_no_answer_and_leak_nothing() {
         let swap = || -> Result<(), String> {
             for number in 1..=swaps {
                 let before = answered.load(Ordering::Relaxed);
-                host.deploy("m", &packages[number % VERSIONS], strategy()).map_err(|e| format!("swap {number}: {e}"))?;
+                host.deploy("m", &packages[number % VERSIONS], strategy())
+                    .map_err(|e| format!("swap {number}: {e}"))?;
                 let resident = [number % VERSIONS, (number - 1) % VERSIONS];
-                wait_for(&format!("swap {number} to drain"), || mapped_objects(&store) <= objects_of(&host, &resident))?;
+                wait_for(&format!("swap {number} to drain"), || {
+                    mapped_objects(&store) <= objects_of(&host, &resident)
+                })?;
                 wait_for("requests between swaps", || answered.load(Ordering::Relaxed) > before + 20)?;
                 match number {
                     5 => early = Some(Resources::now()),

@@ -5,11 +5,7 @@ mod serve;
 pub(crate) use serve::{COMPARISONS_MAX, Comparison};
 
 use crate::{error::FeedbackError, request::Label, swap::Version};
-use std::{
-    collections::hash_map::RandomState,
-    hash::BuildHasher,
-    sync::Arc,
-};
+use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::Arc};
 
 /// Who serves a model now. Replaced as a whole, never changed.
 pub(crate) struct Routing {
