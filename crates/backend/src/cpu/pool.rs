@@ -7,7 +7,7 @@ use crate::{CompileError, ResourceError};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -75,8 +75,13 @@ impl Pool {
     /// Calls `task(thread, threads)` once on each of `threads` threads, of which the calling one is 0, and returns when all are done. A
     /// panic of one is the caller's, once all are done.
     pub fn run(&self, task: &(dyn Fn(usize, usize) + Sync)) {
-        let alone = if self.workers.is_empty() { None } else { self.busy.try_lock().ok() };
-        let Some(_busy) = alone else { return task(0, 1) };
+        let busy = match self.busy.try_lock() {
+            Ok(busy) => Some(busy),
+            // A task that panicked left nothing behind: every worker was done with it.
+            Err(TryLockError::Poisoned(busy)) => Some(busy.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        let Some(_busy) = busy.filter(|_| !self.workers.is_empty()) else { return task(0, 1) };
         // SAFETY: only the lifetime changes; this function returns, or unwinds, only after `running` is 0.
         let erased: *const (dyn Fn(usize, usize) + Sync) = unsafe {
             std::mem::transmute::<

@@ -93,7 +93,10 @@ fn map(builder: &mut Builder<'_>, x: ValueId, output: ValueId, function: element
     if !builder.is_float(x) {
         return Ok(false);
     }
+    // The lanes of a last block that is not full are zeros, which later convolutions multiply: no infinity may come of them.
+    let finite = !matches!(function, elementwise::Unary::Log | elementwise::Unary::Reciprocal);
     let blocked = builder.held(x).blocked.filter(|_| builder.held(x).plain.is_none());
+    let blocked = blocked.filter(|_| finite || builder.image(x).1.is_multiple_of(BLOCK));
     let input = match blocked {
         Some(buffer) => buffer,
         None => builder.plain(x)?,
@@ -227,6 +230,10 @@ fn combine_blocked(
     }
     let (n, c, pixels) = builder.image(output);
     let blocks = c.div_ceil(BLOCK);
+    // As in `map`: zero divided by zero, or raised to a negative power, must not enter the lanes beyond the last channel.
+    if matches!(function, elementwise::Binary::Div | elementwise::Binary::Pow) && !c.is_multiple_of(BLOCK) {
+        return Ok(None);
+    }
     // Axes: images, blocks, pixels, lanes.
     let full = vec![blocks * pixels * BLOCK, pixels * BLOCK, BLOCK, 1];
     let mut operands = Vec::with_capacity(2);
