@@ -309,7 +309,7 @@ impl Builder<'_> {
     pub fn new_blocked(&mut self, id: ValueId) -> Result<Buffer, NoPlan> {
         let (n, c, pixels) = self.image(id);
         let len = cutover_kernels::cpu::layout::blocked_len(c, pixels);
-        let buffer = self.new_floats(n.checked_mul(len).unwrap_or(usize::MAX))?;
+        let buffer = self.new_floats(n.saturating_mul(len))?;
         self.hold_blocked(id, buffer);
         Ok(buffer)
     }

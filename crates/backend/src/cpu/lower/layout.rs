@@ -36,7 +36,7 @@ pub(super) fn per_image(
     worker: &Worker<'_>,
 ) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + use<> {
     let mine = worker.share(images * units);
-    let first = if units == 0 { 0 } else { mine.start / units };
+    let first = mine.start.checked_div(units).unwrap_or(0);
     let last = if units == 0 { 0 } else { mine.end.div_ceil(units) };
     (first..last).map(move |image| {
         let start = mine.start.max(image * units) - image * units;

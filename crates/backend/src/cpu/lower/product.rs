@@ -237,7 +237,7 @@ pub(super) fn pack_matrix(level: IsaLevel, data: &[f32], k: usize, n: usize, tra
 /// Packs a batch of matrices at run time.
 fn pack(builder: &mut Builder<'_>, b: Operand, k: usize, n: usize) -> Result<Buffer, NoPlan> {
     let len = gemm::packed_b_len(builder.device.level, k, n);
-    let packed = builder.new_floats(len.checked_mul(b.starts.len()).unwrap_or(usize::MAX))?;
+    let packed = builder.new_floats(len.saturating_mul(b.starts.len()))?;
     let from = b.buffer;
     builder.push(Lowered::PackB(PackB { b, k, n, packed }), &[from], &[packed]);
     Ok(packed)

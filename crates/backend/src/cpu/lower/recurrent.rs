@@ -263,7 +263,7 @@ impl Recurrence {
                     hidden,
                     gates: &floats(self.gates)[at..][..batch * gates],
                     gates_stride: gates,
-                    peepholes: weights.peepholes.map(|b| floats(b)),
+                    peepholes: weights.peepholes.map(&floats),
                     clip: self.clip,
                     coupled: self.coupled,
                 };
