@@ -15,7 +15,7 @@ use cutover_graph::{Bindings, Fact, Plan};
 use cutover_tensor::{DType, Shape, Tensor, TensorView, Value};
 use memmap2::MmapMut;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering},
     time::Instant,
 };
@@ -54,7 +54,7 @@ impl CpuExecutable {
         };
         executable.placement = executable.place();
         // Static shapes are planned and their weights packed now; symbolic ones at 1, to know the footprint, as far as that goes.
-        let mut symbols = std::collections::BTreeSet::new();
+        let mut symbols = BTreeSet::new();
         let facts = executable.signature.inputs.iter().filter_map(|b| b.fact.as_tensor());
         facts.filter_map(|f| f.shape.as_ref()).flatten().for_each(|d| d.collect_symbols(&mut symbols));
         let is_static = symbols.is_empty();
@@ -67,6 +67,7 @@ impl CpuExecutable {
             match plan::build(plan, &executable.device, &shapes) {
                 Ok(shape_plan) => {
                     executable.footprint = footprint(plan, Some(&shape_plan));
+                    executable.note_fallbacks(&shape_plan);
                     if is_static {
                         executable.shapes = Mutex::new(vec![Arc::new(shape_plan)]);
                     }
@@ -96,6 +97,18 @@ impl CpuExecutable {
             PlacedNode { node, op, backend: NAME, kernel, dtype: dtype.unwrap_or_default(), reason }
         };
         Placement { nodes: self.plan.order().iter().map(place).collect() }
+    }
+
+    /// Says of the nodes that fell back for their attributes or shapes that they did.
+    fn note_fallbacks(&mut self, shapes: &ShapePlan) {
+        let steps = shapes.steps.iter().filter(|step| matches!(step.lowered, lower::Lowered::Fallback(_)));
+        let fallen: BTreeSet<_> = steps.map(|step| step.node).collect();
+        for (id, placed) in self.plan.order().iter().zip(&mut self.placement.nodes) {
+            if fallen.contains(id) && placed.reason.is_empty() {
+                placed.kernel = "reference".to_string();
+                placed.reason = "no kernel for these attributes or shapes".to_string();
+            }
+        }
     }
 
     /// The plan for inputs of these shapes: a kept one, or a new one. `None` where only data decides.

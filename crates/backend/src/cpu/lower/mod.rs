@@ -109,7 +109,7 @@ pub(super) fn kernel_name(graph: &Graph, node: &Node) -> &'static str {
     }
 }
 
-/// As the placement says it. A node of unusual attributes may still fall back; the placement counts what really ran.
+/// As the placement says it. A node of unusual attributes or shapes may still fall back; an executable's placement says which.
 pub(super) fn support(graph: &Graph, node: &Node) -> Support {
     let fallback = |reason: &str| Support::Fallback { reason: reason.to_string() };
     let dtype = |fact: &Fact| fact.as_tensor().map(|t| t.dtype);
