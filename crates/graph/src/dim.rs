@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    hash::{Hash, Hasher},
     ops::{Add, Mul, Neg, Sub},
     sync::Arc,
 };
@@ -36,7 +37,14 @@ enum Atom {
     CeilDiv(Dim, Dim),
     Min(Dim, Dim),
     Max(Dim, Dim),
+    /// An expression above [`WEIGHT_LIMIT`], of which a digest and a bound are kept: equal ones are still equal, and nothing
+    /// can be evaluated.
+    Opaque { digest: [u8; 16], lower_bound: Option<i64> },
 }
+
+/// Atoms in an expression, those inside atoms and long names counted. A file may double, square or nest an expression with every
+/// node it has; those of real models stay below a hundredth of this.
+const WEIGHT_LIMIT: usize = 512;
 
 impl Dim {
     pub fn symbol(name: impl Into<Symbol>) -> Dim {
@@ -121,6 +129,7 @@ impl Dim {
                     a.collect_symbols(symbols);
                     b.collect_symbols(symbols);
                 }
+                Atom::Opaque { .. } => {}
             }
         }
     }
@@ -140,7 +149,7 @@ impl Dim {
     /// `self / divisor` where that is exact for every value of the symbols (e.g. `4·N·S / (2·N) = 2·S`).
     pub fn exact_div(&self, divisor: &Dim) -> Option<Dim> {
         if let (Dim::Const(a), Dim::Const(b)) = (self, divisor) {
-            return (*b != 0 && a % b == 0).then(|| Dim::Const(a / b));
+            return (a.checked_rem(*b) == Some(0)).then(|| Dim::Const(a / b));
         }
         let divisor = divisor.polynomial();
         // Division by one term is term by term; by a sum, only when it is the same sum times a term.
@@ -150,7 +159,7 @@ impl Dim {
         let (by_atoms, by) = divisor.0.into_iter().next()?;
         let mut quotient = Polynomial::default();
         for (mut atoms, coefficient) in self.polynomial().0 {
-            if coefficient % by != 0 {
+            if coefficient.checked_rem(by) != Some(0) {
                 return None;
             }
             for atom in &by_atoms {
@@ -168,8 +177,10 @@ impl Dim {
         }
         match (self, divisor) {
             (Dim::Const(a), Dim::Const(b)) if *b != 0 => {
-                let floor = a.div_euclid(*b) - i64::from(*b < 0 && a.rem_euclid(*b) != 0);
-                Dim::Const(if up && a % b != 0 { floor + 1 } else { floor })
+                let (a, b) = (i128::from(*a), i128::from(*b));
+                let floor = a.div_euclid(b) - i128::from(b < 0 && a.rem_euclid(b) != 0);
+                let rounded = if up && a % b != 0 { floor + 1 } else { floor };
+                Dim::Const(i64::try_from(rounded).unwrap_or(i64::MAX))
             }
             _ if up => Dim::atom(Atom::CeilDiv(self.clone(), divisor.clone())),
             _ => {
@@ -223,7 +234,15 @@ impl Dim {
     }
 
     fn atom(atom: Atom) -> Dim {
+        let atom = if atom.weight() <= WEIGHT_LIMIT { atom } else { Atom::opaque(&atom, atom.lower_bound()) };
         Dim::Expr(Arc::new(Polynomial(BTreeMap::from([(vec![atom], 1)]))))
+    }
+
+    fn weight(&self) -> usize {
+        match self {
+            Dim::Const(_) => 1,
+            Dim::Expr(polynomial) => polynomial.weight(),
+        }
     }
 
     fn polynomial(&self) -> Polynomial {
@@ -241,12 +260,20 @@ impl Dim {
         match polynomial.0.len() {
             0 => Dim::Const(0),
             1 if polynomial.0.contains_key(&Vec::new()) => Dim::Const(polynomial.0[&Vec::new()]),
-            _ => Dim::Expr(Arc::new(polynomial)),
+            _ if polynomial.weight() <= WEIGHT_LIMIT => Dim::Expr(Arc::new(polynomial)),
+            _ => {
+                let whole = Dim::Expr(Arc::new(polynomial));
+                Dim::atom(Atom::opaque(&whole, whole.lower_bound()))
+            }
         }
     }
 }
 
 impl Polynomial {
+    fn weight(&self) -> usize {
+        self.0.keys().map(|atoms| 1 + atoms.iter().map(Atom::weight).sum::<usize>()).sum()
+    }
+
     fn add_term(&mut self, atoms: Vec<Atom>, coefficient: i64) {
         let entry = self.0.entry(atoms);
         let entry = entry.or_insert(0);
@@ -258,6 +285,21 @@ impl Polynomial {
 }
 
 impl Atom {
+    fn opaque(expression: &impl Hash, lower_bound: Option<i64>) -> Atom {
+        let mut hasher = Digest(blake3::Hasher::new());
+        expression.hash(&mut hasher);
+        let digest = *hasher.0.finalize().as_bytes().first_chunk().expect("32 bytes");
+        Atom::Opaque { digest, lower_bound }
+    }
+
+    fn weight(&self) -> usize {
+        match self {
+            Atom::Symbol(symbol) => 1 + symbol.len() / 64,
+            Atom::FloorDiv(a, b) | Atom::CeilDiv(a, b) | Atom::Min(a, b) | Atom::Max(a, b) => 1 + a.weight() + b.weight(),
+            Atom::Opaque { .. } => 1,
+        }
+    }
+
     fn lower_bound(&self) -> Option<i64> {
         match self {
             Atom::Symbol(_) => Some(0),
@@ -268,6 +310,7 @@ impl Atom {
             }
             Atom::Min(a, b) => Some(a.lower_bound()?.min(b.lower_bound()?)),
             Atom::Max(a, b) => a.lower_bound().max(b.lower_bound()),
+            Atom::Opaque { lower_bound, .. } => *lower_bound,
         }
     }
 
@@ -282,6 +325,7 @@ impl Atom {
             }
             Atom::Min(a, b) => pair(a, b).map(|(a, b)| a.min(b)),
             Atom::Max(a, b) => pair(a, b).map(|(a, b)| a.max(b)),
+            Atom::Opaque { .. } => None,
         }
     }
 
@@ -292,7 +336,21 @@ impl Atom {
             Atom::CeilDiv(a, b) => a.substitute(lookup).ceil_div(&b.substitute(lookup)),
             Atom::Min(a, b) => a.substitute(lookup).minimum(&b.substitute(lookup)),
             Atom::Max(a, b) => a.substitute(lookup).maximum(&b.substitute(lookup)),
+            Atom::Opaque { .. } => Dim::atom(self.clone()),
         }
+    }
+}
+
+/// The derived hashes, into a digest that nobody can make two expressions share.
+struct Digest(blake3::Hasher);
+
+impl Hasher for Digest {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        u64::from_le_bytes(*self.0.finalize().as_bytes().first_chunk().expect("32 bytes"))
     }
 }
 
@@ -329,6 +387,12 @@ impl Mul for Dim {
     fn mul(self, other: Dim) -> Dim {
         if let (Dim::Const(a), Dim::Const(b)) = (&self, &other) {
             return Dim::Const(a.saturating_mul(*b));
+        }
+        if self.weight().saturating_mul(other.weight()) > 32 * WEIGHT_LIMIT {
+            let bounds = (self.lower_bound().filter(|&b| b >= 0), other.lower_bound().filter(|&b| b >= 0));
+            let bound = if let (Some(a), Some(b)) = bounds { a.checked_mul(b) } else { None };
+            let (a, b) = if self <= other { (&self, &other) } else { (&other, &self) };
+            return Dim::atom(Atom::opaque(&("product", a, b), bound));
         }
         let (left, right) = (self.polynomial(), other.polynomial());
         let mut product = Polynomial::default();
@@ -389,6 +453,7 @@ impl fmt::Display for Dim {
                     Atom::CeilDiv(a, b) => write!(f, "ceil({a} / {b})")?,
                     Atom::Min(a, b) => write!(f, "min({a}, {b})")?,
                     Atom::Max(a, b) => write!(f, "max({a}, {b})")?,
+                    Atom::Opaque { digest, .. } => write!(f, "expression:{:016x}", u128::from_be_bytes(*digest) >> 64)?,
                 }
             }
         }

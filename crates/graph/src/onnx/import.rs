@@ -78,7 +78,8 @@ fn read(file: FileBytes, folder: Option<&Path>, options: &ImportOptions) -> Resu
     let importer = Importer {
         graph: Graph::default(),
         values: HashMap::new(),
-        node_names: HashSet::new(),
+        value_names: Names::default(),
+        node_names: Names::default(),
         opsets: opsets(&model)?,
         reader,
     };
@@ -112,10 +113,36 @@ fn opsets(model: &ModelProto) -> Result<HashMap<String, i64>, ImportError> {
     Ok(opsets)
 }
 
+/// Names that are taken, and fresh ones in constant time: a file may give one name to every node it has.
+#[derive(Default)]
+struct Names {
+    taken: HashSet<String>,
+    /// The next number to try after a stem.
+    next: HashMap<String, usize>,
+}
+
+impl Names {
+    /// `stem`, or that with a number where it is taken.
+    fn fresh(&mut self, stem: String) -> String {
+        if self.taken.insert(stem.clone()) {
+            return stem;
+        }
+        let next = self.next.entry(stem.clone()).or_insert(1);
+        loop {
+            let name = format!("{stem}.{next}");
+            *next += 1;
+            if self.taken.insert(name.clone()) {
+                return name;
+            }
+        }
+    }
+}
+
 struct Importer<'a> {
     graph: Graph,
     values: HashMap<String, ValueId>,
-    node_names: HashSet<String>,
+    value_names: Names,
+    node_names: Names,
     opsets: HashMap<String, i64>,
     reader: TensorReader<'a>,
 }
@@ -132,6 +159,9 @@ impl Importer<'_> {
             self.graph.metadata.entry("producer".to_string()).or_insert(producer.trim().to_string());
         }
         self.check_limits(&graph)?;
+        let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.input.iter().map(|v| &v.name));
+        let made = made.chain(graph.initializer.iter().map(|t| &t.name));
+        self.value_names.taken = made.cloned().collect();
         self.initializers(&graph)?;
         self.inputs(&graph)?;
         let functions: HashSet<String> = model.functions.iter().map(|f| format!("{}.{}", f.domain, f.name)).collect();
@@ -251,7 +281,7 @@ impl Importer<'_> {
                     inputs.insert(at.min(inputs.len()), None);
                 }
                 for (at, tensor) in reader.finish()? {
-                    let value = self.graph.unique_value_name(&format!("{name}.input{at}"));
+                    let value = self.value_names.fresh(format!("{name}.input{at}"));
                     inputs.resize(inputs.len().max(at + 1), None);
                     inputs[at] = Some(self.graph.add_constant(value, Constant::new(tensor)));
                 }
@@ -264,12 +294,11 @@ impl Importer<'_> {
         };
         let output_names = (0..named)
             .map(|at| match node.output[at].as_str() {
-                "" => self.graph.unique_value_name(&format!("{name}.output{at}")),
+                "" => self.value_names.fresh(format!("{name}.output{at}")),
                 given => given.to_string(),
             })
             .collect();
-        let name = if self.node_names.insert(name.clone()) { name } else { self.graph.unique_node_name(&name) };
-        self.node_names.insert(name.clone());
+        let name = self.node_names.fresh(name);
         let id = self.graph.add_node(name, op, inputs, output_names)?;
         let outputs = self.graph.node(id).outputs.clone();
         for (given, id) in node.output.iter().zip(outputs).filter(|(given, _)| !given.is_empty()) {

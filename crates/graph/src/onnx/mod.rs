@@ -5,6 +5,8 @@
 //! sparse tensors are refused by name.
 
 mod export;
+#[cfg(test)]
+mod hostile;
 mod import;
 mod mapping;
 mod proto;
