@@ -1,7 +1,7 @@
 //! What is known of a value before any input is seen.
 
 use crate::{Dim, OpError};
-use cutover_tensor::{DType, Tensor};
+use cutover_tensor::{DType, Shape, Tensor};
 use std::fmt;
 
 /// The type of a value and what is known of its contents.
@@ -63,7 +63,7 @@ impl TensorFact {
         let kept = matches!(self.dtype, DType::I64 | DType::I32 | DType::Bool);
         self.value = value.filter(|v| {
             kept && v.len() <= TensorFact::VALUE_LIMIT
-                && self.constant_shape().is_some_and(|s| s.iter().product::<usize>() == v.len())
+                && self.constant_count() == Some(v.len())
         });
         self
     }
@@ -75,6 +75,11 @@ impl TensorFact {
     /// The extents, where all are known.
     pub fn constant_shape(&self) -> Option<Vec<usize>> {
         self.shape.as_ref()?.iter().map(|d| d.as_const().and_then(|d| usize::try_from(d).ok())).collect()
+    }
+
+    /// Number of elements, where it is known and fits.
+    pub fn constant_count(&self) -> Option<usize> {
+        Shape::from(self.constant_shape()?).checked_len()
     }
 
     /// The elements, where all are known numbers.

@@ -24,13 +24,11 @@ impl Shape {
         &self.0
     }
 
-    /// Number of elements, or `None` where the product does not fit.
+    /// Number of elements, or `None` where the product of the extents, zeros left out, does not fit: the product of any of a
+    /// tensor's extents then fits too.
     pub fn checked_len(&self) -> Option<usize> {
-        // A zero anywhere makes the tensor empty, however large the other extents claim to be.
-        if self.0.contains(&0) {
-            return Some(0);
-        }
-        self.0.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+        let product = self.0.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))?;
+        Some(if self.0.contains(&0) { 0 } else { product })
     }
 
     /// Number of elements of a shape that belongs to an existing tensor.

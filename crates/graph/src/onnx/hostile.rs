@@ -113,7 +113,7 @@ fn the_good_model_is_read() {
 
 #[test]
 fn tensors_that_lie_are_named() {
-    check(with_weight(raw("w", F32, &[2, 3], 20)), &["'w'", "20 bytes", "f32", "2x3", "24"]);
+    check(with_weight(raw("w", F32, &[2, 3], 20)), &["'w'", "20 bytes", "f32", "[2, 3]", "24"]);
     check(with_weight(raw("w", F32, &[i64::MAX, i64::MAX], 24)), &["'w'", "overflow"]);
     check(with_weight(raw("w", F32, &[1 << 62, 1 << 2], 24)), &["'w'", "overflow"]);
     check(with_weight(raw("w", F32, &[i64::MAX / 4], 24)), &["'w'", "24 bytes"]);

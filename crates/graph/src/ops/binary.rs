@@ -154,6 +154,7 @@ fn power(base: i128, exponent: i128) -> Result<i128, OpError> {
 
 impl Operator for Binary {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=2)?;
         if node.has_attribute("axis") || node.has_attribute("broadcast") {
             return Err(node.unsupported("the broadcasting attributes of before opset 7"));
         }

@@ -43,7 +43,8 @@ pub fn elementwise_fact(
     let shape = broadcast_dims(facts)?;
     let fact = TensorFact { dtype, shape, value: None };
     let value = (|| {
-        let shape = fact.constant_shape().filter(|s| s.iter().product::<usize>() <= TensorFact::VALUE_LIMIT)?;
+        let count = fact.constant_count().filter(|&count| count <= TensorFact::VALUE_LIMIT)?;
+        let shape = fact.constant_shape()?;
         let columns = facts
             .iter()
             .map(|f| {
@@ -52,7 +53,6 @@ pub fn elementwise_fact(
                 Some(super::broadcast_index(&from, &shape).map(|i| &value[i]).collect::<Vec<_>>())
             })
             .collect::<Option<Vec<_>>>()?;
-        let count = shape.iter().product::<usize>();
         (0..count).map(|i| element(&columns.iter().map(|c| c[i]).collect::<Vec<_>>())).collect::<Option<Vec<_>>>()
     })();
     Ok(fact.with_value(value).into())

@@ -12,6 +12,7 @@ pub struct Cast {
 
 impl Operator for Cast {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
         let code = node.optional_int("to")?.ok_or_else(|| node.corrupt("attribute 'to' is missing"))?;
         // Saturation and rounding matter to the eight-bit floats alone, which are not converted yet.
         node.int("saturate", 1)?;

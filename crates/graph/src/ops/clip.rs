@@ -10,6 +10,7 @@ pub struct Clip;
 
 impl Operator for Clip {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=if node.opset < 11 { 1 } else { 3 })?;
         for (name, index) in [("min", 1), ("max", 2)] {
             if let Some(bound) = node.optional_float(name)? {
                 if node.opset >= 11 || node.has_input(index) {

@@ -14,6 +14,7 @@ pub struct Concat {
 
 impl Operator for Concat {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=usize::MAX)?;
         let axis = node.optional_int("axis")?.ok_or_else(|| node.corrupt("attribute 'axis' is missing"))?;
         Ok(Concat { axis }.into())
     }

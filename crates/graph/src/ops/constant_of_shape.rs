@@ -13,6 +13,7 @@ pub struct ConstantOfShape {
 
 impl Operator for ConstantOfShape {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
         let value = node.optional_tensor("value")?.unwrap_or_else(|| Tensor::scalar(0f32));
         if value.element_count() != 1 {
             return Err(node.corrupt(format!("value must have one element, has {}", value.element_count())));
@@ -35,7 +36,7 @@ impl Operator for ConstantOfShape {
             _ => None,
         };
         let fact = TensorFact { dtype: self.value.dtype(), shape, value: None };
-        let count = fact.constant_shape().map(|s| s.iter().product::<usize>());
+        let count = fact.constant_count();
         let one = TensorFact::of_tensor(&self.value).value;
         let value = match (one, count) {
             (Some(one), Some(count)) if count <= TensorFact::VALUE_LIMIT => Some(vec![one[0].clone(); count]),

@@ -10,6 +10,7 @@ pub struct Dropout;
 
 impl Operator for Dropout {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=3)?;
         node.float("ratio", 0.5)?;
         node.int("seed", 0)?;
         Ok(Dropout.into())

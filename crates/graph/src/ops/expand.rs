@@ -17,7 +17,8 @@ pub(super) fn extents(values: &[i64]) -> Result<Vec<usize>, OpError> {
 }
 
 impl Operator for Expand {
-    fn import(_: &mut NodeReader) -> Result<Op, ImportError> {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=2)?;
         Ok(Expand.into())
     }
 
@@ -30,15 +31,15 @@ impl Operator for Expand {
         let Some(spelled) = &target.value else { return Ok(vec![TensorFact::unknown_rank(x.dtype).into()]) };
         let target = TensorFact::new(DType::F32, spelled.clone());
         let shape = broadcast_dims(&[x, &target])?;
-        let to = TensorFact { dtype: x.dtype, shape: shape.clone(), value: None }.constant_shape();
-        match to {
-            Some(to) if to.iter().product::<usize>() <= TensorFact::VALUE_LIMIT => {
+        let fact = TensorFact { dtype: x.dtype, shape: shape.clone(), value: None };
+        match (fact.constant_shape(), fact.constant_count()) {
+            (Some(to), Some(count)) if count <= TensorFact::VALUE_LIMIT => {
                 movement::moved_fact(x, shape, |from| {
                     let sources = broadcast_index(from, &to);
                     Ok(movement::Moved { shape: to, sources: Box::new(sources) })
                 })
             }
-            _ => Ok(vec![TensorFact { dtype: x.dtype, shape, value: None }.into()]),
+            _ => Ok(vec![fact.into()]),
         }
     }
 

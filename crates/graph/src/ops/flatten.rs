@@ -24,6 +24,7 @@ impl Flatten {
 
 impl Operator for Flatten {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
         Ok(Flatten { axis: node.int("axis", 1)? }.into())
     }
 

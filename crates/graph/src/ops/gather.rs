@@ -14,7 +14,7 @@ pub struct Gather {
 }
 
 pub(super) fn index(value: i64, extent: usize) -> Result<usize, OpError> {
-    let wrapped = if value < 0 { value + extent as i64 } else { value };
+    let wrapped = if value < 0 { value.saturating_add(extent as i64) } else { value };
     usize::try_from(wrapped)
         .ok()
         .filter(|&i| i < extent)
@@ -32,18 +32,20 @@ impl Gather {
     fn moved(&self, shape: &[usize], index_shape: &[usize], indices: &[i64]) -> Result<movement::Moved, OpError> {
         let axis = normalize_axis(self.axis, shape.len())?;
         let indices = indices.iter().map(|&i| index(i, shape[axis])).collect::<Result<Vec<_>, _>>()?;
-        let outer: usize = shape[..axis].iter().product();
         let inner: usize = shape[axis + 1..].iter().product();
         let extent = shape[axis];
         let to = [&shape[..axis], index_shape, &shape[axis + 1..]].concat();
         let count = indices.len();
+        let total = cutover_tensor::Shape::new(&to).checked_len();
+        let total = total.ok_or_else(|| OpError::Resource(format!("a result of shape {to:?}")))?;
         let flat = move |n: usize| (n / (count * inner) * extent + indices[n / inner % count]) * inner + n % inner;
-        Ok(movement::Moved { shape: to, sources: Box::new((0..outer * count * inner).map(flat)) })
+        Ok(movement::Moved { shape: to, sources: Box::new((0..total).map(flat)) })
     }
 }
 
 impl Operator for Gather {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=2)?;
         Ok(Gather { axis: node.int("axis", 0)? }.into())
     }
 

@@ -14,6 +14,7 @@ pub struct GatherElements {
 
 impl Operator for GatherElements {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=2)?;
         Ok(GatherElements { axis: node.int("axis", 0)? }.into())
     }
 

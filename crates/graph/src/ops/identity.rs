@@ -9,7 +9,8 @@ use cutover_tensor::Value;
 pub struct Identity;
 
 impl Operator for Identity {
-    fn import(_: &mut NodeReader) -> Result<Op, ImportError> {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
         Ok(Identity.into())
     }
 

@@ -26,8 +26,8 @@ pub fn moved_fact(
     let value = match (&x.value, x.constant_shape()) {
         (Some(value), Some(from)) => {
             let moved = moved(&from)?;
-            let small = moved.shape.iter().product::<usize>() <= TensorFact::VALUE_LIMIT;
-            small.then(|| moved.sources.map(|i| value[i].clone()).collect())
+            let count = cutover_tensor::Shape::new(&moved.shape).checked_len();
+            count.is_some_and(|count| count <= TensorFact::VALUE_LIMIT).then(|| moved.sources.map(|i| value[i].clone()).collect())
         }
         _ => None,
     };

@@ -14,6 +14,7 @@ pub enum Predicate {
 
 impl Operator for Predicate {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
         Ok(match node.op_type.as_str() {
             "Not" => Predicate::Not,
             "IsNaN" => Predicate::IsNan,

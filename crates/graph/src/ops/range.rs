@@ -9,7 +9,8 @@ use cutover_tensor::{DType, Value};
 pub struct Range;
 
 impl Operator for Range {
-    fn import(_: &mut NodeReader) -> Result<Op, ImportError> {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(3..=3)?;
         Ok(Range.into())
     }
 

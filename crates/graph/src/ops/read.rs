@@ -62,7 +62,11 @@ impl NodeReader {
             return Ok(());
         }
         let (least, most) = expected.into_inner();
-        let expected = if least == most { least.to_string() } else { format!("{least} to {most}") };
+        let expected = match most {
+            usize::MAX => format!("at least {least}"),
+            _ if least == most => least.to_string(),
+            _ => format!("{least} to {most}"),
+        };
         Err(self.corrupt(format!("has {} inputs, {expected} expected", self.inputs.len())))
     }
 

@@ -12,6 +12,7 @@ pub struct Reshape {
 
 impl Operator for Reshape {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=2)?;
         Ok(Reshape { allow_zero: node.flag("allowzero", false)? }.into())
     }
 

@@ -12,7 +12,8 @@ use cutover_tensor::{DType, Value};
 pub struct Where;
 
 impl Operator for Where {
-    fn import(_: &mut NodeReader) -> Result<Op, ImportError> {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(3..=3)?;
         Ok(Where.into())
     }
 

@@ -21,6 +21,7 @@ impl Shape {
 
 impl Operator for Shape {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
         Ok(Shape { start: node.int("start", 0)?, end: node.optional_int("end")? }.into())
     }
 

@@ -9,7 +9,8 @@ use cutover_tensor::{DType, Tensor, Value};
 pub struct Size;
 
 impl Operator for Size {
-    fn import(_: &mut NodeReader) -> Result<Op, ImportError> {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
         Ok(Size.into())
     }
 

@@ -94,10 +94,10 @@ fn symbolic_extent(extent: &Dim, start: &Dim, end: &Dim, step: i64) -> Option<Di
 impl Operator for Slice {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         if node.opset < 10 {
+            node.expect_inputs(1..=1)?;
             let missing = |node: &NodeReader, name: &str| node.corrupt(format!("attribute '{name}' is missing"));
             let starts = node.optional_ints("starts")?.ok_or_else(|| missing(node, "starts"))?;
             let ends = node.optional_ints("ends")?.ok_or_else(|| missing(node, "ends"))?;
-            node.inputs.truncate(1);
             for (index, values) in [(1, Some(starts)), (2, Some(ends)), (3, node.optional_ints("axes")?)] {
                 if let Some(values) = values {
                     let tensor = movement::integers(node, values)?;
@@ -105,6 +105,7 @@ impl Operator for Slice {
                 }
             }
         }
+        node.expect_inputs(3..=5)?;
         Ok(Slice.into())
     }
 

@@ -33,6 +33,7 @@ impl Split {
 
 impl Operator for Split {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=if node.opset < 13 { 1 } else { 2 })?;
         if let Some(split) = node.optional_ints("split")? {
             if node.opset >= 13 || node.has_input(1) {
                 return Err(node.corrupt("attribute 'split' was replaced by an input in opset 13"));

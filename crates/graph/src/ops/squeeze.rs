@@ -22,6 +22,7 @@ pub(super) fn axes_to_input(node: &mut NodeReader) -> Result<(), ImportError> {
 
 impl Operator for Squeeze {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=if node.opset < 13 { 1 } else { 2 })?;
         axes_to_input(node)?;
         Ok(Squeeze.into())
     }

@@ -11,7 +11,8 @@ use cutover_tensor::Value;
 pub struct Tile;
 
 impl Operator for Tile {
-    fn import(_: &mut NodeReader) -> Result<Op, ImportError> {
+    fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(2..=2)?;
         Ok(Tile.into())
     }
 

@@ -30,6 +30,7 @@ impl Transpose {
 
 impl Operator for Transpose {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
         let Some(given) = node.optional_ints("perm")? else { return Ok(Transpose { permutation: None }.into()) };
         let permutation: Vec<usize> = given.iter().map(|&a| usize::try_from(a).unwrap_or(usize::MAX)).collect();
         let mut sorted = permutation.clone();

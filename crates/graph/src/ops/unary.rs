@@ -74,6 +74,7 @@ pub enum UnaryFunction {
 
 impl Operator for Unary {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=1)?;
         use UnaryFunction::*;
         if node.opset < 6 || node.has_attribute("consumed_inputs") {
             return Err(node.unsupported("the form of before opset 6"));

@@ -18,6 +18,8 @@ fn unsqueezed<T: Clone>(shape: &[T], axes: &[i64], one: T) -> Result<Vec<T>, OpE
 
 impl Operator for Unsqueeze {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        let inputs = if node.opset < 13 { 1 } else { 2 };
+        node.expect_inputs(inputs..=inputs)?;
         squeeze::axes_to_input(node)?;
         Ok(Unsqueeze.into())
     }

@@ -23,6 +23,7 @@ pub enum VariadicFunction {
 
 impl Operator for Variadic {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        node.expect_inputs(1..=usize::MAX)?;
         use VariadicFunction::*;
         let function = match node.op_type.as_str() {
             "Sum" => Sum,
