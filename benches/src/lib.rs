@@ -1,1 +1,1 @@
-//! Criterion benchmarks: kernels, whole models, swaps.
+//! Benchmarks: `cargo bench -p cutover-benches`. Throughput is in multiply-adds; two operations each.
