@@ -48,8 +48,14 @@ fn convolutions(criterion: &mut Criterion) {
             pad_before: kernel / 2,
             pad_after: kernel / 2,
         };
-        let shape =
-            ConvShape { channels_in: channels, channels_out: channels, groups: 1, height: axis, width: axis, transposed: false };
+        let shape = ConvShape {
+            channels_in: channels,
+            channels_out: channels,
+            groups: 1,
+            height: axis,
+            width: axis,
+            transposed: false,
+        };
         group.throughput(Throughput::Elements((channels * channels * extent * extent * kernel * kernel) as u64));
         let mut filter = vec![0f32; conv::packed_filter_len(&shape)];
         conv::pack_filter(&shape, &vec![0.5; channels * channels * kernel * kernel], &mut filter);
@@ -63,10 +69,13 @@ fn convolutions(criterion: &mut Criterion) {
             activation: Activation::Relu,
         };
         for level in IsaLevel::available() {
-            group.bench_function(BenchmarkId::new(level.name(), format!("{channels}x{extent}x{extent} {kernel}x{kernel}")), |bencher| {
-                let units = conv::conv_units(level, &shape);
-                bencher.iter(|| conv::conv(level, &problem, 0..units, Output::new(&mut output)));
-            });
+            group.bench_function(
+                BenchmarkId::new(level.name(), format!("{channels}x{extent}x{extent} {kernel}x{kernel}")),
+                |bencher| {
+                    let units = conv::conv_units(level, &shape);
+                    bencher.iter(|| conv::conv(level, &problem, 0..units, Output::new(&mut output)));
+                },
+            );
         }
     }
 }

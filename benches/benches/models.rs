@@ -10,7 +10,8 @@ fn digits(criterion: &mut Criterion) {
     for version in ["v1", "v2"] {
         let path = root.join(version).join("model.onnx");
         group.bench_function(BenchmarkId::new("open and compile", version), |bencher| {
-            bencher.iter(|| Model::open(&path).and_then(|m| m.compile(Device::Cpu)).expect("a model of this repository"));
+            bencher
+                .iter(|| Model::open(&path).and_then(|m| m.compile(Device::Cpu)).expect("a model of this repository"));
         });
         for batch in [1, 32] {
             let image = Tensor::from_vec([batch, 1, 8, 8], vec![0.5f32; batch * 64]).expect("64 pixels an image");

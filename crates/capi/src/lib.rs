@@ -276,7 +276,10 @@ unsafe fn read(tensor: &CutoverTensor) -> Result<(String, Tensor), Failure> {
     let name = unsafe { text("an input's name", tensor.name)? }.to_string();
     let wrong = |message: &str| Failure::argument(format!("input '{name}': {message}"));
     let dtype = DType::from_onnx_code(tensor.dtype).ok_or_else(|| wrong("dtype is not one of ONNX's"))?;
-    if (tensor.shape.is_null() && tensor.rank > 0) || (tensor.data.is_null() && tensor.data_bytes > 0) || tensor.rank > 64 {
+    if (tensor.shape.is_null() && tensor.rank > 0)
+        || (tensor.data.is_null() && tensor.data_bytes > 0)
+        || tensor.rank > 64
+    {
         return Err(wrong("shape or data is null, or the rank above 64"));
     }
     // SAFETY: the caller vouches for both; null is only read where nothing is.

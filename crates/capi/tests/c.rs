@@ -27,8 +27,17 @@ fn the_header_is_generated_from_the_code() {
 /// The library that cargo built for this test.
 fn library() -> PathBuf {
     let folder = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
-    let name = |p: &Path| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("libcutover_capi") && n.ends_with(".so"));
-    let found = |folder: &Path| std::fs::read_dir(folder).ok()?.flatten().map(|e| e.path()).filter(|p| name(p)).max_by_key(|p| p.metadata().and_then(|m| m.modified()).ok());
+    let name = |p: &Path| {
+        p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("libcutover_capi") && n.ends_with(".so"))
+    };
+    let found = |folder: &Path| {
+        std::fs::read_dir(folder)
+            .ok()?
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| name(p))
+            .max_by_key(|p| p.metadata().and_then(|m| m.modified()).ok())
+    };
     found(&folder).or_else(|| found(folder.parent().unwrap())).expect("the cdylib that cargo builds with this test")
 }
 
