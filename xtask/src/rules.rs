@@ -82,7 +82,9 @@ const LICENCES: &[&str] = &[
 const DOUBLED: &[(&str, &str)] = &[
     ("constant_time_eq", "blake3 and zip are on different ones"),
     ("hashbrown", "safetensors and indexmap are on different ones"),
+    ("itertools", "criterion is behind prost's; benchmarks and build time only"),
     ("syn", "derive macros are moving to syn 3; build time only"),
+    ("winnow", "the toml crate of cbindgen uses both; a test only"),
 ];
 
 /// Files that may hold `unsafe`, by prefix.
