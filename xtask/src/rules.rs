@@ -95,6 +95,7 @@ const UNSAFE: &[&str] = &[
     "crates/package/src/mapping.rs",
     "crates/runtime/src/store/mapping.rs",
     "crates/backend/src/cpu/",
+    "crates/backend/tests/no_alloc.rs",
     "crates/capi/src/",
 ];
 

@@ -39,7 +39,10 @@ enum Atom {
     Max(Dim, Dim),
     /// An expression above [`WEIGHT_LIMIT`], of which a digest and a bound are kept: equal ones are still equal, and nothing
     /// can be evaluated.
-    Opaque { digest: [u8; 16], lower_bound: Option<i64> },
+    Opaque {
+        digest: [u8; 16],
+        lower_bound: Option<i64>,
+    },
 }
 
 /// Atoms in an expression, those inside atoms and long names counted. A file may double, square or nest an expression with every
@@ -295,7 +298,9 @@ impl Atom {
     fn weight(&self) -> usize {
         match self {
             Atom::Symbol(symbol) => 1 + symbol.len() / 64,
-            Atom::FloorDiv(a, b) | Atom::CeilDiv(a, b) | Atom::Min(a, b) | Atom::Max(a, b) => 1 + a.weight() + b.weight(),
+            Atom::FloorDiv(a, b) | Atom::CeilDiv(a, b) | Atom::Min(a, b) | Atom::Max(a, b) => {
+                1 + a.weight() + b.weight()
+            }
             Atom::Opaque { .. } => 1,
         }
     }

@@ -61,10 +61,8 @@ impl TensorFact {
     /// Attaches `value` where it may be kept: an integer or boolean type, a constant shape, few elements.
     pub fn with_value(mut self, value: Option<Vec<Dim>>) -> TensorFact {
         let kept = matches!(self.dtype, DType::I64 | DType::I32 | DType::Bool);
-        self.value = value.filter(|v| {
-            kept && v.len() <= TensorFact::VALUE_LIMIT
-                && self.constant_count() == Some(v.len())
-        });
+        self.value =
+            value.filter(|v| kept && v.len() <= TensorFact::VALUE_LIMIT && self.constant_count() == Some(v.len()));
         self
     }
 

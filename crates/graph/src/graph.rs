@@ -326,9 +326,26 @@ impl Graph {
         self.topological_order().map(|_| ())
     }
 
+    /// A value name that nothing has yet, made from `stem`.
+    pub fn unique_value_name(&self, stem: &str) -> String {
+        unique(stem, |name| self.values.iter().any(|v| v.name == name))
+    }
+
+    /// A node name that nothing has yet, made from `stem`.
+    pub fn unique_node_name(&self, stem: &str) -> String {
+        unique(stem, |name| self.nodes.iter().flatten().any(|n| n.name == name))
+    }
+
     fn push_value(&mut self, name: String, fact: Fact, source: Source) -> ValueId {
         let id = ValueId(u32::try_from(self.values.len()).expect("below four thousand million values"));
         self.values.push(Value { name, fact, source });
         id
     }
+}
+
+fn unique(stem: &str, taken: impl Fn(&str) -> bool) -> String {
+    if !taken(stem) {
+        return stem.to_string();
+    }
+    (1..).map(|i| format!("{stem}.{i}")).find(|name| !taken(name)).expect("a free number")
 }

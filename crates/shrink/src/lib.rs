@@ -1,6 +1,6 @@
 //! Smaller models with measured evidence: Graph to Graph, and the training that needs.
 //!
-//! A transformation ([`half_weights`]) gives a graph that any ONNX engine opens and says what it changed; [`compare`] then measures both graphs
+//! A transformation ([`half_weights`]) gives a graph that any ONNX engine opens and says what it changed; [`compare()`] then measures both graphs
 //! on real inputs. Nothing here decides whether the loss is acceptable: that is the caller's, or a rollout's gates.
 
 mod compare;

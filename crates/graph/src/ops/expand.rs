@@ -33,12 +33,10 @@ impl Operator for Expand {
         let shape = broadcast_dims(&[x, &target])?;
         let fact = TensorFact { dtype: x.dtype, shape: shape.clone(), value: None };
         match (fact.constant_shape(), fact.constant_count()) {
-            (Some(to), Some(count)) if count <= TensorFact::VALUE_LIMIT => {
-                movement::moved_fact(x, shape, |from| {
-                    let sources = broadcast_index(from, &to);
-                    Ok(movement::Moved { shape: to, sources: Box::new(sources) })
-                })
-            }
+            (Some(to), Some(count)) if count <= TensorFact::VALUE_LIMIT => movement::moved_fact(x, shape, |from| {
+                let sources = broadcast_index(from, &to);
+                Ok(movement::Moved { shape: to, sources: Box::new(sources) })
+            }),
             _ => Ok(vec![fact.into()]),
         }
     }

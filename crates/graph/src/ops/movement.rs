@@ -27,7 +27,9 @@ pub fn moved_fact(
         (Some(value), Some(from)) => {
             let moved = moved(&from)?;
             let count = cutover_tensor::Shape::new(&moved.shape).checked_len();
-            count.is_some_and(|count| count <= TensorFact::VALUE_LIMIT).then(|| moved.sources.map(|i| value[i].clone()).collect())
+            count
+                .is_some_and(|count| count <= TensorFact::VALUE_LIMIT)
+                .then(|| moved.sources.map(|i| value[i].clone()).collect())
         }
         _ => None,
     };
