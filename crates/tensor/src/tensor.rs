@@ -298,7 +298,9 @@ mod tests {
     #[test]
     fn packed_lengths_and_bounds_are_checked() {
         assert_eq!(Tensor::zeros(DType::I4, [3]).unwrap().bytes().len(), 2);
-        assert_eq!(Tensor::zeros(DType::F32, [2, 0, usize::MAX]).unwrap().element_count(), 0);
+        assert_eq!(Tensor::zeros(DType::F32, [0, usize::MAX]).unwrap().element_count(), 0);
+        // The product of any of the extents fits, whichever a caller leaves out.
+        assert!(matches!(Tensor::zeros(DType::F32, [2, 0, usize::MAX]), Err(TensorError::TooLarge { .. })));
         assert!(matches!(Tensor::zeros(DType::F32, [usize::MAX, 2]), Err(TensorError::TooLarge { .. })));
         let buffer = Arc::new(Buffer::copy_of(&[0; 8]));
         assert!(Tensor::from_buffer(DType::F32, [2], buffer.clone(), 0).is_ok());
