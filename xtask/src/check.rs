@@ -9,6 +9,9 @@ pub fn check() -> Result<()> {
     format_of_operators()?;
     rules::check()?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"], &[])?;
+    let training =
+        ["--package", "cutover-shrink", "--package", "xtask", "--features", "cutover-shrink/train,xtask/train"];
+    cargo(&[&["clippy"], &training[..], &["--all-targets", "--", "--deny", "warnings"]].concat(), &[])?;
     // Private items are documented here, so links to them resolve.
     let flags = "--deny warnings --allow rustdoc::private_intra_doc_links";
     cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"], &[("RUSTDOCFLAGS", flags)])

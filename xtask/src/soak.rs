@@ -47,6 +47,13 @@ const SOAKS: &[Soak] = &[
         factor: "100",
         about: "packages with bytes changed",
     },
+    Soak {
+        name: "import",
+        package: "cutover-graph",
+        test: "mutations",
+        factor: "1000",
+        about: "models with bytes changed, read, decluttered and planned",
+    },
 ];
 
 pub fn soak(name: Option<&str>) -> Result<()> {

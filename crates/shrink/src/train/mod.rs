@@ -5,6 +5,8 @@
 //! [`Graph`]: nothing downstream knows candle.
 
 mod graph;
+#[cfg(test)]
+mod tests;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
