@@ -1,6 +1,7 @@
 //! Everything the `cutover` command does. Exit codes: 0 done, 1 the answer is no, 2 an error.
 
 mod commands;
+mod made_up;
 mod output;
 pub mod tensors;
 
@@ -41,7 +42,7 @@ pub fn main() -> ExitCode {
         // Whoever reads this command's output has gone: nobody is left to be told.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", chain(&error));
             ExitCode::from(2)
         }
     }
@@ -50,4 +51,17 @@ pub fn main() -> ExitCode {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind = |e: &(dyn std::error::Error + 'static)| e.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     error.chain().any(|e| kind(e) == Some(std::io::ErrorKind::BrokenPipe))
+}
+
+/// The error and its causes, without those that the text before them says already.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

@@ -182,6 +182,11 @@ impl Drop for Threads {
 }
 
 impl Host {
+    /// Whether there is a store in `folder`; [`Host::open`] makes one where there is none.
+    pub fn has_store(folder: impl AsRef<Path>) -> bool {
+        Store::is_in(folder.as_ref())
+    }
+
     /// Opens the store in `folder` and puts every model's version back in service; a rollout that was under way goes on.
     ///
     /// # Errors

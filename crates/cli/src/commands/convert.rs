@@ -1,23 +1,24 @@
 //! `cutover convert`.
 
-use super::bench::{Random, random_tensor};
 use crate::{
     Verdict,
+    made_up::{Extents, first_that_runs},
     output::{Printer, bytes},
-    tensors::{self, Named},
+    tensors::Named,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use cutover::{
-    Device, Model,
+    Device, DeviceOptions, Model, Value,
     graph::{
-        Bindings, Graph,
+        Graph,
         onnx::{ImportOptions, import},
     },
     package::{Contents, Golden, Manifest, write},
 };
-use serde_json::json;
+use cutover_shrink::{Comparison, HalfOptions, HalfReport, compare, half_weights};
+use serde_json::{Value as Json, json};
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
@@ -34,9 +35,12 @@ pub(crate) struct Arguments {
     name: Option<String>,
     #[arg(long, default_value = "1")]
     version: String,
-    /// Inputs of the golden vectors: .npz, .npy, .safetensors or .json; made up if left out, with what varies at 2.
+    /// Inputs of the golden vectors: .npz, .npy, .safetensors or .json; made up if left out.
     #[arg(long)]
     golden: Option<PathBuf>,
+    /// Stores weights in half precision, and reports what that changes: half the bytes, computed with as before.
+    #[arg(long)]
+    f16: bool,
 }
 
 impl Arguments {
@@ -45,83 +49,154 @@ impl Arguments {
             Some(name) => name.clone(),
             None => self.model.file_stem().and_then(|s| s.to_str()).context("give the model's --name")?.to_string(),
         };
-        let inputs = self.golden.as_deref();
-        let manifest = convert(&self.model, &self.output, &name, &self.version, inputs)?;
+        let golden = self.golden.as_deref();
+        let source = Source { model: &self.model, name: &name, version: &self.version, golden, f16: self.f16 };
+        let Converted { manifest, note, half } = convert(&source, &self.output)?;
         let total: u64 = manifest.files.values().map(|f| f.bytes).sum();
-        let document = json!({ "output": self.output.display().to_string(), "manifest": manifest, "bytes": total });
+        let document = json!({
+            "output": self.output.display().to_string(),
+            "manifest": manifest,
+            "bytes": total,
+            "golden": note,
+            "half": half.as_ref().map(Half::json),
+        });
         printer.print(&document, || {
             let tensors = manifest.tensors.len();
-            format!("{}: {name} version {}, {tensors} tensors, {}", self.output.display(), self.version, bytes(total))
+            let line = format!(
+                "{}: {name} version {}, {tensors} tensors, {}",
+                self.output.display(),
+                self.version,
+                bytes(total)
+            );
+            [Some(line), note, half.as_ref().map(Half::text)].into_iter().flatten().collect::<Vec<_>>().join("\n")
         })?;
         Ok(Verdict::Yes)
     }
 }
 
-/// Writes the ONNX model at `model` as a package, with golden vectors of what the reference backend answers.
-pub(crate) fn convert(
-    model: &Path,
-    output: &Path,
-    name: &str,
-    version: &str,
-    inputs: Option<&Path>,
-) -> Result<Manifest> {
-    let graph = import(model, &ImportOptions::default())?;
-    let manifest = Manifest::of(&graph, name, version)?;
-    let inputs = match inputs {
-        Some(path) => tensors::read(path, graph.inputs().first().map(|&id| graph.value(id).name.as_str()))?,
-        None => made_up(&graph)?,
-    };
-    let golden = golden(&graph, inputs).context("golden vectors")?;
-    Ok(write(&Contents { graph: &graph, manifest, golden: &golden }, output)?)
+/// What a package is made of.
+pub(crate) struct Source<'a> {
+    pub model: &'a Path,
+    pub name: &'a str,
+    pub version: &'a str,
+    /// A file of golden inputs; they are made up if left out.
+    pub golden: Option<&'a Path>,
+    /// Stores the weights in half precision.
+    pub f16: bool,
 }
 
-/// One set of inputs of the declared shapes, symbols at 2 (so that a mistake about batches shows).
-fn made_up(graph: &Graph) -> Result<Named> {
-    let mut random = Random(0x9E37_79B9_7F4A_7C15);
-    let mut inputs = Vec::new();
-    for &id in graph.inputs() {
-        let value = graph.value(id);
-        let fact = value.fact.as_tensor().with_context(|| format!("input '{}' is a {}", value.name, value.fact))?;
-        let Some(dims) = &fact.shape else { bail!("input '{}' has no declared rank: give --golden", value.name) };
-        let mut symbols = BTreeSet::new();
-        dims.iter().for_each(|d| d.collect_symbols(&mut symbols));
-        // Extents of images and sequences must survive some halving.
-        let bound: Bindings = symbols.into_iter().map(|s| (s, 2)).collect();
-        let bound: Bindings =
-            bound.into_iter().map(|(s, v)| if is_spatial(&s, dims) { (s, 32) } else { (s, v) }).collect();
-        let extent = |d: &cutover::graph::Dim| d.eval(&bound).and_then(|v| usize::try_from(v).ok());
-        let shape = dims.iter().map(extent).collect::<Option<Vec<_>>>();
-        let shape = shape.with_context(|| format!("input '{}': give --golden", value.name))?;
-        inputs.push((value.name.clone(), random_tensor(&value.name, fact.dtype, shape, &mut random)?));
-    }
-    Ok(inputs)
+/// What came of it.
+pub(crate) struct Converted {
+    pub manifest: Manifest,
+    /// What was assumed of the golden inputs.
+    pub note: Option<String>,
+    pub half: Option<Half>,
 }
 
-/// Whether `symbol` is one of the last two axes of an image `[n, c, h, w]`.
-fn is_spatial(symbol: &str, dims: &[cutover::graph::Dim]) -> bool {
-    dims.len() >= 4 && dims[2..].iter().any(|d| d.as_symbol().is_some_and(|s| &**s == symbol))
+/// The evidence of weights in half precision: what changed, and how far the golden answers moved.
+pub(crate) struct Half {
+    pub report: HalfReport,
+    pub comparison: Comparison,
 }
 
-fn golden(graph: &Graph, inputs: Named) -> Result<Golden> {
-    // Integers below 1000 may be no valid index of a small model: then all are 0.
-    let run = |inputs: &Named| -> Result<_> {
-        let model = Model::from_graph(graph.clone(), &Default::default())?.compile(Device::Reference)?;
-        super::run::output_tensors(super::run::run(&mut model.session()?, inputs)?)
-    };
-    let (inputs, outputs) = match run(&inputs) {
-        Ok(outputs) => (inputs, outputs),
-        Err(first) => {
-            let zeroed = |(name, tensor): (String, cutover::Tensor)| {
-                let keep = tensor.dtype().is_float();
-                let tensor =
-                    if keep { tensor } else { cutover::Tensor::zeros(tensor.dtype(), tensor.shape().clone())? };
-                Ok((name, tensor))
-            };
-            let inputs = inputs.into_iter().map(zeroed).collect::<Result<Named>>()?;
-            let outputs =
-                run(&inputs).map_err(|_| first).context("the model does not run on made-up inputs; give --golden")?;
-            (inputs, outputs)
+/// Writes the ONNX model of `source` as a package, with golden vectors of what the reference backend answers.
+pub(crate) fn convert(source: &Source<'_>, output: &Path) -> Result<Converted> {
+    let original = import(source.model, &ImportOptions::default())?;
+    let (graph, report) = match source.f16 {
+        false => (None, None),
+        true => {
+            let (graph, report) = half_weights(original.clone(), &HalfOptions::default())?;
+            (Some(graph), Some(report))
         }
     };
-    Ok(Golden { inputs, outputs })
+    let graph = graph.as_ref().unwrap_or(&original);
+    let manifest = Manifest::of(graph, source.name, source.version)?;
+    let (golden, note) = golden(graph, source.golden).context("golden vectors")?;
+    let half = match report {
+        None => None,
+        Some(report) => {
+            let sample = golden.inputs.iter().map(|(n, t)| (n.clone(), Value::Tensor(t.clone()))).collect();
+            let backend = Device::Reference.backend(&DeviceOptions::default())?;
+            let comparison = compare(&original, graph, &backend, &[sample]).context("comparing before and after")?;
+            Some(Half { report, comparison })
+        }
+    };
+    let manifest = write(&Contents { graph, manifest, golden: &golden }, output)?;
+    Ok(Converted { manifest, note, half })
+}
+
+/// Extents small enough to be kept in a package, the batch above 1 so that a mistake about batches shows.
+const LADDER: &[Extents] = &[
+    Extents { batch: 2, spatial: 32, sequence: 8 },
+    Extents { batch: 1, spatial: 32, sequence: 8 },
+    Extents { batch: 1, spatial: 64, sequence: 512 },
+    Extents { batch: 1, spatial: 224, sequence: 4000 },
+];
+
+/// What the reference backend answers to the inputs in the file, or to made-up ones, and what was assumed of those.
+fn golden(graph: &Graph, inputs: Option<&Path>) -> Result<(Golden, Option<String>)> {
+    let model = Model::from_graph(graph.clone(), &Default::default())?.compile(Device::Reference)?;
+    let answers = |inputs: &Named| super::run::output_tensors(super::run::run(&mut model.session()?, inputs)?);
+    if let Some(path) = inputs {
+        let inputs = super::run::read_inputs(&model, path)?;
+        let outputs = answers(&inputs)?;
+        return Ok((Golden { inputs, outputs }, None));
+    }
+    let bindings = &model.signature().inputs;
+    let (made_up, outputs) = first_that_runs(bindings, &BTreeMap::new(), 1, LADDER, answers)
+        .context("the model does not run on made-up inputs; give --golden")?;
+    let extents = made_up.assumed.iter().map(|(symbol, extent)| format!("{symbol} = {extent}")).collect::<Vec<_>>();
+    let note = format!(
+        "golden vectors are of made-up inputs{}",
+        match &extents[..] {
+            [] => String::new(),
+            extents => format!(" with {}", extents.join(", ")),
+        }
+    );
+    Ok((Golden { inputs: made_up.inputs, outputs }, Some(note)))
+}
+
+impl Half {
+    fn json(&self) -> Json {
+        let Half { report, comparison } = self;
+        json!({
+            "bytes_before": report.bytes_before,
+            "bytes_after": report.bytes_after,
+            "converted": report.converted,
+            "kept": report.kept.iter().map(|k| json!({ "name": k.name, "reason": k.reason })).collect::<Vec<_>>(),
+            "largest_error": report.largest_error,
+            "outputs": comparison.outputs.iter().map(|o| json!({
+                "name": o.name,
+                "absolute_error_max": o.absolute_error_max,
+                "magnitude_max": o.magnitude_max,
+                // Infinite where nothing differs, which JSON has no number for.
+                "sqnr_db": o.sqnr_db.is_finite().then_some(o.sqnr_db),
+                "top1_agreement": o.top1_agreement,
+            })).collect::<Vec<_>>(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let Half { report, comparison } = self;
+        let mut text = format!(
+            "half precision: weights {} to {}, {} of them converted, largest error {:.1e} of a tensor's largest element",
+            bytes(report.bytes_before),
+            bytes(report.bytes_after),
+            report.converted.len(),
+            report.largest_error
+        );
+        for kept in &report.kept {
+            text += &format!("\nkept '{}' in f32: {}", kept.name, kept.reason);
+        }
+        for output in &comparison.outputs {
+            text += &format!(
+                "\noutput '{}' on the golden inputs: off by at most {:.1e} where the largest is {:.1e}, SQNR {:.1} dB",
+                output.name, output.absolute_error_max, output.magnitude_max, output.sqnr_db
+            );
+            if let Some(share) = output.top1_agreement {
+                text += &format!(", same largest class in {:.1} %", share * 100.0);
+            }
+        }
+        text
+    }
 }

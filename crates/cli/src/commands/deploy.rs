@@ -21,7 +21,7 @@ use std::{
 /// Whom the command talks to.
 #[derive(clap::Args)]
 pub(crate) struct Target {
-    /// The store's folder. If a server holds it, the command talks to that server.
+    /// The store's folder. If a server holds it, the command talks to that server. Deploying makes it if it is not there.
     #[arg(long, default_value = "models")]
     store: PathBuf,
     /// A server, e.g. http://127.0.0.1:8080.
@@ -35,14 +35,17 @@ enum Connection {
 }
 
 impl Target {
-    fn connect(&self) -> Result<Connection> {
+    /// The server or the store; `create` makes a store where none is, in a folder that is empty or not there.
+    fn connect(&self, create: bool) -> Result<Connection> {
         if let Some(url) = &self.server {
             return Ok(Connection::Server(url.trim_end_matches('/').to_string()));
         }
         if let Some(url) = announced(&self.store) {
             return Ok(Connection::Server(url));
         }
-        if !self.store.is_dir() {
+        // A folder of something else must not be littered with a store.
+        let is_free = || fs::read_dir(&self.store).map_or(!self.store.exists(), |mut entries| entries.next().is_none());
+        if !Host::has_store(&self.store) && !(create && is_free()) {
             bail!("there is no store at {}; give --store, or --server", self.store.display());
         }
         Ok(Connection::Store(Box::new(open_host(&self.store, Device::Auto, &DeviceOptions::default(), 0)?)))
@@ -115,7 +118,7 @@ impl Deploy {
         if !package.exists() {
             bail!("there is no package at {}", package.display());
         }
-        let id: String = match self.target.connect()? {
+        let id: String = match self.target.connect(true)? {
             Connection::Server(url) => {
                 let body = json!({ "package": package, "strategy": strategy });
                 let answer: Json = call("POST", &format!("{url}/cutover/v1/models/{}/deploy", self.name), Some(body))?;
@@ -141,7 +144,7 @@ pub(crate) struct Status {
 
 impl Status {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
-        let connection = self.target.connect()?;
+        let connection = self.target.connect(false)?;
         if let Some(model) = &self.history {
             let entries: Vec<HistoryEntry> = match &connection {
                 Connection::Server(url) => call("GET", &format!("{url}/cutover/v1/models/{model}/history"), None)?,
@@ -224,7 +227,7 @@ pub(crate) struct Rollback {
 
 impl Rollback {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
-        let active = match self.target.connect()? {
+        let active = match self.target.connect(false)? {
             Connection::Server(url) => {
                 let answer: Json = call("POST", &format!("{url}/cutover/v1/models/{}/rollback", self.name), None)?;
                 answer["active"].as_str().unwrap_or_default().to_string()

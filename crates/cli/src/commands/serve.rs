@@ -1,6 +1,6 @@
 //! `cutover serve`.
 
-use super::convert::convert;
+use super::convert::{Source, convert};
 use crate::{Verdict, output::Printer};
 use anyhow::{Context, Result};
 use cutover::{Device, DeviceOptions, Host, HostOptions, Strategy, package::Package};
@@ -72,6 +72,7 @@ fn package_of(path: &Path, folder: &Path) -> Result<PathBuf> {
     }
     let name = path.file_stem().and_then(|s| s.to_str()).context("a model file needs a name")?;
     let package = folder.join(format!("{name}.cutover"));
-    convert(path, &package, name, "1", None).with_context(|| format!("{}", path.display()))?;
+    let source = Source { model: path, name, version: "1", golden: None, f16: false };
+    convert(&source, &package).with_context(|| format!("{}", path.display()))?;
     Ok(package)
 }

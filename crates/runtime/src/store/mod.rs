@@ -74,6 +74,11 @@ impl Store {
         Ok(store)
     }
 
+    /// Whether there is a store in `folder`. Nothing is opened, and nothing made.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(state::DATABASE).is_file()
+    }
+
     fn of(disk: Arc<dyn Disk>, folder: &Path, state: State) -> Result<Store, StoreError> {
         let objects = Objects::open(disk, &folder.join("objects"))?;
         Ok(Store { folder: folder.to_path_buf(), objects, state, _lock: None })

@@ -10,7 +10,7 @@ use std::{
     path::Path,
 };
 
-const DATABASE: &str = "state.redb";
+pub const DATABASE: &str = "state.redb";
 const UNFINISHED: &str = "state.new";
 
 /// Raised when older software could not read what is written.

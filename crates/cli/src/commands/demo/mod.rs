@@ -6,7 +6,10 @@ mod clients;
 mod digits;
 mod report;
 
-use super::{convert::convert, serve::open_host};
+use super::{
+    convert::{Source, convert},
+    serve::open_host,
+};
 use crate::{Verdict, output::Printer, tensors};
 use anyhow::{Context, Result, bail};
 use clients::{Answered, Clients, Expected, agent, get, post};
@@ -81,7 +84,9 @@ fn prepare(folder: &Path, held_out: &HeldOut) -> Result<(Vec<PathBuf>, Vec<Expec
         let files = folder.join(version);
         digits::write(version, &files)?;
         let package = folder.join(format!("digits-{version}.cutover"));
-        convert(&files.join("model.onnx"), &package, "digits", version, Some(&golden))?;
+        let model = files.join("model.onnx");
+        let source = Source { model: &model, name: "digits", version, golden: Some(&golden), f16: false };
+        convert(&source, &package)?;
         // On the definition, not on what will serve: a server that is wrong in the same way would go unseen.
         let mut session = Model::open(&package)?.compile(Device::Reference)?.session()?;
         let answers = session.run([("image", images(held_out.labels.len())?.view())])?;
