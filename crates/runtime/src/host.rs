@@ -319,8 +319,15 @@ impl Host {
     }
 
     /// Every transition of a model, oldest first.
+    ///
+    /// # Errors
+    /// A model that never was here; a store that can't be read.
     pub fn history(&self, model: &str) -> Result<Vec<HistoryEntry>, HostError> {
-        Ok(self.inner.store.history(model)?)
+        let entries = self.inner.store.history(model)?;
+        match entries.is_empty() && !self.inner.models.load().contains_key(model) {
+            true => Err(HostError::UnknownModel(model.to_string())),
+            false => Ok(entries),
+        }
     }
 
     pub fn metrics(&self) -> Metrics {

@@ -133,7 +133,8 @@ pub fn router(host: Host, options: &ServerOptions) -> Router {
         router = router.merge(admin::routes());
     }
     let unknown = || async { Failure::new(StatusCode::NOT_FOUND, "no such path; /v2 says what is served") };
-    router.fallback(unknown).layer(DefaultBodyLimit::max(options.body_bytes_max)).with_state(host)
+    let method = async || Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method");
+    router.fallback(unknown).method_not_allowed_fallback(method).layer(DefaultBodyLimit::max(options.body_bytes_max)).with_state(host)
 }
 
 /// What an error looks like on the wire: a status, and `{"error": "…"}`.
@@ -165,6 +166,10 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> 
         let bytes = bytes::Bytes::from_request(request, state)
             .await
             .map_err(|rejection| Failure::new(rejection.status(), rejection.body_text()))?;
+        // serde takes an array for an object's fields in order, which no client means.
+        if bytes.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|&b| b != b'{') {
+            return Err(Failure::new(StatusCode::BAD_REQUEST, "the body: expected a JSON object"));
+        }
         let body = serde_json::from_slice(&bytes);
         Ok(Body(body.map_err(|e| Failure::new(StatusCode::BAD_REQUEST, format!("the body: {e}")))?))
     }

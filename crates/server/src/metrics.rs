@@ -76,7 +76,7 @@ impl Collector for Snapshot {
                 below = at_most;
             }
             let count = version.latency.count();
-            buckets.push((f64::MAX, count - below));
+            buckets.push((f64::INFINITY, count - below));
             let labels = labels(version);
             let mut metric = family.encode_family(&labels)?;
             metric.encode_histogram::<NoLabelSet>(version.latency.sum_s(), count, &buckets, None)?;
