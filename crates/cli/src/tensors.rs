@@ -30,10 +30,11 @@ pub fn read(path: &Path, only: Option<&str>) -> Result<Named> {
         "npy" => {
             let only = only
                 .context("an .npy holds one tensor, and the model has several: use .npz, whose keys are their names")?;
-            Ok(vec![(only.to_string(), npy(&fs::read(path)?)?)])
+            let tensor = fs::read(path).map_err(Into::into).and_then(|bytes| npy(&bytes));
+            tensor.map(|tensor| vec![(only.to_string(), tensor)])
         }
-        "safetensors" => safetensors(&fs::read(path)?),
-        _ => json_tensors(&fs::read(path)?),
+        "safetensors" => fs::read(path).map_err(Into::into).and_then(|bytes| safetensors(&bytes)),
+        _ => fs::read(path).map_err(Into::into).and_then(|bytes| json_tensors(&bytes)),
     }
     .with_context(at)
 }
@@ -44,20 +45,20 @@ pub fn write(path: &Path, tensors: &Named) -> Result<()> {
     match extension(path)? {
         "npz" => write_npz(File::create(path).with_context(at)?, tensors),
         "npy" => match &tensors[..] {
-            [(_, tensor)] => Ok(fs::write(path, npy_bytes(tensor)?)?),
+            [(_, tensor)] => npy_bytes(tensor).and_then(|bytes| Ok(fs::write(path, bytes)?)),
             _ => bail!("an .npy holds one tensor, the model gives {}: use .npz", tensors.len()),
         },
         "safetensors" => {
             let views: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
             let layout = cutover::graph::onnx::safetensors::layout(&views);
             let mut file = BufWriter::new(File::create(path).with_context(at)?);
-            cutover::graph::onnx::safetensors::write(&layout, &views, &mut file)?;
-            Ok(file.flush()?)
+            let written = cutover::graph::onnx::safetensors::write(&layout, &views, &mut file);
+            written.and_then(|()| file.flush()).map_err(Into::into)
         }
         _ => {
             let object: Map<String, Json> =
-                tensors.iter().map(|(n, t)| Ok((n.clone(), to_json(t)?))).collect::<Result<_>>()?;
-            Ok(fs::write(path, serde_json::to_vec(&object)?)?)
+                tensors.iter().map(|(n, t)| Ok((n.clone(), to_json(t)?))).collect::<Result<_>>().with_context(at)?;
+            fs::write(path, serde_json::to_vec(&object)?).map_err(Into::into)
         }
     }
     .with_context(at)

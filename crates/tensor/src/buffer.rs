@@ -34,14 +34,18 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     /// `len` zero bytes, 64-byte aligned.
     pub fn zeroed(len: usize) -> Buffer {
+        Self::try_zeroed(len).unwrap_or_else(|| handle_alloc_error(Self::layout(len)))
+    }
+
+    /// As [`Buffer::zeroed`]; `None` where the system has no such memory. For lengths that a model decides.
+    pub fn try_zeroed(len: usize) -> Option<Buffer> {
         if len == 0 {
-            return Buffer { start: NonNull::<Aligned>::dangling().cast(), len: 0, owner: Owner::Heap };
+            return Some(Buffer { start: NonNull::<Aligned>::dangling().cast(), len: 0, owner: Owner::Heap });
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size above zero.
         let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        Buffer { start, len, owner: Owner::Heap }
+        NonNull::new(start).map(|start| Buffer { start, len, owner: Owner::Heap })
     }
 
     /// A 64-byte aligned copy of `bytes`.

@@ -26,6 +26,8 @@ pub enum TensorError {
     ByteLength { shape: Shape, dtype: DType, expected: usize, actual: usize },
     #[error("shape {shape} of {dtype} is larger than this machine can address")]
     TooLarge { shape: Shape, dtype: DType },
+    #[error("there is no memory for shape {shape} of {dtype}")]
+    OutOfMemory { shape: Shape, dtype: DType },
     #[error("data of {dtype} starts at an address that is not a multiple of its alignment, {alignment}")]
     Misaligned { dtype: DType, alignment: usize },
     #[error("bytes {start}..{end} lie outside a buffer of {len} bytes")]

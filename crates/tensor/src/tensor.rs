@@ -34,7 +34,8 @@ impl Tensor {
             return Tensor::from_strings(shape, vec![String::new(); count]);
         }
         let len = byte_len(dtype, &shape)?;
-        Ok(Tensor { dtype, shape, data: Data::Bytes { buffer: Arc::new(Buffer::zeroed(len)), offset: 0, len } })
+        let Some(buffer) = Buffer::try_zeroed(len) else { return Err(TensorError::OutOfMemory { shape, dtype }) };
+        Ok(Tensor { dtype, shape, data: Data::Bytes { buffer: Arc::new(buffer), offset: 0, len } })
     }
 
     /// Takes `values` in row-major order.

@@ -57,7 +57,10 @@ struct Comparison {
 impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
         if !(self.rtol >= 0.0 && self.atol >= 0.0) {
-            bail!("--rtol and --atol must be at least 0");
+            bail!("--rtol {} and --atol {}: expected at least 0", self.rtol, self.atol);
+        }
+        if self.sqnr.is_some_and(f64::is_nan) {
+            bail!("--sqnr: expected a number of decibels");
         }
         let model = self.model.open()?.compile_with(self.device.backend, &self.device.options())?;
         let inputs = read_inputs(&model, &self.inputs)?;
@@ -152,11 +155,10 @@ impl Arguments {
             if e != 0.0 && error / e.abs() > comparison.relative.0 {
                 comparison.relative = (error / e.abs(), index());
             }
-            comparison.outside += usize::from(error > self.atol + self.rtol * e.abs());
-            if e.is_finite() {
-                signal += e * e;
-                noise += error * error;
-            }
+            // Where a NaN or an infinity is expected, the tolerance is no number either: only the same will do.
+            comparison.outside += usize::from(!same && !(e.is_finite() && error <= self.atol + self.rtol * e.abs()));
+            signal += if e.is_finite() { e * e } else { 0.0 };
+            noise += error * error;
         }
         if noise > 0.0 {
             comparison.sqnr_db = 10.0 * (signal / noise).log10();
