@@ -134,7 +134,11 @@ pub fn router(host: Host, options: &ServerOptions) -> Router {
     }
     let unknown = || async { Failure::new(StatusCode::NOT_FOUND, "no such path; /v2 says what is served") };
     let method = async || Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method");
-    router.fallback(unknown).method_not_allowed_fallback(method).layer(DefaultBodyLimit::max(options.body_bytes_max)).with_state(host)
+    router
+        .fallback(unknown)
+        .method_not_allowed_fallback(method)
+        .layer(DefaultBodyLimit::max(options.body_bytes_max))
+        .with_state(host)
 }
 
 /// What an error looks like on the wire: a status, and `{"error": "…"}`.

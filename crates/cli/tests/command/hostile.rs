@@ -52,8 +52,17 @@ fn broken_models_are_refused_by_every_command() {
     std::fs::create_dir(folder.path("folder.onnx")).unwrap();
     let inputs = conformance("mobile.in.npz");
     let files = [
-        "empty.onnx", "text.onnx", "zeros.onnx", "half.onnx", "tail.onnx", "empty.cutover", "text.cutover",
-        "folder.cutover", "folder.onnx", "missing.onnx", "missing.cutover",
+        "empty.onnx",
+        "text.onnx",
+        "zeros.onnx",
+        "half.onnx",
+        "tail.onnx",
+        "empty.cutover",
+        "text.cutover",
+        "folder.cutover",
+        "folder.onnx",
+        "missing.onnx",
+        "missing.cutover",
     ];
     for file in files {
         let path = folder.path(file);
@@ -86,7 +95,9 @@ fn a_model_cut_anywhere_is_an_error() {
 #[test]
 fn broken_tensors_are_refused_by_name() {
     let folder = Folder::new();
-    let header = |descr: &str, order: &str, shape: &str| format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}\n");
+    let header = |descr: &str, order: &str, shape: &str| {
+        format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}\n")
+    };
     let image = |shape: &str, data: usize| npy(&header("<f4", "False", shape), &vec![0; data]);
     let whole = image("(1, 1, 8, 8)", 256);
     let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
@@ -117,7 +128,11 @@ fn broken_tensors_are_refused_by_name() {
         ("text.json", br#"{"image": ["a"]}"#.to_vec(), &["'image'", "element 0"]),
         ("dtype.json", br#"{"image": {"dtype": "f31", "data": [1]}}"#.to_vec(), &["'image'", "f31"]),
         ("data.json", br#"{"image": {"shape": [1]}}"#.to_vec(), &["'image'", "'data'"]),
-        ("shape.json", br#"{"image": {"shape": [99999999999, 99999999999], "data": [1]}}"#.to_vec(), &["'image'", "1 elements"]),
+        (
+            "shape.json",
+            br#"{"image": {"shape": [99999999999, 99999999999], "data": [1]}}"#.to_vec(),
+            &["'image'", "1 elements"],
+        ),
         ("sign.json", br#"{"image": {"shape": [-1], "data": [1]}}"#.to_vec(), &["'image'", "'shape'"]),
         ("deep.json", [b"{\"image\": ".to_vec(), vec![b'['; 100_000]].concat(), &["deep.json", "recursion"]),
         ("image.txt", whole.clone(), &["image.txt", ".npz"]),
@@ -125,7 +140,8 @@ fn broken_tensors_are_refused_by_name() {
     for (name, content, parts) in cases {
         let path = folder.write(name, content);
         cutover(arguments!["run", digits("v1"), "--inputs", &path]).refuses(parts);
-        cutover(arguments!["convert", digits("v1"), "-o", folder.path("out.cutover"), "--golden", &path]).refuses(parts);
+        cutover(arguments!["convert", digits("v1"), "-o", folder.path("out.cutover"), "--golden", &path])
+            .refuses(parts);
     }
     let good = folder.write("good.npy", &whole);
     cutover(arguments!["run", digits("v1"), "--inputs", &good]).done();

@@ -57,6 +57,7 @@ impl Folder {
 /// How a command ended.
 #[derive(Debug)]
 struct Outcome {
+    #[expect(dead_code, reason = "read in the messages of failed tests, through Debug")]
     line: String,
     code: Option<i32>,
     stdout: String,

@@ -32,10 +32,13 @@ fn inspect_shows_signature_operators_and_placement() {
     assert_eq!(document["inputs"][0]["fact"], "f32[N, 1, 8, 8]");
     assert_eq!(document["outputs"][0]["fact"], "f32[N, 10]");
     assert!(document["ops"]["Conv"].as_u64().unwrap() >= 1 && document["parameters"].as_u64().unwrap() > 1000);
-    let backends: Vec<&str> = document["backends"].as_array().unwrap().iter().map(|b| b["backend"].as_str().unwrap()).collect();
+    let backends: Vec<&str> =
+        document["backends"].as_array().unwrap().iter().map(|b| b["backend"].as_str().unwrap()).collect();
     assert_eq!(backends, ["cpu", "reference"]);
     assert!(!document["backends"][0]["nodes"].as_array().unwrap().is_empty());
-    cutover(arguments!["inspect", digits("v1"), "--nodes", "--passes"]).done().says(&["image", "Conv", "kernel", "cpu"]);
+    cutover(arguments!["inspect", digits("v1"), "--nodes", "--passes"])
+        .done()
+        .says(&["image", "Conv", "kernel", "cpu"]);
     for model in CONFORMANCE {
         cutover(arguments!["inspect", conformance(&format!("{model}.onnx")), "--json"]).done().json();
     }
@@ -52,7 +55,9 @@ fn run_takes_and_writes_every_format() {
         for to in ["npz", "npy", "safetensors", "json"] {
             let outputs = folder.path(&format!("out.{to}"));
             let document =
-                cutover(arguments!["run", digits("v1"), "--inputs", &inputs, "--outputs", &outputs, "--json"]).done().json();
+                cutover(arguments!["run", digits("v1"), "--inputs", &inputs, "--outputs", &outputs, "--json"])
+                    .done()
+                    .json();
             assert_eq!(document["outputs"], outputs.as_str());
             let written = cutover_cli::tensors::read(Path::new(&outputs), Some("probabilities")).unwrap();
             assert_eq!(written, expected, "{from} to {to}");
@@ -63,7 +68,10 @@ fn run_takes_and_writes_every_format() {
     assert_eq!(printed["probabilities"]["shape"], serde_json::json!([2, 10]));
     assert_eq!(printed["probabilities"]["data"].as_array().unwrap().len(), 20);
     cutover(arguments!["run", digits("v1"), "--inputs", &inputs]).done().says(&["probabilities: "]);
-    let nested = format!("{{\"image\": [[[{}]]]}}", vec![vec!["0.5"; 8].join(","); 8].iter().map(|r| format!("[{r}]")).collect::<Vec<_>>().join(","));
+    let nested = format!(
+        "{{\"image\": [[[{}]]]}}",
+        vec![vec!["0.5"; 8].join(","); 8].iter().map(|r| format!("[{r}]")).collect::<Vec<_>>().join(",")
+    );
     let nested = folder.write("nested.json", nested);
     cutover(arguments!["run", digits("v1"), "--inputs", nested]).done();
 }
@@ -105,7 +113,15 @@ fn verify_agrees_with_what_other_runtimes_answered() {
         for backend in ["cpu", "reference"] {
             let of = |ending: &str| conformance(&format!("{model}.{ending}"));
             let document = cutover(arguments![
-                "verify", of("onnx"), "--inputs", of("in.npz"), "--expect", of("out.npz"), "--backend", backend, "--json",
+                "verify",
+                of("onnx"),
+                "--inputs",
+                of("in.npz"),
+                "--expect",
+                of("out.npz"),
+                "--backend",
+                backend,
+                "--json",
             ])
             .done()
             .json();
@@ -123,7 +139,10 @@ fn verify_says_no_where_outputs_disagree() {
     values[13] += 0.01;
     let close = Tensor::from_vec([2, 10], values.clone()).unwrap();
     values[13] = f32::NAN;
-    let not_a_number = Tensor::from_vec([2, 10], values).unwrap();
+    let not_a_number = Tensor::from_vec([2, 10], values.clone()).unwrap();
+    values = right.to_vec::<f32>().unwrap();
+    values[13] = f32::INFINITY;
+    let infinite = Tensor::from_vec([2, 10], values).unwrap();
     let reshaped = Tensor::from_vec([20], right.to_vec::<f32>().unwrap()).unwrap();
     let cases: &[(&Tensor, &[&str], i32)] = &[
         (&right, &[], 0),
@@ -134,6 +153,8 @@ fn verify_says_no_where_outputs_disagree() {
         (&close, &["--sqnr", "90"], 1),
         (&not_a_number, &["--atol", "1e9", "--rtol", "1e9"], 1),
         (&not_a_number, &["--sqnr", "1"], 1),
+        (&infinite, &[], 1),
+        (&infinite, &["--sqnr", "1"], 1),
         (&reshaped, &[], 1),
         (&right, &["--rtol", "-1"], 2),
         (&right, &["--sqnr", "nan"], 2),
@@ -162,7 +183,8 @@ fn verify_says_no_where_outputs_disagree() {
 
 #[test]
 fn bench_measures_and_says_what_it_assumed() {
-    let document = cutover(arguments!["bench", digits("v1"), "--seconds", "0.05", "--threads", "1", "--json"]).done().json();
+    let document =
+        cutover(arguments!["bench", digits("v1"), "--seconds", "0.05", "--threads", "1", "--json"]).done().json();
     for key in ["load_ms", "first_ms", "runs", "peak_rss_bytes"] {
         assert!(document[key].as_f64().is_some_and(|v| v > 0.0), "{key} in {document}");
     }
@@ -184,15 +206,24 @@ fn bench_measures_and_says_what_it_assumed() {
         assert_eq!(document["assumed"], assumed);
     }
     // Its vocabulary ends at 50: integers below 1000 are no tokens of it.
-    cutover(arguments!["bench", conformance("transformer.onnx"), "--seconds", "0.01"])
-        .done()
-        .says(&["assumed N = 1, S = 32", "--shape tokens=NxS", "integers are 0"]);
+    cutover(arguments!["bench", conformance("transformer.onnx"), "--seconds", "0.01"]).done().says(&[
+        "assumed N = 1, S = 32",
+        "--shape tokens=NxS",
+        "integers are 0",
+    ]);
 }
 
 #[test]
 fn bench_takes_shapes_and_profiles() {
     let line = arguments![
-        "bench", conformance("recurrent.onnx"), "--seconds", "0.01", "--shape", "signal=3x4x20", "--profile", "--json",
+        "bench",
+        conformance("recurrent.onnx"),
+        "--seconds",
+        "0.01",
+        "--shape",
+        "signal=3x4x20",
+        "--profile",
+        "--json",
     ];
     let document = cutover(line).done().json();
     assert_eq!(document["inputs"]["signal"], serde_json::json!([3, 4, 20]));
@@ -202,7 +233,11 @@ fn bench_takes_shapes_and_profiles() {
     for key in ["ops", "nodes"] {
         assert!(document["profile"][key].as_array().is_some_and(|rows| !rows.is_empty()), "{document}");
     }
-    cutover(arguments!["bench", digits("v1"), "--seconds", "0.01", "--profile"]).done().says(&["median ms", "Conv", "share"]);
+    cutover(arguments!["bench", digits("v1"), "--seconds", "0.01", "--profile"]).done().says(&[
+        "median ms",
+        "Conv",
+        "share",
+    ]);
 }
 
 #[test]
@@ -240,7 +275,17 @@ fn convert_and_unpack_keep_the_model() {
     let (inputs, expect) = asked_and_answered(&folder);
     let package = folder.path("digits.cutover");
     let line = arguments![
-        "convert", digits("v1"), "-o", &package, "--name", "digits", "--version", "2.1.0", "--golden", &inputs, "--json",
+        "convert",
+        digits("v1"),
+        "-o",
+        &package,
+        "--name",
+        "digits",
+        "--version",
+        "2.1.0",
+        "--golden",
+        &inputs,
+        "--json",
     ];
     let document = cutover(line).done().json();
     assert_eq!((&document["manifest"]["name"], &document["manifest"]["version"]), (&"digits".into(), &"2.1.0".into()));
@@ -281,8 +326,12 @@ fn half_precision_shows_what_it_costs() {
     assert_eq!(half["outputs"][0]["name"], "probabilities");
     // f16 keeps 11 bits of every weight, about 66 dB of them.
     assert!((40.0..90.0).contains(&sqnr_db), "{half}");
-    let verify = |least: f64| cutover(arguments!["verify", &package, "--inputs", &inputs, "--expect", &expect, "--sqnr", least.to_string()]);
+    let verify = |least: f64| {
+        cutover(arguments!["verify", &package, "--inputs", &inputs, "--expect", &expect, "--sqnr", least.to_string()])
+    };
     verify(sqnr_db - 3.0).done();
     verify(sqnr_db + 10.0).exits(1);
-    cutover(arguments!["convert", digits("v1"), "-o", &package, "--f16"]).done().says(&["half precision: weights", "SQNR"]);
+    cutover(arguments!["convert", digits("v1"), "-o", &package, "--f16"])
+        .done()
+        .says(&["half precision: weights", "SQNR"]);
 }
