@@ -45,7 +45,7 @@ impl Target {
         }
         // A folder of something else must not be littered with a store.
         let is_free = || fs::read_dir(&self.store).map_or(!self.store.exists(), |mut entries| entries.next().is_none());
-        if !Host::has_store(&self.store) && !(create && is_free()) {
+        if !(Host::has_store(&self.store) || create && is_free()) {
             bail!("there is no store at {}; give --store, or --server", self.store.display());
         }
         Ok(Connection::Store(Box::new(open_host(&self.store, Device::Auto, &DeviceOptions::default(), 0)?)))

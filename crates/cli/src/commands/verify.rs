@@ -156,7 +156,8 @@ impl Arguments {
                 comparison.relative = (error / e.abs(), index());
             }
             // Where a NaN or an infinity is expected, the tolerance is no number either: only the same will do.
-            comparison.outside += usize::from(!same && !(e.is_finite() && error <= self.atol + self.rtol * e.abs()));
+            let within = same || e.is_finite() && error <= self.atol + self.rtol * e.abs();
+            comparison.outside += usize::from(!within);
             signal += if e.is_finite() { e * e } else { 0.0 };
             noise += error * error;
         }

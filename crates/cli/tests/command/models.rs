@@ -68,10 +68,8 @@ fn run_takes_and_writes_every_format() {
     assert_eq!(printed["probabilities"]["shape"], serde_json::json!([2, 10]));
     assert_eq!(printed["probabilities"]["data"].as_array().unwrap().len(), 20);
     cutover(arguments!["run", digits("v1"), "--inputs", &inputs]).done().says(&["probabilities: "]);
-    let nested = format!(
-        "{{\"image\": [[[{}]]]}}",
-        vec![vec!["0.5"; 8].join(","); 8].iter().map(|r| format!("[{r}]")).collect::<Vec<_>>().join(",")
-    );
+    let rows = [[0.5; 8]; 8];
+    let nested = serde_json::json!({ "image": [[rows]] }).to_string();
     let nested = folder.write("nested.json", nested);
     cutover(arguments!["run", digits("v1"), "--inputs", nested]).done();
 }
