@@ -252,11 +252,18 @@ impl Inner {
         let Ok(model) = self.model(name) else { return };
         model.begin_windows();
         let (sender, receiver) = sync_channel::<Comparison>(COMPARISONS_MAX);
+        let watched = Arc::downgrade(&model);
+        let on_trial = move |version: &Arc<Version>| {
+            let is = |candidate: &Candidate| Arc::ptr_eq(&candidate.version, version);
+            watched.upgrade().is_some_and(|model| model.routing.load().candidate.as_ref().is_some_and(is))
+        };
+        // What still waits when its rollout ends is dropped: it holds versions that are to give their memory back.
         let compare = move || {
-            while let Ok(comparison) = receiver.recv() {
-                let took = comparison.run();
-                drop(comparison);
-                thread::sleep(took * COMPARISON_REST);
+            while let Some(comparison) = receiver.recv().ok().filter(|comparison| on_trial(&comparison.candidate)) {
+                let rested = Instant::now() + comparison.run() * COMPARISON_REST;
+                while Instant::now() < rested && on_trial(&comparison.candidate) {
+                    thread::sleep(rested.saturating_duration_since(Instant::now()).min(POLL));
+                }
             }
         };
         match thread::Builder::new().name("cutover-compare".to_string()).spawn(compare) {
