@@ -390,24 +390,26 @@ impl Inner {
 
     fn infer(&self, name: &str, request: Request) -> Result<Answer, InferError> {
         let model = self.model(name)?;
-        let routing = model.routing.load_full();
         let id = request
             .id
             .clone()
             .unwrap_or_else(|| format!("{:x}-{}", self.boot, self.next_id.fetch_add(1, Ordering::Relaxed)));
-        let version = match &request.version {
-            Some(version) => routing
-                .named(version)
-                .ok_or_else(|| InferError::UnknownVersion { model: name.to_string(), version: version.clone() })?,
-            None => routing.pick(request.key.as_deref().unwrap_or(&id)),
+        // Of the routing only what may serve this request is held: other versions can go while it runs.
+        let (mut served_by, incumbent) = {
+            let routing = model.routing.load();
+            let version = match &request.version {
+                Some(version) => routing
+                    .named(version)
+                    .ok_or_else(|| InferError::UnknownVersion { model: name.to_string(), version: version.clone() })?,
+                None => routing.pick(request.key.as_deref().unwrap_or(&id)),
+            };
+            let on_trial = request.version.is_none() && !Arc::ptr_eq(version, &routing.active);
+            (Arc::clone(version), on_trial.then(|| Arc::clone(&routing.active)))
         };
-        let mut served_by = Arc::clone(version);
         let mut answer = served_by.answer(&request);
         // A candidate on trial that fails costs no request: the incumbent answers.
-        if let (Err(InferError::Failed { .. }), None) = (&answer, &request.version)
-            && !Arc::ptr_eq(&served_by, &routing.active)
-        {
-            served_by = Arc::clone(&routing.active);
+        if let (Err(InferError::Failed { .. }), Some(incumbent)) = (&answer, incumbent) {
+            served_by = incumbent;
             answer = served_by.answer(&request);
         }
         let (outputs, latency) = answer?;
@@ -418,7 +420,7 @@ impl Inner {
         let window = served_by.count(trial, |window| window.answered(latency, confidence));
         if let Some((classes, _)) = seen {
             if trial {
-                self.compare(&model, &routing, &served_by, &request, &classes);
+                self.compare(&model, &served_by, &request, &classes);
             }
             lock(&model.predictions).remember(&id, &served_by.name, window, classes);
         }
@@ -426,11 +428,16 @@ impl Inner {
     }
 
     /// Lets the other arm answer too, later and elsewhere, if there is time for it.
-    fn compare(&self, model: &Model, routing: &Routing, served_by: &Arc<Version>, request: &Request, classes: &[u32]) {
+    fn compare(&self, model: &Model, served_by: &Arc<Version>, request: &Request, classes: &[u32]) {
+        let routing = model.routing.load();
         let Some(candidate) = &routing.candidate else { return };
+        let other = match served_by {
+            version if Arc::ptr_eq(version, &routing.active) => &candidate.version,
+            version if Arc::ptr_eq(version, &candidate.version) => &routing.active,
+            _ => return,
+        };
         let sender = lock(&model.comparisons).clone();
         let Some(sender) = sender else { return };
-        let other = if Arc::ptr_eq(served_by, &routing.active) { &candidate.version } else { &routing.active };
         // A full queue means that the device is busy: this request is not compared.
         let _ = sender.try_send(Comparison {
             inputs: request.inputs.clone(),

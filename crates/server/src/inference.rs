@@ -1,7 +1,7 @@
 //! The Open Inference Protocol v2: health, metadata, inference.
 
 use crate::{
-    Body, Failure,
+    Bytes, Failure, parse,
     protocol::{InferRequest, InferResponse, OutputTensor, TensorMetadata, datatype},
 };
 use axum::{
@@ -76,26 +76,27 @@ fn tensor_metadata(binding: &Binding) -> TensorMetadata {
 async fn infer(
     State(host): State<Host>,
     Path(name): Path<String>,
-    Body(request): Body<InferRequest>,
+    Bytes(body): Bytes,
 ) -> Result<Json<InferResponse>, Failure> {
-    answer(host, name, None, request).await
+    answer(host, name, None, body).await
 }
 
 async fn infer_version(
     State(host): State<Host>,
     Path((name, version)): Path<(String, String)>,
-    Body(request): Body<InferRequest>,
+    Bytes(body): Bytes,
 ) -> Result<Json<InferResponse>, Failure> {
-    answer(host, name, Some(version), request).await
+    answer(host, name, Some(version), body).await
 }
 
 async fn answer(
     host: Host,
     name: String,
     version: Option<String>,
-    request: InferRequest,
+    body: bytes::Bytes,
 ) -> Result<Json<InferResponse>, Failure> {
     let bad = |message: String| Failure::new(StatusCode::BAD_REQUEST, message);
+    let request: InferRequest = parse(&body)?;
     let inputs = request.inputs.iter().map(|input| input.decode()).collect::<Result<_, _>>().map_err(bad)?;
     let parameter = |key: &str| request.parameters.get(key);
     let deadline = match parameter("timeout") {
@@ -114,6 +115,7 @@ async fn answer(
         outputs: request.outputs.map(|outputs| outputs.into_iter().map(|o| o.name).collect()),
         deadline,
     };
+    drop(body);
     let (sender, receiver) = oneshot::channel();
     host.submit(&name, request, move |answer| drop(sender.send(answer)));
     let Answer { id, version, outputs, .. } = receiver.await.unwrap_or(Err(InferError::ShuttingDown))?;

@@ -3,10 +3,12 @@
 //! Requests are decoded and answered on tokio's threads; models run on the host's workers, never here.
 
 mod admin;
+mod elements;
 mod inference;
 mod metrics;
 mod protocol;
 
+pub use elements::Elements;
 pub use protocol::{InferRequest, InferResponse, InputTensor, OutputTensor, TensorMetadata};
 
 use axum::{
@@ -160,21 +162,35 @@ impl IntoResponse for Failure {
     }
 }
 
-/// A JSON body whose errors look like every other error here. The content type is not looked at: curl's default is a form's.
+/// The bytes of a body; errors look like every other error here.
+struct Bytes(bytes::Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Bytes {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Bytes, Failure> {
+        let bytes = bytes::Bytes::from_request(request, state).await;
+        Ok(Bytes(bytes.map_err(|rejection| Failure::new(rejection.status(), rejection.body_text()))?))
+    }
+}
+
+/// A body of JSON. The content type is not looked at: curl's default is a form's.
 struct Body<T>(T);
 
 impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Body<T>, Failure> {
-        let bytes = bytes::Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| Failure::new(rejection.status(), rejection.body_text()))?;
-        // serde takes an array for an object's fields in order, which no client means.
-        if bytes.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|&b| b != b'{') {
-            return Err(Failure::new(StatusCode::BAD_REQUEST, "the body: expected a JSON object"));
-        }
-        let body = serde_json::from_slice(&bytes);
-        Ok(Body(body.map_err(|e| Failure::new(StatusCode::BAD_REQUEST, format!("the body: {e}")))?))
+        let Bytes(bytes) = Bytes::from_request(request, state).await?;
+        parse(&bytes).map(Body)
     }
+}
+
+fn parse<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
+    let bad = |message: String| Failure::new(StatusCode::BAD_REQUEST, message);
+    // serde takes an array for an object's fields in order, which no client means.
+    if body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|&b| b != b'{') {
+        return Err(bad("the body: expected a JSON object".to_string()));
+    }
+    serde_json::from_slice(body).map_err(|e| bad(format!("the body: {e}")))
 }

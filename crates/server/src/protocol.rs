@@ -1,28 +1,32 @@
 //! The JSON of the Open Inference Protocol, version 2 (KServe), and its tensors.
 //!
-//! Tensors come as flat or nested arrays in row-major order. The binary extension is not spoken here.
+//! Tensors come as flat or nested arrays in row-major order. The binary extension is not spoken here. The text of an array becomes the
+//! tensor's elements, and they become text, with nothing in between: a tensor of JSON values would take many times its bytes.
 
+use crate::elements::{self, Elements};
 use cutover_runtime::tensor::{DType, Shape, Tensor, Value};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, value::RawValue};
 
 /// `POST /v2/models/NAME/infer`.
 #[derive(Debug, Deserialize)]
-pub struct InferRequest {
+pub struct InferRequest<'a> {
     pub id: Option<String>,
     #[serde(default)]
     pub parameters: Map<String, Json>,
-    pub inputs: Vec<InputTensor>,
+    #[serde(borrow)]
+    pub inputs: Vec<InputTensor<'a>>,
     /// Which outputs to answer with, in this order; all if absent.
     pub outputs: Option<Vec<RequestedOutput>>,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct InputTensor {
+pub struct InputTensor<'a> {
     pub name: String,
     pub shape: Vec<u64>,
     pub datatype: String,
-    pub data: Json,
+    #[serde(borrow)]
+    pub data: &'a RawValue,
 }
 
 #[derive(Debug, Deserialize)]
@@ -44,7 +48,7 @@ pub struct OutputTensor {
     pub name: String,
     pub shape: Vec<usize>,
     pub datatype: &'static str,
-    pub data: Json,
+    pub data: Elements,
 }
 
 /// A name and type of the protocol's metadata; a dimension that varies is -1.
@@ -77,7 +81,7 @@ pub fn datatype(dtype: DType) -> &'static str {
     DATATYPES.iter().find(|(_, d)| *d == dtype).map_or(dtype.name(), |(name, _)| name)
 }
 
-impl InputTensor {
+impl InputTensor<'_> {
     /// The tensor that `self` spells.
     ///
     /// # Errors
@@ -94,69 +98,8 @@ impl InputTensor {
             return Err(format!("datatype '{}' is unknown, expected one of {}", self.datatype, known.join(", ")));
         };
         let shape: Shape = self.shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
-        let mut elements = Vec::new();
-        flatten(&self.data, &mut elements);
-        // The data is there already: a shape that claims more is refused before anything is allocated for it.
-        if shape.checked_len() != Some(elements.len()) {
-            return Err(format!("{} elements, which shape {shape} does not hold", elements.len()));
-        }
-        if dtype == DType::String {
-            let strings = each(&elements, "a string", |v| v.as_str().map(str::to_string))?;
-            return Tensor::from_strings(shape, strings).map_err(|e| e.to_string());
-        }
-        let mut bytes = Vec::with_capacity(elements.len() * dtype.bits() / 8);
-        macro_rules! integers {
-            ($t:ty) => {{
-                let what = concat!("a whole number that fits ", stringify!($t));
-                let number = |v: &Json| {
-                    let wide = v.as_i64().map(i128::from).or_else(|| v.as_u64().map(i128::from))?;
-                    <$t>::try_from(wide).ok()
-                };
-                each(&elements, what, number)?.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
-            }};
-        }
-        macro_rules! floats {
-            ($convert:expr) => {
-                each(&elements, "a number", Json::as_f64)?
-                    .into_iter()
-                    .for_each(|v| bytes.extend($convert(v).to_le_bytes()))
-            };
-        }
-        match dtype {
-            DType::U8 => integers!(u8),
-            DType::U16 => integers!(u16),
-            DType::U32 => integers!(u32),
-            DType::U64 => integers!(u64),
-            DType::I8 => integers!(i8),
-            DType::I16 => integers!(i16),
-            DType::I32 => integers!(i32),
-            DType::I64 => integers!(i64),
-            DType::F16 => floats!(half::f16::from_f64),
-            DType::BF16 => floats!(half::bf16::from_f64),
-            DType::F32 => floats!(|v| v as f32),
-            DType::F64 => floats!(|v: f64| v),
-            DType::Bool => {
-                let truth = |v: &Json| v.as_bool().or_else(|| v.as_u64().filter(|&n| n < 2).map(|n| n == 1));
-                bytes.extend(each(&elements, "true or false", truth)?.into_iter().map(u8::from));
-            }
-            other => return Err(format!("datatype {other} can't be sent as JSON")),
-        }
-        Tensor::from_bytes(dtype, shape, &bytes).map_err(|e| e.to_string())
+        elements::read(self.data.get(), dtype, shape)
     }
-}
-
-/// The leaves of nested arrays, in order. JSON's own nesting limit bounds the recursion.
-fn flatten<'a>(value: &'a Json, into: &mut Vec<&'a Json>) {
-    match value {
-        Json::Array(items) => items.iter().for_each(|item| flatten(item, into)),
-        leaf => into.push(leaf),
-    }
-}
-
-fn each<T>(elements: &[&Json], expected: &str, read: impl Fn(&Json) -> Option<T>) -> Result<Vec<T>, String> {
-    let read_one =
-        |(at, v): (usize, &&Json)| read(v).ok_or_else(|| format!("element {at} is {v}, expected {expected}"));
-    elements.iter().enumerate().map(read_one).collect()
 }
 
 impl OutputTensor {
@@ -166,47 +109,13 @@ impl OutputTensor {
         let Value::Tensor(tensor) = value else {
             return Err(format!("output '{name}' is not a tensor, and the protocol carries nothing else"));
         };
-        let data = elements(tensor).map_err(|e| format!("output '{name}': {e}"))?;
         Ok(OutputTensor {
             name: name.to_string(),
             shape: tensor.shape().to_vec(),
             datatype: datatype(tensor.dtype()),
-            data: Json::Array(data),
+            data: Elements::of(tensor).map_err(|e| format!("output '{name}': {e}"))?,
         })
     }
-}
-
-/// NaN and infinities, which JSON has no numbers for, become null.
-fn elements(tensor: &Tensor) -> Result<Vec<Json>, String> {
-    macro_rules! numbers {
-        ($t:ty) => {
-            tensor.to_vec::<$t>().map_err(|e| e.to_string())?.into_iter().map(Json::from).collect()
-        };
-    }
-    Ok(match tensor.dtype() {
-        DType::U8 => numbers!(u8),
-        DType::U16 => numbers!(u16),
-        DType::U32 => numbers!(u32),
-        DType::U64 => numbers!(u64),
-        DType::I8 => numbers!(i8),
-        DType::I16 => numbers!(i16),
-        DType::I32 => numbers!(i32),
-        DType::I64 => numbers!(i64),
-        // As `f32`, not `f64`: the shortest decimal that reads back as the same `f32`.
-        DType::F32 => numbers!(f32),
-        DType::F64 => numbers!(f64),
-        DType::F16 => {
-            let values = tensor.to_vec::<half::f16>().map_err(|e| e.to_string())?;
-            values.into_iter().map(|v| Json::from(v.to_f32())).collect()
-        }
-        DType::BF16 => {
-            let values = tensor.to_vec::<half::bf16>().map_err(|e| e.to_string())?;
-            values.into_iter().map(|v| Json::from(v.to_f32())).collect()
-        }
-        DType::Bool => tensor.to_bools().map_err(|e| e.to_string())?.into_iter().map(Json::from).collect(),
-        DType::String => tensor.strings().map_err(|e| e.to_string())?.iter().map(|s| Json::from(s.as_str())).collect(),
-        other => return Err(format!("type {other} can't be sent as JSON")),
-    })
 }
 
 #[cfg(test)]
@@ -214,8 +123,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn input(datatype: &str, shape: &[u64], data: Json) -> InputTensor {
-        InputTensor { name: "x".to_string(), shape: shape.to_vec(), datatype: datatype.to_string(), data }
+    /// Decodes an input of these, spelt as a request spells it.
+    fn decode(datatype: &str, shape: &[u64], data: Json) -> Result<(String, Value), String> {
+        let text = json!({ "name": "x", "shape": shape, "datatype": datatype, "data": data }).to_string();
+        serde_json::from_str::<InputTensor>(&text).unwrap().decode()
     }
 
     #[test]
@@ -228,36 +139,69 @@ mod tests {
             ("INT64", json!([i64::MIN, i64::MAX])),
             ("FP16", json!([0.5, -2.0])),
             ("BF16", json!([0.5, -2.0])),
+            // As the shortest decimal of its own type, not of a wider one.
+            ("FP32", json!([0.1, 16777216.0])),
             ("FP64", json!([0.1, 1e300])),
             ("BYTES", json!(["a", "ü"])),
         ];
         for (datatype, data) in cases {
-            let (name, value) = input(datatype, &[2], data.clone()).decode().unwrap();
+            let (name, value) = decode(datatype, &[2], data.clone()).unwrap();
             let output = OutputTensor::encode(&name, &value).unwrap();
-            assert_eq!((output.datatype, output.data), (datatype, data));
+            assert_eq!(output.datatype, datatype);
+            assert_eq!(serde_json::to_string(&output.data).unwrap(), data.to_string());
         }
     }
 
     #[test]
     fn nested_arrays_are_row_major() {
-        let (_, value) = input("INT32", &[2, 2], json!([[1, 2], [3, 4]])).decode().unwrap();
+        let (_, value) = decode("INT32", &[2, 2], json!([[1, 2], [3, 4]])).unwrap();
         let Value::Tensor(tensor) = value else { panic!("a tensor was sent") };
         assert_eq!(tensor.to_vec::<i32>().unwrap(), [1, 2, 3, 4]);
     }
 
     #[test]
+    fn scalars_and_empty_tensors_come_and_go() {
+        let (_, one) = decode("FP32", &[], json!(2.5)).unwrap();
+        let (_, none) = decode("BOOL", &[2, 0], json!([])).unwrap();
+        let written = [one, none].map(|v| serde_json::to_string(&OutputTensor::encode("x", &v).unwrap()).unwrap());
+        let expected = [
+            r#"{"name":"x","shape":[],"datatype":"FP32","data":[2.5]}"#,
+            r#"{"name":"x","shape":[2,0],"datatype":"BOOL","data":[]}"#,
+        ];
+        assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn what_json_has_no_number_for_is_null() {
+        let tensor = Tensor::from_vec([3], vec![f32::NAN, f32::INFINITY, 1.0]).unwrap();
+        let output = OutputTensor::encode("x", &Value::Tensor(tensor)).unwrap();
+        assert_eq!(serde_json::to_string(&output.data).unwrap(), "[null,null,1.0]");
+    }
+
+    #[test]
     fn what_does_not_fit_is_named() {
         let cases = [
-            (input("FLOAT", &[1], json!([1])), "datatype 'FLOAT' is unknown"),
-            (input("UINT8", &[1], json!([256])), "element 0 is 256, expected a whole number that fits u8"),
-            (input("INT32", &[2], json!([1, 1.5])), "element 1 is 1.5"),
-            (input("FP32", &[u64::MAX, 2], json!([1])), "1 elements"),
-            (input("FP32", &[1], json!(["a"])), "expected a number"),
-            (input("BYTES", &[1], json!([1])), "expected a string"),
+            (decode("FLOAT", &[1], json!([1])), "datatype 'FLOAT' is unknown"),
+            (decode("UINT8", &[1], json!([256])), "element 0 is 256, expected a whole number that fits u8"),
+            (decode("INT32", &[2], json!([1, 1.5])), "element 1 is 1.5, expected a whole number that fits i32"),
+            (decode("FP32", &[u64::MAX, 2], json!([1])), "is more than memory can hold"),
+            (decode("FP32", &[u64::MAX], json!([1])), "1 elements, expected the"),
+            (decode("FP32", &[2], json!([1])), "1 elements, expected the 2 of shape [2]"),
+            (decode("FP32", &[2], json!([[1], [2, 3]])), "more elements than the 2 of shape [2]"),
+            (decode("FP32", &[1], json!(["a"])), "element 0 is \"a\", expected a number"),
+            (decode("FP32", &[1], json!([null])), "element 0 is null, expected a number"),
+            (decode("FP32", &[1], json!([{ "a": 1 }])), "element 0 is an object, expected a number"),
+            (decode("BOOL", &[1], json!([2])), "element 0 is 2, expected true or false"),
+            (decode("BYTES", &[1], json!([1])), "element 0 is 1, expected a string"),
         ];
-        for (input, expected) in cases {
-            let message = input.decode().unwrap_err();
+        for (decoded, expected) in cases {
+            let message = decoded.unwrap_err();
             assert!(message.starts_with("input 'x': ") && message.contains(expected), "{message}");
         }
+        // Nested deeper than anything is: refused, and the stack holds.
+        let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+        let text = format!(r#"{{"name":"x","shape":[1],"datatype":"FP32","data":{deep}}}"#);
+        let message = serde_json::from_str::<InputTensor>(&text).map_err(|e| e.to_string()).and_then(|x| x.decode());
+        assert!(message.unwrap_err().contains("recursion limit"));
     }
 }

@@ -1,6 +1,7 @@
 //! Bytes that tensors are views of: owned and 64-byte aligned, or borrowed from whoever maps or holds them.
 #![allow(unsafe_code)] // raw allocation with an alignment, and views into an owner that the buffer keeps alive
 
+use memmap2::MmapMut;
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
     any::Any,
@@ -12,6 +13,10 @@ use std::{
 /// Alignment of owned buffers, in bytes: one AVX-512 register, one cache line.
 pub const ALIGNMENT: usize = 64;
 
+/// Owned buffers from this length on are mappings of their own: the system has their memory back at once when they go, where an allocator
+/// would keep it or hold the hole. The weights of a version that comes and goes leave no trace.
+const MAPPED_FROM: usize = 256 << 10;
+
 /// Immutable bytes with an owner. Shared as `Arc<Buffer>`.
 pub struct Buffer {
     start: NonNull<u8>,
@@ -22,6 +27,8 @@ pub struct Buffer {
 enum Owner {
     /// Allocated here with [`ALIGNMENT`].
     Heap,
+    /// Anonymous memory, mapped here; kept so that `start` stays valid.
+    Mapped(#[allow(dead_code)] MmapMut),
     /// Kept only so that `start` stays valid: a mapping, a `Bytes`, a `Vec`.
     Shared(#[allow(dead_code)] Box<dyn Any + Send + Sync>),
 }
@@ -41,6 +48,10 @@ impl Buffer {
     pub fn try_zeroed(len: usize) -> Option<Buffer> {
         if len == 0 {
             return Some(Buffer { start: NonNull::<Aligned>::dangling().cast(), len: 0, owner: Owner::Heap });
+        }
+        if len >= MAPPED_FROM {
+            let mut map = MmapMut::map_anon(len).ok()?;
+            return Some(Buffer { start: NonNull::new(map.as_mut_ptr())?, len, owner: Owner::Mapped(map) });
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size above zero.
@@ -67,11 +78,11 @@ impl Buffer {
 
     /// The bytes for writing, where this buffer allocated them itself.
     pub fn as_mut_owned(&mut self) -> Option<&mut [u8]> {
-        match self.owner {
-            // SAFETY: `start` is a live allocation of `len` bytes and `&mut self` makes this the only view.
-            Owner::Heap => Some(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }),
-            Owner::Shared(_) => None,
+        if let Owner::Shared(_) = self.owner {
+            return None;
         }
+        // SAFETY: `start` is a live allocation or mapping of `len` bytes, and `&mut self` makes this the only view.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) })
     }
 
     fn layout(len: usize) -> Layout {
@@ -125,5 +136,23 @@ impl Drop for Buffer {
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Buffer({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allocated_and_mapped_bytes_are_zero_aligned_and_writable() {
+        for len in [0, 1, 63, MAPPED_FROM - 1, MAPPED_FROM, MAPPED_FROM + 1] {
+            let mut buffer = Buffer::zeroed(len);
+            assert!(buffer.len() == len && buffer.iter().all(|&b| b == 0));
+            assert!((buffer.as_ptr() as usize).is_multiple_of(ALIGNMENT));
+            buffer.as_mut_owned().unwrap().fill(7);
+            assert!(Buffer::copy_of(&buffer).iter().all(|&b| b == 7));
+        }
+        assert!(Buffer::try_zeroed(isize::MAX as usize - ALIGNMENT).is_none());
+        assert!(Buffer::from_owner(vec![1u8]).as_mut_owned().is_none());
     }
 }
