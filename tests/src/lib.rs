@@ -1,5 +1,7 @@
 //! What the suites share: small models, packages of them, and hosts.
 
+pub mod conformance;
+
 use cutover::{
     DType, Device, DeviceOptions, Host, HostOptions, Model, Tensor,
     graph::{

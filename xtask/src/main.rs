@@ -39,6 +39,12 @@ enum Task {
         #[arg(long)]
         output: Option<PathBuf>,
     },
+    /// The ONNX project's node cases on every backend. Example: cargo xtask conformance --backend cpu --filter softmax
+    #[command(disable_help_flag = true)]
+    Conformance {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Converts a model to a package, as `cutover convert` does. Example: cargo xtask convert in.onnx -o out.cutover
     #[command(disable_help_flag = true)]
     Convert {
@@ -62,14 +68,19 @@ fn run(task: Task) -> Result<()> {
         Task::Train { model, output } => {
             train::train(&model, &output.unwrap_or_else(|| root().join("models").join(&model)))
         }
-        Task::Convert { arguments } => {
-            let mut convert = vec!["run", "--release", "--quiet", "--package", "cutover-cli", "--", "convert"];
-            convert.extend(arguments.iter().map(String::as_str));
-            // The converter's exit code is the answer; cargo hands it on.
-            let status = Command::new(env!("CARGO")).args(convert).status().context("cannot start cargo")?;
-            std::process::exit(status.code().unwrap_or(2));
+        Task::Conformance { arguments } => {
+            hand_on(&["--package", "cutover-tests", "--bin", "conformance", "--"], &arguments)
         }
+        Task::Convert { arguments } => hand_on(&["--package", "cutover-cli", "--", "convert"], &arguments),
     }
+}
+
+/// Runs one of the workspace's programs, whose exit code becomes this one's.
+fn hand_on(program: &[&str], arguments: &[String]) -> Result<()> {
+    let cargo = ["run", "--release", "--quiet"].iter().chain(program).copied();
+    let arguments = cargo.chain(arguments.iter().map(String::as_str));
+    let status = Command::new(env!("CARGO")).args(arguments).status().context("cannot start cargo")?;
+    std::process::exit(status.code().unwrap_or(2));
 }
 
 /// The workspace's root folder.

@@ -192,14 +192,31 @@ impl Session {
         inputs: impl IntoIterator<Item = (&'n str, TensorView<'a>)>,
         context: &RunContext<'_>,
     ) -> Result<Answers, Error> {
+        self.run_named(inputs.into_iter().map(|(name, view)| (name, Input::View(view))), context)
+    }
+
+    /// As [`Session::run_with`], for values of every kind: strings, sequences and optionals too.
+    pub fn run_values<'a, 'n>(
+        &mut self,
+        inputs: impl IntoIterator<Item = (&'n str, &'a Value)>,
+        context: &RunContext<'_>,
+    ) -> Result<Answers, Error> {
+        self.run_named(inputs.into_iter().map(|(name, value)| (name, Input::Value(value))), context)
+    }
+
+    fn run_named<'a, 'n>(
+        &mut self,
+        inputs: impl Iterator<Item = (&'n str, Input<'a>)>,
+        context: &RunContext<'_>,
+    ) -> Result<Answers, Error> {
         let signature = self.executable.signature();
         let mut ordered: Vec<Option<Input<'a>>> = vec![None; signature.inputs.len()];
-        for (name, view) in inputs {
+        for (name, input) in inputs {
             let Some(at) = signature.inputs.iter().position(|b| b.name == name) else {
                 let names: Vec<_> = signature.inputs.iter().map(|b| b.name.as_str()).collect();
                 return Err(Error::Name(format!("the model has no input '{name}'; it has {}", names.join(", "))));
             };
-            ordered[at] = Some(Input::View(view));
+            ordered[at] = Some(input);
         }
         let missing = |(binding, input): (&cutover_backend::Binding, Option<Input<'a>>)| {
             input.ok_or_else(|| Error::Name(format!("input '{}' ({}) is missing", binding.name, binding.fact)))

@@ -12,6 +12,8 @@ mod mapping;
 mod proto;
 pub mod safetensors;
 mod tensors;
+mod values;
 
 pub use export::{ExportError, Weights, encode, encode_with, export};
 pub use import::{ImportOptions, Limits, NEWEST_OPSET, OLDEST_OPSET, import, import_bytes};
+pub use values::read_value;

@@ -1,0 +1,82 @@
+//! `cargo xtask conformance`: the ONNX project's node cases on a backend.
+
+use clap::Parser;
+use cutover::{Device, DeviceOptions};
+use cutover_tests::conformance::{Cases, Expected, Outcome, Placed, run};
+use std::{collections::BTreeMap, fs, path::Path, process::ExitCode};
+
+/// Runs the ONNX project's 1,884 node cases and prints what fails. Example: cargo xtask conformance --backend cpu --filter softmax
+#[derive(Parser)]
+struct Arguments {
+    /// Backends, e.g. `reference,cpu`.
+    #[arg(long, value_delimiter = ',', default_value = "reference,cpu")]
+    backend: Vec<String>,
+    /// Only cases whose name has this in it.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Lists the cases that fall back to the reference.
+    #[arg(long)]
+    fallbacks: bool,
+    /// Writes what fails now to tests/onnx/expected.toml, with what it says as its reason.
+    #[arg(long)]
+    update: bool,
+}
+
+fn main() -> ExitCode {
+    match work(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("onnx/expected.toml");
+    let text = fs::read_to_string(&path)?;
+    let mut table: BTreeMap<String, BTreeMap<String, String>> = toml::from_str(&text)?;
+    let all = Cases::load()?;
+    let chosen = |name: &str| arguments.filter.as_ref().is_none_or(|part| name.contains(part));
+    let cases: Vec<_> = all.0.iter().filter(|case| chosen(&case.name)).collect();
+    let mut as_expected = true;
+    for name in &arguments.backend {
+        let device: Device = name.parse()?;
+        let backend = device.backend(&DeviceOptions { threads: Some(1), ..DeviceOptions::default() })?;
+        let outcomes = run(&cases, &*backend);
+        let expected = Expected::parse(&text, name)?;
+        if arguments.filter.is_some() {
+            outcomes.iter().for_each(|o| println!("{} {}", o.name, o.failure.as_deref().unwrap_or("passes")));
+        } else {
+            let contradictions = expected.contradictions(&outcomes);
+            contradictions.iter().for_each(|c| println!("{c}"));
+            as_expected &= contradictions.is_empty();
+        }
+        if arguments.fallbacks {
+            let fallbacks = outcomes.iter().filter(|o| o.failure.is_none() && o.placed == Placed::Fallback);
+            fallbacks.for_each(|o| println!("{} falls back ({})", o.name, o.operators.join(", ")));
+        }
+        for suite in ["node", "simple"] {
+            let of_suite: Vec<&Outcome> =
+                cases.iter().zip(&outcomes).filter(|(case, _)| case.suite == suite).map(|(_, o)| o).collect();
+            println!("{}", summary(&of_suite, suite, name));
+        }
+        table.insert(name.clone(), expected.updated(&outcomes));
+    }
+    if arguments.update && arguments.filter.is_none() {
+        let head = "# What a backend can't do yet, by case or (with a star at the end) by family, and why.\n\
+                    # The runner fails on what is missing here, and on what is here and passes.\n\n";
+        fs::write(&path, format!("{head}{}", toml::to_string(&table)?))?;
+    }
+    Ok(as_expected)
+}
+
+fn summary(outcomes: &[&Outcome], suite: &str, backend: &str) -> String {
+    let passed: Vec<_> = outcomes.iter().filter(|o| o.failure.is_none()).collect();
+    let native = passed.iter().filter(|o| o.placed == Placed::Native).count();
+    let (count, all, fallback) = (passed.len(), outcomes.len(), passed.len() - native);
+    format!(
+        "{count} of {all} on {backend} ({suite}: {native} on its own kernels, {fallback} with the reference's help)"
+    )
+}
