@@ -8,6 +8,8 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fact {
     Tensor(TensorFact),
+    /// What holds of every element. A symbol in it stands for whatever extent each element has: it is not one number, and an
+    /// element that is taken out gets symbols of its own.
     Sequence(Box<Fact>),
     Optional(Box<Fact>),
     Map { key: DType, value: Box<Fact> },
@@ -100,6 +102,33 @@ impl Fact {
     pub fn as_tensor(&self) -> Option<&TensorFact> {
         match self {
             Fact::Tensor(fact) => Some(fact),
+            _ => None,
+        }
+    }
+
+    /// What holds of a value that is the one or the other: extents that differ are what `fresh` gives for their axis, and where ranks
+    /// differ the rank is unknown. `None` where the kinds or the element types differ.
+    pub fn join(&self, other: &Fact, fresh: &mut dyn FnMut(usize) -> Dim) -> Option<Fact> {
+        match (self, other) {
+            (Fact::Tensor(a), Fact::Tensor(b)) => {
+                if a.dtype != b.dtype {
+                    return None;
+                }
+                let shape = match (&a.shape, &b.shape) {
+                    (Some(x), Some(y)) if x.len() == y.len() => {
+                        let extents = x.iter().zip(y).enumerate();
+                        Some(extents.map(|(axis, (x, y))| if x == y { x.clone() } else { fresh(axis) }).collect())
+                    }
+                    _ => None,
+                };
+                let value = if a.value == b.value && a.shape == b.shape { a.value.clone() } else { None };
+                Some(TensorFact { dtype: a.dtype, shape, value }.into())
+            }
+            (Fact::Sequence(a), Fact::Sequence(b)) => Some(Fact::Sequence(Box::new(a.join(b, fresh)?))),
+            (Fact::Optional(a), Fact::Optional(b)) => Some(Fact::Optional(Box::new(a.join(b, fresh)?))),
+            (Fact::Map { key, value: a }, Fact::Map { key: other, value: b }) if key == other => {
+                Some(Fact::Map { key: *key, value: Box::new(a.join(b, fresh)?) })
+            }
             _ => None,
         }
     }

@@ -343,6 +343,10 @@ fn attribute(name: &str, value: Attribute) -> AttributeProto {
             proto.strings = v.into_iter().map(bytes).collect();
             attribute_type::STRINGS
         }
+        Attribute::Type(fact) => {
+            proto.tp = Some(type_proto(&fact));
+            attribute_type::TYPE_PROTO
+        }
     };
     proto
 }

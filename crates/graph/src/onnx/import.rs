@@ -47,11 +47,13 @@ pub struct Limits {
     pub values: usize,
     pub rank: usize,
     pub name_bytes: usize,
+    /// Of all the model's sparse tensors together, once their zeros are written out.
+    pub sparse_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { file_bytes: 64 << 30, nodes: 1 << 20, values: 1 << 22, rank: 64, name_bytes: 1 << 16 }
+        Limits { file_bytes: 64 << 30, nodes: 1 << 20, values: 1 << 22, rank: 64, name_bytes: 1 << 16, sparse_bytes: 1 << 30 }
     }
 }
 
@@ -161,6 +163,7 @@ impl Importer<'_> {
         self.check_limits(&graph)?;
         let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.input.iter().map(|v| &v.name));
         let made = made.chain(graph.initializer.iter().map(|t| &t.name));
+        let made = made.chain(graph.sparse_initializer.iter().filter_map(|t| Some(&t.values.as_ref()?.name)));
         self.value_names.taken = made.cloned().collect();
         self.initializers(&graph)?;
         self.inputs(&graph)?;
@@ -193,30 +196,38 @@ impl Importer<'_> {
         };
         check("the number of nodes", graph.node.len(), limits.nodes)?;
         let outputs: usize = graph.node.iter().map(|n| n.output.len() + n.input.len()).sum();
-        check("the number of values", outputs + graph.input.len() + graph.initializer.len(), limits.values)?;
+        let constants = graph.initializer.len() + graph.sparse_initializer.len();
+        check("the number of values", outputs + graph.input.len() + constants, limits.values)?;
         let names = graph.node.iter().flat_map(|n| n.output.iter().chain(&n.input).chain([&n.name, &n.op_type]));
         let names = names.chain(graph.input.iter().map(|v| &v.name)).chain(graph.initializer.iter().map(|t| &t.name));
         check("the length of a name in bytes", names.map(String::len).max().unwrap_or(0), limits.name_bytes)?;
-        if !graph.sparse_initializer.is_empty() {
-            let message = format!("{} sparse initializers", graph.sparse_initializer.len());
-            return Err(ImportError::Unsupported { place: place(), message });
-        }
         Ok(())
     }
 
     fn initializers(&mut self, graph: &GraphProto) -> Result<(), ImportError> {
         for proto in &graph.initializer {
             let place = format!("initializer '{}'", proto.name);
-            if proto.name.is_empty() {
-                return corrupt(place, "has no name");
-            }
             let tensor = self.reader.read(proto, &place)?;
-            let id = self.graph.add_constant(&proto.name, Constant::new(tensor));
-            if self.values.insert(proto.name.clone(), id).is_some() {
-                return corrupt(place, "there is another value of this name");
-            }
+            self.initializer(&proto.name, tensor, place)?;
+        }
+        for proto in &graph.sparse_initializer {
+            let name = proto.values.as_ref().map_or("", |values| &values.name);
+            let place = format!("sparse initializer '{name}'");
+            let tensor = self.reader.read_sparse(proto, &place)?;
+            self.initializer(name, tensor, place)?;
         }
         Ok(())
+    }
+
+    fn initializer(&mut self, name: &str, tensor: Tensor, place: String) -> Result<(), ImportError> {
+        if name.is_empty() {
+            return corrupt(place, "has no name");
+        }
+        let id = self.graph.add_constant(name, Constant::new(tensor));
+        match self.values.insert(name.to_string(), id) {
+            None => Ok(()),
+            Some(_) => corrupt(place, "there is another value of this name"),
+        }
     }
 
     /// Inputs that are initializers too are their defaults in IR versions below 4, and constants to everyone since.
@@ -336,6 +347,15 @@ impl Importer<'_> {
                 Some(tensor) => Attribute::Tensor(self.reader.read(tensor, &place)?),
                 None => return corrupt(place, "is said to be a tensor, and there is none"),
             },
+            // Only constants have such an attribute, and to them it is a tensor like any other.
+            attribute_type::SPARSE_TENSOR => match &attribute.sparse_tensor {
+                Some(tensor) => Attribute::Tensor(self.reader.read_sparse(tensor, &place)?),
+                None => return corrupt(place, "is said to be a sparse tensor, and there is none"),
+            },
+            attribute_type::TYPE_PROTO => match &attribute.tp {
+                Some(declared) => Attribute::Type(fact(declared, &place, &place, self.reader.options.limits.rank)?),
+                None => return corrupt(place, "is said to be a type, and there is none"),
+            },
             attribute_type::GRAPH => {
                 let message = "subgraphs (If, Loop, Scan) can't be loaded yet".to_string();
                 return Err(ImportError::Unsupported { place, message });
@@ -366,7 +386,7 @@ impl Importer<'_> {
 fn constant(attributes: &mut BTreeMap<String, Attribute>, place: &str) -> Result<Tensor, ImportError> {
     let tensor = match attributes.pop_first() {
         Some((name, value)) if attributes.is_empty() => match (name.as_str(), value) {
-            ("value", Attribute::Tensor(tensor)) => Ok(tensor),
+            ("value" | "sparse_value", Attribute::Tensor(tensor)) => Ok(tensor),
             ("value_float", Attribute::Float(v)) => Ok(Tensor::scalar(v)),
             ("value_int", Attribute::Int(v)) => Ok(Tensor::scalar(v)),
             ("value_floats", Attribute::Floats(v)) => Tensor::from_vec([v.len()], v),

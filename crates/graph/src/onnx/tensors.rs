@@ -1,7 +1,11 @@
 //! `TensorProto` to tensors: raw bytes and external data as views, typed fields decoded.
 
-use super::{ImportOptions, mapping::FileBytes, proto::TensorProto};
-use crate::ImportError;
+use super::{
+    ImportOptions,
+    mapping::FileBytes,
+    proto::{SparseTensorProto, TensorProto},
+};
+use crate::{ImportError, ops::select_from};
 use cutover_tensor::{DType, Shape, Tensor};
 use std::{
     collections::HashMap,
@@ -16,11 +20,13 @@ pub(super) struct TensorReader<'a> {
     pub folder: Option<&'a Path>,
     pub options: &'a ImportOptions,
     external: HashMap<String, FileBytes>,
+    /// Bytes that sparse tensors have taken so far.
+    sparse_bytes: u64,
 }
 
 impl<'a> TensorReader<'a> {
     pub fn new(file: FileBytes, folder: Option<&'a Path>, options: &'a ImportOptions) -> TensorReader<'a> {
-        TensorReader { file, folder, options, external: HashMap::new() }
+        TensorReader { file, folder, options, external: HashMap::new(), sparse_bytes: 0 }
     }
 
     /// The tensor that `proto` holds or points to; `place` names it in errors.
@@ -59,6 +65,41 @@ impl<'a> TensorReader<'a> {
             return tensor.map_err(|e| corrupt(e.to_string()));
         }
         typed(proto, dtype, shape, count).map_err(corrupt)
+    }
+
+    /// The sparse tensor with its zeros written out.
+    pub fn read_sparse(&mut self, proto: &SparseTensorProto, place: &str) -> Result<Tensor, ImportError> {
+        let corrupt = |message: String| ImportError::Corrupt { place: place.to_string(), message };
+        let limit = |what, actual, limit| ImportError::Limit { place: place.to_string(), what, actual, limit };
+        let (Some(values), Some(indices)) = (&proto.values, &proto.indices) else {
+            return Err(corrupt("a sparse tensor without values or without indices".to_string()));
+        };
+        let limits = &self.options.limits;
+        if proto.dims.len() > limits.rank {
+            return Err(limit("the rank", proto.dims.len() as u64, limits.rank as u64));
+        }
+        let dims = proto.dims.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
+        let shape = Shape::new(&dims.map_err(|_| corrupt(format!("dimensions {:?}: one is negative", proto.dims)))?);
+        let count = shape.checked_len().ok_or_else(|| corrupt(format!("dimensions {shape} overflow")))?;
+        let values = self.read(values, place)?;
+        let indices = self.read(indices, place)?;
+        let bytes = match values.dtype() {
+            DType::String => count.saturating_mul(size_of::<String>()),
+            dtype => dtype.byte_len(count).unwrap_or(usize::MAX),
+        };
+        self.sparse_bytes = self.sparse_bytes.saturating_add(bytes as u64);
+        if self.sparse_bytes > self.options.limits.sparse_bytes {
+            let most = self.options.limits.sparse_bytes;
+            return Err(limit("the size of its sparse tensors in bytes", self.sparse_bytes, most));
+        }
+        let positions = positions(&shape, &values, &indices).map_err(corrupt)?;
+        let zero = Tensor::zeros(values.dtype(), Shape::scalar()).map_err(|e| corrupt(e.to_string()))?;
+        let mut stored = positions.into_iter().enumerate().peekable();
+        let sources = (0..count).map(|at| match stored.next_if(|&(_, position)| position == at) {
+            Some((index, _)) => (1, index),
+            None => (0, 0),
+        });
+        select_from(&[&zero, &values], shape, sources).map_err(|e| corrupt(e.to_string()))
     }
 
     fn external(
@@ -106,6 +147,32 @@ impl<'a> TensorReader<'a> {
             )));
         }
         Tensor::from_buffer(dtype, shape, Arc::clone(&file.0), offset).map_err(|e| corrupt(e.to_string()))
+    }
+}
+
+/// Where in a tensor of `shape` each stored value lies, in ascending order.
+fn positions(shape: &Shape, values: &Tensor, indices: &Tensor) -> Result<Vec<usize>, String> {
+    let (rank, count) = (shape.rank(), values.element_count());
+    let flat = indices.shape().dims() == [count];
+    if values.shape().rank() != 1 || !(flat || indices.shape().dims() == [count, rank]) {
+        return Err(format!("values of shape {} with indices of shape {}", values.shape(), indices.shape()));
+    }
+    let indices = indices.to_vec::<i64>().map_err(|e| format!("indices: {e}"))?;
+    let place = |extent: usize, index: i64| {
+        let valid = usize::try_from(index).ok().filter(|&i| i < extent);
+        valid.ok_or_else(|| format!("index {index} is outside of shape {shape}"))
+    };
+    let positions: Vec<usize> = if flat {
+        indices.iter().map(|&i| place(shape.element_count(), i)).collect::<Result<_, _>>()?
+    } else {
+        let at = |index: &[i64]| {
+            shape.iter().zip(index).try_fold(0, |at, (&extent, &i)| Ok::<_, String>(at * extent + place(extent, i)?))
+        };
+        (0..count).map(|n| at(&indices[n * rank..(n + 1) * rank])).collect::<Result<_, _>>()?
+    };
+    match positions.windows(2).find(|pair| pair[0] >= pair[1]) {
+        Some(pair) => Err(format!("index {} comes after {}, they must ascend", pair[1], pair[0])),
+        None => Ok(positions),
     }
 }
 

@@ -4,7 +4,7 @@ use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, normalize_axis, select_from,
 };
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::Value;
+use cutover_tensor::{Tensor, Value};
 
 /// The inputs one after the other along `axis`; all other extents agree.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,30 +56,36 @@ impl Operator for Concat {
         Ok(vec![TensorFact::new(facts[0].dtype, dims).with_value(value).into()])
     }
 
-    fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
         let tensors = (0..inputs.len().max(1)).map(|i| inputs.tensor(i)).collect::<Result<Vec<_>, _>>()?;
-        let first = tensors[0].shape().dims();
-        let axis = normalize_axis(self.axis, first.len())?;
-        let mut shape = first.to_vec();
-        shape[axis] = 0;
-        for tensor in &tensors {
-            let dims = tensor.shape().dims();
-            let agrees = dims.len() == first.len() && (0..dims.len()).all(|a| a == axis || dims[a] == first[a]);
-            if !agrees {
-                return Err(OpError::input(format!(
-                    "shapes {} and {} differ off axis {axis}",
-                    tensors[0].shape(),
-                    tensor.shape()
-                )));
-            }
-            shape[axis] += dims[axis];
-        }
-        let outer: usize = first[..axis].iter().product();
-        let inner: usize = first[axis + 1..].iter().product();
-        let blocks: Vec<usize> = tensors.iter().map(|t| t.shape()[axis] * inner).collect();
-        let sources = (0..outer).flat_map(|o| {
-            blocks.iter().enumerate().flat_map(move |(t, &block)| (0..block).map(move |i| (t, o * block + i)))
-        });
-        Ok(vec![select_from(&tensors, shape, sources)?.into()])
+        Ok(vec![concatenate(&tensors, self.axis, context)?.into()])
     }
+}
+
+/// At least one tensor, one after the other along `axis`.
+pub(super) fn concatenate(tensors: &[&Tensor], axis: i64, context: &EvalContext) -> Result<Tensor, OpError> {
+    let first = tensors.first().ok_or_else(|| OpError::input("no tensor to concatenate"))?.shape().dims();
+    let axis = normalize_axis(axis, first.len())?;
+    let mut shape = first.to_vec();
+    shape[axis] = 0;
+    for tensor in tensors {
+        let dims = tensor.shape().dims();
+        let agrees = dims.len() == first.len() && (0..dims.len()).all(|a| a == axis || dims[a] == first[a]);
+        if !agrees {
+            return Err(OpError::input(format!(
+                "shapes {} and {} differ off axis {axis}",
+                tensors[0].shape(),
+                tensor.shape()
+            )));
+        }
+        shape[axis] = shape[axis].saturating_add(dims[axis]);
+    }
+    context.bounded_len(&shape)?;
+    let outer: usize = first[..axis].iter().product();
+    let inner: usize = first[axis + 1..].iter().product();
+    let blocks: Vec<usize> = tensors.iter().map(|t| t.shape()[axis] * inner).collect();
+    let sources = (0..outer).flat_map(|o| {
+        blocks.iter().enumerate().flat_map(move |(t, &block)| (0..block).map(move |i| (t, o * block + i)))
+    });
+    select_from(tensors, shape, sources)
 }

@@ -37,6 +37,15 @@ impl<'a> Inputs<'a> {
             .transpose()
     }
 
+    /// The elements of the sequence at `index`.
+    pub fn sequence(&self, index: usize) -> Result<&'a [Value], OpError> {
+        match self.get(index) {
+            Some(Value::Sequence(values)) => Ok(values),
+            Some(other) => Err(OpError::input(format!("input {index} must be a sequence, got a {}", other.kind()))),
+            None => Err(OpError::input(format!("input {index} is missing"))),
+        }
+    }
+
     /// The integers of an i64 or i32 tensor, such as axes or a shape.
     pub fn integers(&self, index: usize) -> Result<Vec<i64>, OpError> {
         let tensor = self.tensor(index)?;

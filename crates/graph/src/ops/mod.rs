@@ -103,13 +103,14 @@ pub enum Attribute {
     Ints(Vec<i64>),
     Floats(Vec<f32>),
     Strings(Vec<String>),
+    Type(Fact),
 }
 
 macro_rules! attribute_from {
     ($($t:ty => $v:ident),*) => { $(impl From<$t> for Attribute { fn from(v: $t) -> Attribute { Attribute::$v(v.into()) } })* };
 }
 attribute_from!(i64 => Int, f32 => Float, &str => String, String => String, cutover_tensor::Tensor => Tensor,
-    Vec<i64> => Ints, Vec<f32> => Floats, Vec<String> => Strings);
+    Vec<i64> => Ints, Vec<f32> => Floats, Vec<String> => Strings, Fact => Type);
 
 /// The facts of a node's inputs, omitted ones `None`.
 #[derive(Clone, Copy)]
@@ -127,6 +128,15 @@ impl<'a> Facts<'a> {
     /// The tensor at `index`; an error where it is omitted or not a tensor.
     pub fn tensor(&self, index: usize) -> Result<&'a TensorFact, OpError> {
         self.get(index).ok_or_else(|| OpError::input(format!("input {index} is missing")))?.tensor()
+    }
+
+    /// The fact of the elements of the sequence at `index`; an error where it is omitted or no sequence.
+    pub fn sequence(&self, index: usize) -> Result<&'a Fact, OpError> {
+        match self.get(index) {
+            Some(Fact::Sequence(of)) => Ok(of),
+            Some(other) => Err(OpError::input(format!("input {index} must be a sequence, got {other}"))),
+            None => Err(OpError::input(format!("input {index} is missing"))),
+        }
     }
 
     /// The tensor at `index`, or `None` where it is omitted.
@@ -301,6 +311,12 @@ operators! {
     tile::Tile ["Tile"];
     constant_of_shape::ConstantOfShape ["ConstantOfShape"];
     range::Range ["Range"];
+
+    // Sequences and optionals
+    sequence::Sequence ["SequenceEmpty", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength"];
+    split_to_sequence::SplitToSequence ["SplitToSequence"];
+    concat_from_sequence::ConcatFromSequence ["ConcatFromSequence"];
+    optional::Optional ["Optional", "OptionalHasElement", "OptionalGetElement"];
 
     // Products and windows
     conv::Conv ["Conv"];

@@ -1,7 +1,7 @@
 //! How an operator's `import` reads an ONNX node.
 
 use super::Attribute;
-use crate::ImportError;
+use crate::{Fact, ImportError};
 use cutover_tensor::Tensor;
 use std::collections::BTreeMap;
 
@@ -132,6 +132,11 @@ impl NodeReader {
 
     pub fn optional_tensor(&mut self, name: &str) -> Result<Option<Tensor>, ImportError> {
         self.take(name, "a tensor", |a| if let Attribute::Tensor(v) = a { Some(v) } else { None })
+    }
+
+    /// A declared type, such as that of an optional's element.
+    pub fn optional_type(&mut self, name: &str) -> Result<Option<Fact>, ImportError> {
+        self.take(name, "a type", |a| if let Attribute::Type(v) = a { Some(v) } else { None })
     }
 
     /// Makes input `index`, which the node must not have, the constant `tensor`: how an attribute of an old opset becomes

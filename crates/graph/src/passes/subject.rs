@@ -147,7 +147,13 @@ pub(super) fn is_unary(node: &Node, function: crate::ops::UnaryFunction) -> bool
 /// What both facts say of one value together; `None` where they contradict each other. Where they say the same in different words, the
 /// words of `old` stay.
 pub(super) fn meet(old: &Fact, new: &Fact, input_symbols: &BTreeSet<Symbol>) -> Option<Fact> {
-    let (Fact::Tensor(a), Fact::Tensor(b)) = (old, new) else { return (old == new).then(|| old.clone()) };
+    let boxed = |a: &Fact, b: &Fact| meet(a, b, input_symbols).map(Box::new);
+    let (a, b) = match (old, new) {
+        (Fact::Tensor(a), Fact::Tensor(b)) => (a, b),
+        (Fact::Sequence(a), Fact::Sequence(b)) => return boxed(a, b).map(Fact::Sequence),
+        (Fact::Optional(a), Fact::Optional(b)) => return boxed(a, b).map(Fact::Optional),
+        (old, new) => return (old == new).then(|| old.clone()),
+    };
     let lists = |a: &Option<Vec<Dim>>, b: &Option<Vec<Dim>>| match (a, b) {
         (Some(a), Some(b)) if a.len() != b.len() => None,
         (Some(a), Some(b)) => {
