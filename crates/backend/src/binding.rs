@@ -5,7 +5,7 @@
 
 use crate::{Input, Output, RunError, Signature};
 use cutover_graph::{Bindings, Dim, Fact, TensorFact};
-use cutover_tensor::{DType, Shape, TensorViewMut, Value};
+use cutover_tensor::{DType, MapKeys, Shape, TensorViewMut, Value};
 
 /// Checks `inputs` against the signature and leaves in `symbols` the value of every symbol they determine.
 ///
@@ -20,25 +20,14 @@ pub fn bind_inputs(signature: &Signature, inputs: &[Input<'_>], symbols: &mut Bi
     let mut expressions = false;
     for (index, (binding, input)) in signature.inputs.iter().zip(inputs).enumerate() {
         let mismatch = || mismatch(&binding.name, &binding.fact, input);
-        let Fact::Tensor(fact) = &binding.fact else {
-            match input {
-                Input::Value(value) if admits(&binding.fact, value) => continue,
-                _ => return Err(mismatch()),
-            }
-        };
-        let (dtype, extents) = tensor_of(input).ok_or_else(mismatch)?;
-        if dtype != fact.dtype {
+        if !is_of(&binding.fact, input) {
             return Err(mismatch());
         }
-        let Some(shape) = &fact.shape else { continue };
-        if shape.len() != extents.len() {
-            return Err(mismatch());
-        }
+        let Some((shape, extents)) = extents_of(&binding.fact, input) else { continue };
         for (axis, (dim, &extent)) in shape.iter().zip(extents).enumerate() {
             let extent = i64::try_from(extent).map_err(|_| mismatch())?;
             match (dim, dim.as_symbol()) {
-                (Dim::Const(expected), _) if *expected == extent => {}
-                (Dim::Const(_), _) => return Err(mismatch()),
+                (Dim::Const(_), _) => {}
                 (_, Some(symbol)) => match symbols.get(symbol) {
                     None => {
                         symbols.insert(symbol.clone(), extent);
@@ -62,11 +51,7 @@ pub fn bind_inputs(signature: &Signature, inputs: &[Input<'_>], symbols: &mut Bi
     // Expressions are checked when every symbol has its value, whichever input gave it.
     if expressions {
         for (binding, input) in signature.inputs.iter().zip(inputs) {
-            let (Fact::Tensor(TensorFact { shape: Some(shape), .. }), Some((_, extents))) =
-                (&binding.fact, tensor_of(input))
-            else {
-                continue;
-            };
+            let Some((shape, extents)) = extents_of(&binding.fact, input) else { continue };
             let fits = |(dim, &extent): (&Dim, &usize)| {
                 dim.eval(symbols).is_none_or(|value| usize::try_from(value) == Ok(extent))
             };
@@ -115,26 +100,59 @@ pub fn shape_of(dims: &[Dim], symbols: &Bindings) -> Option<Shape> {
     dims.iter().map(|dim| dim.eval(symbols).and_then(|d| usize::try_from(d).ok())).collect()
 }
 
-fn tensor_of<'a>(input: &'a Input<'_>) -> Option<(DType, &'a [usize])> {
-    match input {
-        Input::View(view) => Some((view.dtype(), view.shape())),
-        Input::Value(value) => value.as_tensor().map(|t| (t.dtype(), t.shape().dims())),
+/// The declared and the given extents of an input that is a tensor, or an optional that holds one. Elements of a sequence have no extents
+/// in common, so their symbols are not bound.
+fn extents_of<'a>(fact: &'a Fact, input: &'a Input<'_>) -> Option<(&'a [Dim], &'a [usize])> {
+    let (mut fact, extents) = match input {
+        Input::View(view) => (fact, view.shape()),
+        Input::Value(value) => {
+            let (mut fact, mut value) = (fact, *value);
+            while let (Fact::Optional(of), Value::Optional(Some(element))) = (fact, value) {
+                (fact, value) = (of, element);
+            }
+            (fact, value.as_tensor()?.shape().dims())
+        }
+    };
+    while let Fact::Optional(of) = fact {
+        fact = of;
     }
+    Some((fact.as_tensor()?.shape.as_deref()?, extents))
 }
 
-/// Whether a value is of the kind and element types of `fact`; extents inside containers are not compared.
-fn admits(fact: &Fact, value: &Value) -> bool {
-    match (fact, value) {
-        (Fact::Tensor(fact), Value::Tensor(tensor)) => fact.dtype == tensor.dtype(),
-        (Fact::Sequence(of), Value::Sequence(values)) => values.iter().all(|value| admits(of, value)),
-        (Fact::Optional(of), Value::Optional(value)) => value.as_ref().is_none_or(|value| admits(of, value)),
-        (Fact::Map { .. }, Value::Map { .. }) => true,
+/// Whether an input is of the kind, element types, ranks and constant extents of `fact`.
+fn is_of(fact: &Fact, input: &Input<'_>) -> bool {
+    match (fact, input) {
+        (Fact::Tensor(fact), Input::View(view)) => tensor_is_of(fact, view.dtype(), view.shape()),
+        (fact, Input::Value(value)) => value_is_of(fact, value),
         _ => false,
     }
 }
 
+fn value_is_of(fact: &Fact, value: &Value) -> bool {
+    match (fact, value) {
+        (Fact::Tensor(fact), Value::Tensor(tensor)) => tensor_is_of(fact, tensor.dtype(), tensor.shape()),
+        (Fact::Sequence(of), Value::Sequence(values)) => values.iter().all(|value| value_is_of(of, value)),
+        (Fact::Optional(of), Value::Optional(value)) => value.as_ref().is_none_or(|value| value_is_of(of, value)),
+        (Fact::Map { key, value }, Value::Map { keys, values }) => {
+            let keys = if let MapKeys::Ints(_) = keys { DType::I64 } else { DType::String };
+            *key == keys && value.as_tensor().is_some_and(|value| value.dtype == values.dtype())
+        }
+        _ => false,
+    }
+}
+
+fn tensor_is_of(fact: &TensorFact, dtype: DType, extents: &[usize]) -> bool {
+    let is_of = |(dim, &extent): (&Dim, &usize)| dim.as_const().is_none_or(|dim| usize::try_from(dim) == Ok(extent));
+    let fits = |dims: &Vec<Dim>| dims.len() == extents.len() && dims.iter().zip(extents).all(is_of);
+    fact.dtype == dtype && fact.shape.as_ref().is_none_or(fits)
+}
+
 fn first_use(signature: &Signature, symbol: &str, before: usize) -> String {
     let uses = |fact: &Fact| {
+        let mut fact = fact;
+        while let Fact::Optional(of) = fact {
+            fact = of;
+        }
         let dims = fact.as_tensor().and_then(|t| t.shape.as_deref()).unwrap_or_default();
         dims.iter().any(|dim| dim.as_symbol().is_some_and(|s| &**s == symbol))
     };
@@ -143,12 +161,31 @@ fn first_use(signature: &Signature, symbol: &str, before: usize) -> String {
 }
 
 fn mismatch(name: &str, expected: &Fact, input: &Input<'_>) -> RunError {
-    let actual = match (tensor_of(input), input) {
-        (Some((dtype, extents)), _) => format!("{dtype}{}", Shape::new(extents)),
-        (None, Input::Value(value)) => format!("a {}", value.kind()),
-        (None, Input::View(_)) => unreachable!("a view is a tensor"),
+    let actual = match input {
+        Input::View(view) => format!("{}{}", view.dtype(), Shape::new(view.shape())),
+        Input::Value(value) => describe(value),
     };
     RunError::Input { name: name.to_string(), expected: expected.clone(), actual }
+}
+
+/// The type of a value, as facts are written; the first few elements stand for those of a long sequence.
+fn describe(value: &Value) -> String {
+    const SHOWN: usize = 4;
+    match value {
+        Value::Tensor(tensor) => format!("{}{}", tensor.dtype(), tensor.shape()),
+        Value::Sequence(values) if values.is_empty() => "an empty sequence".to_string(),
+        Value::Sequence(values) => {
+            let shown: Vec<String> = values.iter().take(SHOWN).map(describe).collect();
+            let more = if values.len() > SHOWN { format!(" and {} more", values.len() - SHOWN) } else { String::new() };
+            format!("a sequence of {}{more}", shown.join(", "))
+        }
+        Value::Optional(None) => "an empty optional".to_string(),
+        Value::Optional(Some(value)) => format!("an optional of {}", describe(value)),
+        Value::Map { keys, values } => {
+            let keys = if let MapKeys::Ints(_) = keys { DType::I64 } else { DType::String };
+            format!("a map from {keys} to {}", values.dtype())
+        }
+    }
 }
 
 #[cfg(test)]
@@ -210,7 +247,44 @@ mod tests {
         assert_eq!(error.to_string(), "input 'x': expected f32[2], got i64[2]");
         let sequence = Value::Sequence(vec![]);
         let error = bind_inputs(&signature, &[Input::Value(&sequence)], &mut symbols).unwrap_err();
-        assert_eq!(error.to_string(), "input 'x': expected f32[2], got a sequence");
+        assert_eq!(error.to_string(), "input 'x': expected f32[2], got an empty sequence");
+    }
+
+    #[test]
+    fn containers_are_checked_down_to_their_tensors() {
+        let of = |dims: Vec<Dim>| Fact::Tensor(TensorFact::new(DType::F32, dims));
+        let tensor = |shape: &[usize]| Value::Tensor(Tensor::zeros(DType::F32, shape).unwrap());
+        let some = |value: Value| Value::Optional(Some(Box::new(value)));
+        let n = || Dim::symbol("N");
+        let check = |fact: &Fact, value: &Value, expected: Result<Option<i64>, &str>| {
+            let bind = |name: &str| Binding { name: name.to_string(), fact: fact.clone() };
+            let signature = Signature { inputs: vec![bind("x")], outputs: vec![] };
+            let mut symbols = Bindings::new();
+            let result = bind_inputs(&signature, &[Input::Value(value)], &mut symbols);
+            let result = result.map(|()| symbols.get("N").copied()).map_err(|e| e.to_string());
+            assert_eq!(result.as_ref().copied().map_err(String::as_str), expected);
+        };
+        let sequence = Fact::Sequence(Box::new(of(vec![n(), 3.into()])));
+        check(&sequence, &Value::Sequence(vec![]), Ok(None));
+        check(&sequence, &Value::Sequence(vec![tensor(&[1, 3]), tensor(&[2, 3])]), Ok(None));
+        let wrong = Value::Sequence(vec![tensor(&[1, 3]), tensor(&[2, 4])]);
+        let message = "input 'x': expected sequence(f32[N, 3]), got a sequence of f32[1, 3], f32[2, 4]";
+        check(&sequence, &wrong, Err(message));
+        check(&sequence, &tensor(&[1, 3]), Err("input 'x': expected sequence(f32[N, 3]), got f32[1, 3]"));
+        let optional = Fact::Optional(Box::new(of(vec![n()])));
+        check(&optional, &Value::Optional(None), Ok(None));
+        check(&optional, &some(tensor(&[5])), Ok(Some(5)));
+        let message = "input 'x': expected optional(f32[N]), got an optional of f32[5, 1]";
+        check(&optional, &some(tensor(&[5, 1])), Err(message));
+        let nested = Fact::Optional(Box::new(sequence));
+        check(&nested, &some(Value::Sequence(vec![tensor(&[7, 3])])), Ok(None));
+        check(
+            &nested,
+            &some(wrong),
+            Err(
+                "input 'x': expected optional(sequence(f32[N, 3])), got an optional of a sequence of f32[1, 3], f32[2, 4]",
+            ),
+        );
     }
 
     #[test]

@@ -12,7 +12,10 @@ pub enum Fact {
     /// element that is taken out gets symbols of its own.
     Sequence(Box<Fact>),
     Optional(Box<Fact>),
-    Map { key: DType, value: Box<Fact> },
+    Map {
+        key: DType,
+        value: Box<Fact>,
+    },
 }
 
 /// Element type, extents and, for small integer and boolean tensors, the elements themselves.

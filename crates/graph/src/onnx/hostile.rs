@@ -131,7 +131,10 @@ fn tensors_that_lie_are_named() {
     check(with_weight(strings), &["'w'", "UTF-8"]);
     check(with_weight(TensorProto { data_location: 7, ..raw("w", F32, &[6], 24) }), &["'w'", "data location 7"]);
     check(with_weight(external(&[("location", "weights.bin")])), &["'w'", "weights.bin", "not read from a folder"]);
-    check(with(|g| g.sparse_initializer = vec![SparseTensorProto::default()]), &["sparse initializer ''", "without values"]);
+    check(
+        with(|g| g.sparse_initializer = vec![SparseTensorProto::default()]),
+        &["sparse initializer ''", "without values"],
+    );
 }
 
 #[test]

@@ -53,7 +53,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { file_bytes: 64 << 30, nodes: 1 << 20, values: 1 << 22, rank: 64, name_bytes: 1 << 16, sparse_bytes: 1 << 30 }
+        Limits {
+            file_bytes: 64 << 30,
+            nodes: 1 << 20,
+            values: 1 << 22,
+            rank: 64,
+            name_bytes: 1 << 16,
+            sparse_bytes: 1 << 30,
+        }
     }
 }
 

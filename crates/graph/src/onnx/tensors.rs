@@ -231,3 +231,62 @@ fn typed(proto: &TensorProto, dtype: DType, shape: Shape, count: usize) -> Resul
     };
     Tensor::from_bytes(dtype, shape, &bytes).map_err(|e| e.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const F32: i32 = 1;
+    const I64: i32 = 7;
+
+    fn sparse(dims: &[i64], values: &[f32], shape: &[i64], indices: &[i64]) -> SparseTensorProto {
+        let dims_of = |n: usize| vec![n as i64];
+        let values = TensorProto {
+            data_type: F32,
+            dims: dims_of(values.len()),
+            float_data: values.to_vec(),
+            ..TensorProto::default()
+        };
+        let indices = TensorProto {
+            data_type: I64,
+            dims: shape.to_vec(),
+            int64_data: indices.to_vec(),
+            ..TensorProto::default()
+        };
+        SparseTensorProto { values: Some(values), indices: Some(indices), dims: dims.to_vec() }
+    }
+
+    fn read(proto: &SparseTensorProto) -> Result<Vec<f32>, String> {
+        let options = ImportOptions::default();
+        let mut reader = TensorReader::new(FileBytes::of(Default::default()), None, &options);
+        let tensor = reader.read_sparse(proto, "it").map_err(|e| e.to_string())?;
+        assert_eq!(tensor.shape().iter().map(|&d| d as i64).collect::<Vec<_>>(), proto.dims);
+        Ok(tensor.to_vec().unwrap())
+    }
+
+    #[test]
+    fn sparse_tensors_get_their_zeros() {
+        let expected = Ok(vec![0.0, 5.0, 0.0, 0.0, 0.0, 7.0]);
+        assert_eq!(read(&sparse(&[2, 3], &[5.0, 7.0], &[2], &[1, 5])), expected);
+        assert_eq!(read(&sparse(&[2, 3], &[5.0, 7.0], &[2, 2], &[0, 1, 1, 2])), expected);
+        assert_eq!(read(&sparse(&[3], &[], &[0], &[])), Ok(vec![0.0; 3]));
+        assert_eq!(read(&sparse(&[0, 3], &[], &[0, 2], &[])), Ok(vec![]));
+        assert_eq!(read(&sparse(&[], &[4.0], &[1, 0], &[])), Ok(vec![4.0]));
+    }
+
+    #[test]
+    fn sparse_tensors_that_lie_are_refused() {
+        let fails = |proto: SparseTensorProto, message: &str| {
+            let error = read(&proto).unwrap_err();
+            assert!(error.contains(message), "'{error}' does not say '{message}'");
+        };
+        fails(sparse(&[2, 3], &[5.0], &[1], &[6]), "index 6 is outside");
+        fails(sparse(&[2, 3], &[5.0], &[1, 2], &[1, -1]), "index -1 is outside");
+        fails(sparse(&[2, 3], &[5.0, 7.0], &[2], &[4, 4]), "index 4 comes after 4");
+        fails(sparse(&[2, 3], &[5.0, 7.0], &[2], &[4, 1]), "must ascend");
+        fails(sparse(&[2, 3], &[5.0], &[1, 3], &[0, 0, 0]), "indices of shape [1, 3]");
+        fails(sparse(&[2, -3], &[5.0], &[1], &[0]), "negative");
+        fails(sparse(&[1 << 40], &[5.0], &[1], &[0]), "above the limit");
+        fails(sparse(&[1; 65], &[5.0], &[1], &[0]), "rank");
+    }
+}

@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::{Bindings, Dim};
-use cutover_tensor::{DType, Element, Tensor};
+use cutover_tensor::{DType, Element, MapKeys, Tensor};
 use std::collections::BTreeMap;
 
 /// One node and its inputs.
@@ -13,14 +13,17 @@ pub(crate) struct Case {
     op: &'static str,
     opset: i64,
     attributes: BTreeMap<String, Attribute>,
-    inputs: Vec<Option<Tensor>>,
+    inputs: Vec<Option<Value>>,
+    /// Facts of inputs that don't show in their values: those of containers without elements.
+    declared: BTreeMap<usize, Fact>,
     outputs: usize,
     tolerance: f64,
 }
 
 pub(crate) fn case(op: &'static str, opset: i64) -> Case {
     // f32 results that ONNX Runtime computed and that were written with six digits.
-    Case { op, opset, attributes: BTreeMap::new(), inputs: Vec::new(), outputs: 1, tolerance: 1e-5 }
+    let (attributes, declared) = (BTreeMap::new(), BTreeMap::new());
+    Case { op, opset, attributes, inputs: Vec::new(), declared, outputs: 1, tolerance: 1e-5 }
 }
 
 pub(crate) fn tensor<T: Element>(shape: &[usize], values: &[T]) -> Tensor {
@@ -29,6 +32,14 @@ pub(crate) fn tensor<T: Element>(shape: &[usize], values: &[T]) -> Tensor {
 
 pub(crate) fn f32s(shape: &[usize], values: &[f32]) -> Tensor {
     tensor(shape, values)
+}
+
+pub(crate) fn strings(shape: &[usize], values: &[&str]) -> Tensor {
+    Tensor::from_strings(shape, values.iter().map(|s| s.to_string()).collect()).expect("as many strings as elements")
+}
+
+pub(crate) fn sequence(tensors: &[&Tensor]) -> Value {
+    Value::Sequence(tensors.iter().map(|&tensor| Value::Tensor(tensor.clone())).collect())
 }
 
 /// Values between −1.25 and 1.25, in quarters, that repeat only after eleven elements; `seed` tells inputs apart.
@@ -43,9 +54,15 @@ impl Case {
         self
     }
 
-    pub fn input(mut self, tensor: Tensor) -> Case {
-        self.inputs.push(Some(tensor));
+    pub fn input(mut self, value: impl Into<Value>) -> Case {
+        self.inputs.push(Some(value.into()));
         self
+    }
+
+    /// Adds an input whose value does not show its type.
+    pub fn declared(mut self, (value, fact): (Value, Fact)) -> Case {
+        self.declared.insert(self.inputs.len(), fact);
+        self.input(value)
     }
 
     /// Adds a [`wave`] whose seed is the input's index.
@@ -60,14 +77,18 @@ impl Case {
     }
 
     /// Evaluation must give these, and nothing of it may contradict inference.
-    pub fn gives<const N: usize>(mut self, expected: [Tensor; N]) {
+    pub fn gives<V: Into<Value>, const N: usize>(mut self, expected: [V; N]) {
         self.outputs = N;
         let (op, inputs) = self.read().unwrap_or_else(|error| panic!("{}: {error}", self.op));
         self.check_spelling(&op, &inputs);
         let results = run(&op, &inputs, N).unwrap_or_else(|error| panic!("{}: {error}", self.op));
-        for (index, (result, expected)) in results.iter().zip(&expected).enumerate() {
-            let result = result.as_tensor().expect("a tensor");
-            self.compare(index, result, expected);
+        for (index, (result, expected)) in results.iter().zip(expected).enumerate() {
+            match (result, expected.into()) {
+                (Value::Tensor(result), Value::Tensor(expected)) => self.compare(index, result, &expected),
+                (result, expected) => {
+                    assert_eq!(*result, expected, "output {index} of {} {:?}", self.op, self.attributes)
+                }
+            }
         }
         self.check_facts(&op, &inputs, &results);
     }
@@ -76,7 +97,8 @@ impl Case {
     pub fn fails(self, message: &str) {
         let error = match self.read() {
             Err(error) => error,
-            Ok((op, inputs)) => match infer(&op, &exact(&inputs), self.outputs).and_then(|_| run(&op, &inputs, 1)) {
+            Ok((op, inputs)) => match infer(&op, &self.exact(&inputs), self.outputs).and_then(|_| run(&op, &inputs, 1))
+            {
                 Err(error) => error,
                 Ok(results) => panic!("{} gave {results:?} instead of an error with '{message}'", self.op),
             },
@@ -84,7 +106,7 @@ impl Case {
         assert!(error.contains(message), "{}: '{error}' does not say '{message}'", self.op);
     }
 
-    fn read(&self) -> Result<(Op, Vec<Option<Tensor>>), String> {
+    fn read(&self) -> Result<(Op, Vec<Option<Value>>), String> {
         self.read_as(self.op, self.opset, self.attributes.clone(), self.inputs.clone())
     }
 
@@ -93,21 +115,22 @@ impl Case {
         op: &str,
         opset: i64,
         attributes: BTreeMap<String, Attribute>,
-        mut inputs: Vec<Option<Tensor>>,
-    ) -> Result<(Op, Vec<Option<Tensor>>), String> {
+        mut inputs: Vec<Option<Value>>,
+    ) -> Result<(Op, Vec<Option<Value>>), String> {
         let present = inputs.iter().map(Option::is_some).collect();
-        let mut node = NodeReader::new("node", "", op, opset, present, self.outputs, attributes);
+        let (domain, op_type) = op.rsplit_once('.').unwrap_or(("", op));
+        let mut node = NodeReader::new("node", domain, op_type, opset, present, self.outputs, attributes);
         let read = Op::import(op, &mut node).unwrap_or_else(|| panic!("{op} is not listed"));
         let read = read.map_err(|error| error.to_string())?;
         node.inserted_inputs().iter().for_each(|&index| inputs.insert(index, None));
         for (index, constant) in node.finish().map_err(|error| error.to_string())? {
             inputs.resize(inputs.len().max(index + 1), None);
-            inputs[index] = Some(constant);
+            inputs[index] = Some(constant.into());
         }
         Ok((read, inputs))
     }
 
-    fn check_spelling(&self, op: &Op, inputs: &[Option<Tensor>]) {
+    fn check_spelling(&self, op: &Op, inputs: &[Option<Value>]) {
         let spelling = op.spelling().expect("a built-in operator has a spelling");
         if spelling.coerced_at.is_some() {
             return;
@@ -115,7 +138,7 @@ impl Case {
         let attributes = spelling.attributes.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
         let opset = spelling.since;
         let (again, _) = self
-            .read_as(spelling.op_type, opset, attributes, inputs.to_vec())
+            .read_as(&op.name(), opset, attributes, inputs.to_vec())
             .unwrap_or_else(|error| panic!("{spelling:?} cannot be read: {error}"));
         assert_eq!(format!("{again:?}"), format!("{op:?}"), "{spelling:?} means something else");
     }
@@ -135,15 +158,16 @@ impl Case {
         }
     }
 
-    fn check_facts(&self, op: &Op, inputs: &[Option<Tensor>], results: &[Value]) {
+    fn check_facts(&self, op: &Op, inputs: &[Option<Value>], results: &[Value]) {
         let mut bindings = Bindings::new();
         let mut symbol = |input: usize, axis: usize, extent: usize| {
             let name = format!("i{input}.{axis}");
             bindings.insert(name.as_str().into(), extent as i64);
             Dim::symbol(name)
         };
+        let exact = self.exact(inputs);
         let symbolic = inputs.iter().enumerate().map(|(index, input)| {
-            let tensor = input.as_ref()?;
+            let Some(Value::Tensor(tensor)) = input else { return exact[index].clone() };
             let mut fact = TensorFact::of_tensor(tensor);
             // Lists of axes and sizes stay known: a model has them as constants.
             if tensor.shape().rank() > 1 {
@@ -154,28 +178,69 @@ impl Case {
             Some(Fact::Tensor(fact))
         });
         let symbolic: Vec<Option<Fact>> = symbolic.collect();
-        let unknown = |input: &Option<Tensor>| {
-            input.as_ref().map(|tensor| Fact::Tensor(TensorFact::unknown_rank(tensor.dtype())))
-        };
-        for facts in [exact(inputs), symbolic, inputs.iter().map(unknown).collect()] {
+        let unknown = exact.iter().map(|fact| fact.as_ref().map(of_unknown_ranks)).collect();
+        for facts in [exact, symbolic, unknown] {
             let inferred = infer(op, &facts, self.outputs).unwrap_or_else(|error| panic!("{}: {error}", self.op));
             for (fact, result) in inferred.iter().zip(results) {
-                let (fact, result) = (fact.tensor().expect("a tensor's fact"), result.as_tensor().expect("a tensor"));
-                let extents = fact.shape.as_ref();
-                let fits = extents.is_none_or(|extents| {
-                    extents.len() == result.shape().rank()
-                        && extents.iter().zip(result.shape().iter()).all(|(extent, &actual)| {
-                            extent.eval(&bindings).is_none_or(|extent| extent == actual as i64)
-                        })
-                });
-                assert!(fits && fact.dtype == result.dtype(), "{}: {result:?} was inferred to be {fact}", self.op);
+                assert!(fits(fact, result, &bindings), "{}: {result:?} was inferred to be {fact}", self.op);
             }
+        }
+    }
+
+    fn exact(&self, inputs: &[Option<Value>]) -> Vec<Option<Fact>> {
+        let fact = |(index, input): (usize, &Option<Value>)| {
+            let value = input.as_ref()?;
+            Some(self.declared.get(&index).cloned().unwrap_or_else(|| fact_of(value)))
+        };
+        inputs.iter().enumerate().map(fact).collect()
+    }
+}
+
+/// Whether nothing of `value` contradicts `fact`.
+fn fits(fact: &Fact, value: &Value, bindings: &Bindings) -> bool {
+    match (fact, value) {
+        (Fact::Tensor(fact), Value::Tensor(tensor)) => {
+            let agree =
+                |(extent, &actual): (&Dim, &usize)| extent.eval(bindings).is_none_or(|extent| extent == actual as i64);
+            let shape = tensor.shape();
+            let fits = |dims: &Vec<Dim>| dims.len() == shape.rank() && dims.iter().zip(shape.iter()).all(agree);
+            fact.dtype == tensor.dtype() && fact.shape.as_ref().is_none_or(fits)
+        }
+        (Fact::Sequence(of), Value::Sequence(values)) => values.iter().all(|value| fits(of, value, bindings)),
+        (Fact::Optional(of), Value::Optional(value)) => value.as_ref().is_none_or(|value| fits(of, value, bindings)),
+        (Fact::Map { .. }, Value::Map { .. }) => true,
+        _ => false,
+    }
+}
+
+/// What a value says of itself; containers without elements say nothing.
+fn fact_of(value: &Value) -> Fact {
+    match value {
+        Value::Tensor(tensor) => TensorFact::of_tensor(tensor).into(),
+        Value::Sequence(values) => {
+            let mut axes = 0..;
+            let mut fresh = |axis: usize| Dim::symbol(format!("element{}.{axis}", axes.next().unwrap_or(0)));
+            let facts = values.iter().map(fact_of);
+            let of = facts.reduce(|a, b| a.join(&b, &mut fresh).expect("elements of one type"));
+            Fact::Sequence(Box::new(of.expect("an input without elements is declared")))
+        }
+        Value::Optional(value) => {
+            Fact::Optional(Box::new(fact_of(value.as_deref().expect("an input without an element is declared"))))
+        }
+        Value::Map { keys, values } => {
+            let key = if let MapKeys::Ints(_) = keys { DType::I64 } else { DType::String };
+            Fact::Map { key, value: Box::new(TensorFact::new(values.dtype(), vec![]).into()) }
         }
     }
 }
 
-fn exact(inputs: &[Option<Tensor>]) -> Vec<Option<Fact>> {
-    inputs.iter().map(|input| input.as_ref().map(|tensor| Fact::Tensor(TensorFact::of_tensor(tensor)))).collect()
+fn of_unknown_ranks(fact: &Fact) -> Fact {
+    match fact {
+        Fact::Tensor(fact) => TensorFact::unknown_rank(fact.dtype).into(),
+        Fact::Sequence(of) => Fact::Sequence(Box::new(of_unknown_ranks(of))),
+        Fact::Optional(of) => Fact::Optional(Box::new(of_unknown_ranks(of))),
+        Fact::Map { .. } => fact.clone(),
+    }
 }
 
 fn infer(op: &Op, facts: &[Option<Fact>], outputs: usize) -> Result<Vec<Fact>, String> {
@@ -184,8 +249,8 @@ fn infer(op: &Op, facts: &[Option<Fact>], outputs: usize) -> Result<Vec<Fact>, S
 }
 
 /// Evaluates an operator, as tests of fused forms need it too.
-pub(crate) fn run(op: &Op, inputs: &[Option<Tensor>], outputs: usize) -> Result<Vec<Value>, String> {
-    let values: Vec<Option<Value>> = inputs.iter().map(|input| input.clone().map(Value::Tensor)).collect();
+pub(crate) fn run<V: Clone + Into<Value>>(op: &Op, inputs: &[Option<V>], outputs: usize) -> Result<Vec<Value>, String> {
+    let values: Vec<Option<Value>> = inputs.iter().map(|input| input.clone().map(Into::into)).collect();
     let values: Vec<Option<&Value>> = values.iter().map(Option::as_ref).collect();
     let context = EvalContext { outputs, ..EvalContext::default() };
     op.eval(Inputs(&values), &context).map_err(|error| error.to_string())

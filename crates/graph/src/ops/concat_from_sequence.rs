@@ -63,9 +63,9 @@ impl Operator for ConcatFromSequence {
 
 #[cfg(test)]
 mod tests {
-    use crate::ops::cases::{case, f32s, sequence, tensor};
+    use crate::ops::cases::{case, f32s, sequence, strings, tensor};
     use crate::{Fact, TensorFact};
-    use cutover_tensor::{DType, Tensor, Value};
+    use cutover_tensor::{DType, Value};
 
     #[test]
     fn elements_are_joined_or_stacked() {
@@ -83,9 +83,8 @@ mod tests {
         let (i, j) = (tensor(&[], &[7i64]), tensor(&[], &[8i64]));
         concat(0).with("new_axis", 1).input(sequence(&[&i, &j])).gives([tensor(&[2], &[7i64, 8])]);
         concat(0).input(sequence(&[&i])).fails("axis 0");
-        let words = Tensor::from_strings([1], vec!["a".to_string()]).unwrap();
-        let twice = Tensor::from_strings([2], vec!["a".to_string(); 2]).unwrap();
-        concat(0).input(sequence(&[&words, &words])).gives([twice]);
+        let words = strings(&[1], &["a"]);
+        concat(0).input(sequence(&[&words, &words])).gives([strings(&[2], &["a", "a"])]);
         let empty = (Value::Sequence(vec![]), Fact::Sequence(Box::new(TensorFact::unknown_rank(DType::F32).into())));
         concat(0).declared(empty).fails("no elements");
         case("ConcatFromSequence", 11).input(sequence(&[&a])).fails("'axis' is missing");
