@@ -8,6 +8,7 @@ mod broadcast;
 #[cfg(test)]
 mod cases;
 mod evaluate;
+mod ml;
 mod movement;
 mod read;
 mod window;
@@ -18,6 +19,7 @@ pub use evaluate::{
     Inputs, Wide, broadcast_index, broadcast_shape, checked_shape, indices, normalize_axes, normalize_axis, select,
     select_from,
 };
+pub use ml::{ClassLabels, PostTransform};
 pub use read::NodeReader;
 pub use window::{Padding, Window, WindowAxis};
 
@@ -353,4 +355,9 @@ operators! {
     conv_integer::ConvInteger ["ConvInteger"];
     qlinear_conv::QLinearConv ["QLinearConv"];
     qlinear_matmul::QLinearMatMul ["QLinearMatMul"];
+
+    // Classical machine learning
+    ml_linear::Linear ["ai.onnx.ml.LinearRegressor", "ai.onnx.ml.LinearClassifier"];
+    ml_scaler::Scaler ["ai.onnx.ml.Scaler"];
+    ml_normalizer::Normalizer ["ai.onnx.ml.Normalizer"];
 }
