@@ -309,6 +309,14 @@ operators! {
     slice::Slice ["Slice"];
     gather::Gather ["Gather"];
     gather_elements::GatherElements ["GatherElements"];
+    gather_nd::GatherNd ["GatherND"];
+    scatter::Scatter ["ScatterElements", "ScatterND", "Scatter"];
+    pad::Pad ["Pad"];
+    trilu::Trilu ["Trilu"];
+    cumulate::Cumulate ["CumSum", "CumProd"];
+    top_k::TopK ["TopK"];
+    non_zero::NonZero ["NonZero"];
+    one_hot::OneHot ["OneHot"];
     expand::Expand ["Expand"];
     tile::Tile ["Tile"];
     constant_of_shape::ConstantOfShape ["ConstantOfShape"];

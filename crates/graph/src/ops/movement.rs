@@ -1,8 +1,8 @@
 //! What operators that only move elements share: where each element of a result comes from.
 
-use super::{Inputs, NodeReader, select};
+use super::{Inputs, NodeReader, select, select_from};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{DType, Tensor, Value};
+use cutover_tensor::{DType, Shape, Tensor, Value};
 
 /// The shape of a result, and for each of its elements, row-major, the flat index it comes from.
 pub struct Moved {
@@ -26,7 +26,7 @@ pub fn moved_fact(
     let value = match (&x.value, x.constant_shape()) {
         (Some(value), Some(from)) => {
             let moved = moved(&from)?;
-            let count = cutover_tensor::Shape::new(&moved.shape).checked_len();
+            let count = Shape::new(&moved.shape).checked_len();
             count
                 .is_some_and(|count| count <= TensorFact::VALUE_LIMIT)
                 .then(|| moved.sources.map(|i| value[i].clone()).collect())
@@ -66,6 +66,86 @@ pub fn strided(shape: Vec<usize>, strides: Vec<isize>, start: usize) -> Moved {
         at as usize
     });
     Moved { shape, sources: Box::new(sources) }
+}
+
+/// Of a result of shape `to` each axis of which comes from the same axis of a source of shape `from`: for every element,
+/// row-major, the flat index that it comes from. `along(axis, i)` is where position `i` of an axis comes from, `None` where that
+/// is outside of the source: so are then all elements at that position.
+pub fn along_axes(
+    from: &[usize],
+    to: &[usize],
+    along: impl Fn(usize, usize) -> Option<usize>,
+) -> Box<dyn Iterator<Item = Option<usize>>> {
+    let count = Shape::new(to).checked_len().unwrap_or(0);
+    let strides = strides(from);
+    // An extent of a result without elements may be as large as it likes.
+    let extents = if count == 0 { Vec::new() } else { to.to_vec() };
+    let offset = |axis: usize, i: usize| along(axis, i).map(|at| at * strides[axis]);
+    let offsets: Vec<Vec<Option<usize>>> =
+        extents.iter().enumerate().map(|(axis, &extent)| (0..extent).map(|i| offset(axis, i)).collect()).collect();
+    let rank = extents.len();
+    let mut index = vec![0usize; rank];
+    // Of the axes before each, what they add up to.
+    let mut sums = vec![Some(0usize); rank + 1];
+    let sources = (0..count).map(move |n| {
+        let mut changed = 0;
+        if n > 0 {
+            for axis in (0..rank).rev() {
+                changed = axis;
+                index[axis] += 1;
+                if index[axis] < extents[axis] {
+                    break;
+                }
+                index[axis] = 0;
+            }
+        }
+        for axis in changed..rank {
+            sums[axis + 1] = sums[axis].zip(offsets[axis][index[axis]]).map(|(sum, offset)| sum + offset);
+        }
+        sums[rank]
+    });
+    Box::new(sources)
+}
+
+/// The elements of `x` at `sources`, and where there is none the one element of `fill`; zeros (empty strings) without it.
+pub fn fill(
+    x: &Tensor,
+    shape: impl Into<Shape>,
+    fill: Option<&Tensor>,
+    sources: impl Iterator<Item = Option<usize>>,
+) -> Result<Vec<Value>, OpError> {
+    let zero;
+    let fill = match fill {
+        Some(fill) => fill,
+        None => {
+            zero = Tensor::zeros(x.dtype(), [1])?;
+            &zero
+        }
+    };
+    let sources = sources.map(|source| source.map_or((1, 0), |source| (0, source)));
+    Ok(vec![select_from(&[x, fill], shape, sources)?.into()])
+}
+
+/// The one integer of a scalar or one-element input of indices, where it is known.
+pub fn known_integer(inputs: super::Facts<'_>, index: usize) -> Result<Option<i64>, OpError> {
+    match known_integers(inputs, index)?.as_deref() {
+        Some([value]) => Ok(Some(*value)),
+        Some(values) => Err(OpError::input(format!("input {index} must be one integer, got {}", values.len()))),
+        None => Ok(None),
+    }
+}
+
+/// The one integer of a scalar or one-element input of indices.
+pub fn integer(inputs: Inputs<'_>, index: usize) -> Result<i64, OpError> {
+    match inputs.integers(index)?.as_slice() {
+        [value] => Ok(*value),
+        values => Err(OpError::input(format!("input {index} must be one integer, got {}", values.len()))),
+    }
+}
+
+/// Number of lines along `axis` before it, its extent, and number of elements between its neighbours.
+pub fn around(shape: &[usize], axis: usize) -> (usize, usize, usize) {
+    (shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product())
 }
 
 /// Axes or a shape from an input, where its elements are known.
