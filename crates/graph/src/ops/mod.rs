@@ -132,6 +132,15 @@ impl<'a> Facts<'a> {
         self.get(index).ok_or_else(|| OpError::input(format!("input {index} is missing")))?.tensor()
     }
 
+    /// The tensor of strings at `index`.
+    pub fn strings(&self, index: usize) -> Result<&'a TensorFact, OpError> {
+        let fact = self.tensor(index)?;
+        match fact.dtype {
+            cutover_tensor::DType::String => Ok(fact),
+            _ => Err(OpError::input(format!("input {index} must hold strings, got {fact}"))),
+        }
+    }
+
     /// The fact of the elements of the sequence at `index`; an error where it is omitted or no sequence.
     pub fn sequence(&self, index: usize) -> Result<&'a Fact, OpError> {
         match self.get(index) {
@@ -327,6 +336,15 @@ operators! {
     split_to_sequence::SplitToSequence ["SplitToSequence"];
     concat_from_sequence::ConcatFromSequence ["ConcatFromSequence"];
     optional::Optional ["Optional", "OptionalHasElement", "OptionalGetElement"];
+
+    // Text and labels
+    string_concat::StringConcat ["StringConcat"];
+    string_split::StringSplit ["StringSplit"];
+    string_normalizer::StringNormalizer ["StringNormalizer"];
+    regex_full_match::RegexFullMatch ["RegexFullMatch"];
+    tfidf_vectorizer::TfIdfVectorizer ["TfIdfVectorizer"];
+    label_encoder::LabelEncoder ["ai.onnx.ml.LabelEncoder"];
+    category_mapper::CategoryMapper ["ai.onnx.ml.CategoryMapper"];
 
     // Products and windows
     conv::Conv ["Conv"];
