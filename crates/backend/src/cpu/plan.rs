@@ -122,7 +122,9 @@ pub(super) fn build(plan: &Plan, device: &Device, inputs: &[(DType, Shape)]) -> 
         if let Some(constant) = graph.constant(id) {
             builder.facts[id.index()] = Some(TensorFact::of_tensor(&constant.tensor));
         }
-        if !matches!(value.fact, Fact::Tensor(_)) && !matches!(value.source, cutover_graph::Source::Removed) {
+        // Containers and strings have no place in an arena.
+        let is_plain = value.fact.as_tensor().is_some_and(|fact| fact.dtype != DType::String);
+        if !is_plain && !matches!(value.source, cutover_graph::Source::Removed) {
             return Err(NoPlan::Dynamic);
         }
     }
