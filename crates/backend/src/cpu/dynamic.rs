@@ -33,6 +33,7 @@ pub(super) fn run(plan: &Plan, inputs: Vec<Value>, context: &RunContext<'_>) -> 
         let limits = EvalContext {
             outputs: node.outputs.len(),
             max_elements: usize::try_from(context.limits.arena_bytes / 4).unwrap_or(usize::MAX),
+            ..EvalContext::default()
         };
         let results = node.op.eval(Inputs(&borrowed), &limits).map_err(|source| RunError::Op {
             node: node.name.clone(),

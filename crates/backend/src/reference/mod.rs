@@ -231,6 +231,7 @@ impl Run<'_> {
         let context = EvalContext {
             outputs: node.outputs.len(),
             max_elements: usize::try_from(left).unwrap_or(usize::MAX).min(EvalContext::default().max_elements),
+            ..EvalContext::default()
         };
         let results = node.op.eval(Inputs(&inputs), &context).map_err(at)?;
         if results.len() < node.outputs.len() {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Constant, Dim, Fact, Graph, GraphError, NodeId, Source, TensorFact, ValueId,
-    ops::{Attribute, EXPORT_OPSET, Spelling},
+    ops::{Attribute, EXPORT_OPSET, Spelling, Subgraph},
 };
 use cutover_tensor::{DType, Tensor};
 use prost::{Message, bytes::Bytes};
@@ -103,6 +103,10 @@ pub fn encode(graph: &Graph) -> Result<Vec<u8>, ExportError> {
 
 struct Writer<'a> {
     graph: &'a Graph,
+    /// Values that are not written under their own names: those of graphs inside nodes, where an outer name is in their way.
+    renamed: HashMap<ValueId, String>,
+    /// Names of the constants of this graph and those around it, by where their bytes lie: inner graphs use them as they are.
+    shared: HashMap<(usize, usize), String>,
     nodes: Vec<NodeProto>,
     weights: Vec<(String, Tensor)>,
     /// File name, offset and length of a tensor that lies elsewhere, by its name.
@@ -114,17 +118,37 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     fn new(graph: &'a Graph) -> Result<Writer<'a>, ExportError> {
         let names = graph.values().map(|(_, v)| v.name.clone()).collect();
+        Writer::with(graph, HashMap::new(), HashMap::new(), names)
+    }
+
+    /// A writer that has written every node.
+    fn with(
+        graph: &'a Graph,
+        renamed: HashMap<ValueId, String>,
+        shared: HashMap<(usize, usize), String>,
+        names: BTreeSet<String>,
+    ) -> Result<Writer<'a>, ExportError> {
         let mut writer = Writer {
             graph,
+            renamed,
+            shared,
             nodes: Vec::new(),
             weights: Vec::new(),
             external: HashMap::new(),
             names,
             opset: EXPORT_OPSET,
         };
-        for (_, value) in graph.values() {
-            if let Source::Constant(constant) = &value.source {
-                writer.weights.push((value.name.clone(), constant.tensor.clone()));
+        for (id, value) in graph.values() {
+            let Source::Constant(Constant { tensor, .. }) = &value.source else { continue };
+            let place = (tensor.bytes().as_ptr() as usize, tensor.bytes().len());
+            let known = writer.shared.get(&place).filter(|_| place.1 > 0 && !graph.outputs().contains(&id)).cloned();
+            match known {
+                Some(outer) if writer.renamed.contains_key(&id) => drop(writer.renamed.insert(id, outer)),
+                _ => {
+                    let name = writer.name(id);
+                    writer.shared.insert(place, name.clone());
+                    writer.weights.push((name, tensor.clone()));
+                }
             }
         }
         for id in graph.topological_order()? {
@@ -133,39 +157,67 @@ impl<'a> Writer<'a> {
         Ok(writer)
     }
 
-    fn model(self) -> Result<Vec<u8>, ExportError> {
+    fn name(&self, id: ValueId) -> String {
+        self.renamed.get(&id).unwrap_or(&self.graph.value(id).name).clone()
+    }
+
+    /// The graph in an attribute of `node`; its captured inputs are the outer values `captured`.
+    fn inner(&mut self, subgraph: &Subgraph, captured: &[String]) -> Result<GraphProto, ExportError> {
+        let graph = subgraph.graph();
+        let mut renamed: HashMap<ValueId, String> = HashMap::new();
+        for (&id, outer) in graph.inputs()[subgraph.formal()..].iter().zip(captured) {
+            renamed.insert(id, outer.clone());
+        }
+        for (id, value) in graph.values().filter(|(_, v)| !matches!(v.source, Source::Removed)) {
+            renamed.entry(id).or_insert_with(|| self.fresh(&value.name, 0));
+        }
+        let writer = Writer::with(graph, renamed, self.shared.clone(), std::mem::take(&mut self.names))?;
+        self.names = writer.names.clone();
+        self.opset = self.opset.max(writer.opset);
+        Ok(writer.graph_proto(subgraph.formal()))
+    }
+
+    /// The graph as it was written, with its first `inputs` inputs.
+    fn graph_proto(self, inputs: usize) -> GraphProto {
         let outputs: BTreeSet<ValueId> = self.graph.outputs().iter().copied().collect();
         let info = |id: &ValueId| {
             let value = self.graph.value(*id);
-            ValueInfoProto { name: value.name.clone(), r#type: Some(type_proto(&value.fact)) }
+            ValueInfoProto { name: self.name(*id), r#type: Some(type_proto(&value.fact)) }
         };
         // A value between nodes is stated only where it has a static type: what is symbolic follows from the inputs.
         let inner = self.graph.values().filter(|(id, v)| {
             let is_static = v.fact.as_tensor().is_some_and(|t| t.constant_shape().is_some());
             matches!(v.source, Source::Node { .. }) && !outputs.contains(id) && is_static
         });
-        let domains: BTreeSet<String> = self.nodes.iter().map(|n| n.domain.clone()).filter(|d| !d.is_empty()).collect();
-        let version = |domain: &str| if domain == "ai.onnx.ml" { 5 } else { 1 };
-        let opsets = domains.iter().map(|d| OperatorSetIdProto { domain: d.clone(), version: version(d) });
-        let default = OperatorSetIdProto { domain: String::new(), version: self.opset };
-        let graph = GraphProto {
+        GraphProto {
             name: if self.graph.name.is_empty() { "graph".to_string() } else { self.graph.name.clone() },
-            input: self.graph.inputs().iter().map(info).collect(),
+            input: self.graph.inputs()[..inputs].iter().map(info).collect(),
             output: self.graph.outputs().iter().map(info).collect(),
             value_info: inner.map(|(id, _)| info(&id)).collect(),
             initializer: self.weights.iter().map(|(name, tensor)| self.tensor(name, tensor)).collect(),
             node: self.nodes,
             sparse_initializer: Vec::new(),
-        };
+        }
+    }
+
+    fn model(self) -> Result<Vec<u8>, ExportError> {
+        let mut domains = BTreeSet::new();
+        self.nodes.iter().for_each(|node| collect_domains(node, &mut domains));
+        let version = |domain: &str| if domain == "ai.onnx.ml" { 5 } else { 1 };
+        let opsets = domains.iter().map(|d| OperatorSetIdProto { domain: d.clone(), version: version(d) });
+        let default = OperatorSetIdProto { domain: String::new(), version: self.opset };
+        let (opset, metadata) = (self.opset, &self.graph.metadata);
         let property =
             |(key, value): (&String, &String)| StringStringEntryProto { key: key.clone(), value: value.clone() };
+        let metadata_props = metadata.iter().map(property).collect();
+        let inputs = self.graph.inputs().len();
         let model = ModelProto {
-            ir_version: if self.opset > EXPORT_OPSET { NEWER_IR_VERSION } else { IR_VERSION },
+            ir_version: if opset > EXPORT_OPSET { NEWER_IR_VERSION } else { IR_VERSION },
             producer_name: "cutover".to_string(),
             producer_version: env!("CARGO_PKG_VERSION").to_string(),
-            graph: Some(graph),
+            graph: Some(self.graph_proto(inputs)),
             opset_import: [default].into_iter().chain(opsets).collect(),
-            metadata_props: self.graph.metadata.iter().map(property).collect(),
+            metadata_props,
             functions: Vec::new(),
         };
         let bytes = model.encoded_len();
@@ -181,9 +233,15 @@ impl<'a> Writer<'a> {
             let message = format!("{} is the user's own operator, and has no ONNX spelling", node.op.name());
             return Err(ExportError::Node { node: node.name.clone(), message });
         };
-        let name = |id: &Option<ValueId>| id.map_or(String::new(), |id| self.graph.value(id).name.clone());
+        let name = |id: &Option<ValueId>| id.map_or(String::new(), |id| self.name(id));
         let mut inputs: Vec<String> = node.inputs.iter().map(name).collect();
-        let mut outputs: Vec<String> = node.outputs.iter().map(|&o| self.graph.value(o).name.clone()).collect();
+        let mut outputs: Vec<String> = node.outputs.iter().map(|&o| self.name(o)).collect();
+        let mut graphs = Vec::new();
+        for (_, value) in spelling.attributes.iter().rev() {
+            let Attribute::Graph(subgraph) = value else { continue };
+            let captured = inputs.split_off(inputs.len().saturating_sub(subgraph.captured()));
+            graphs.push(self.inner(subgraph, &captured)?);
+        }
         let added = spelling.added_input.and_then(|at| {
             let present = at < inputs.len() && !inputs[at].is_empty();
             (at < inputs.len()).then(|| inputs.remove(at)).filter(|_| present)
@@ -201,6 +259,10 @@ impl<'a> Writer<'a> {
         }
         let mut current = outputs[0].clone();
         self.push(&node.name, spelling, inputs, outputs);
+        if let Some(written) = self.nodes.last_mut() {
+            let places = written.attribute.iter_mut().filter(|a| a.r#type == attribute_type::GRAPH);
+            places.zip(graphs.into_iter().rev()).for_each(|(place, graph)| place.g = Some(graph));
+        }
         let mut next = |writer: &mut Self| {
             left -= 1;
             if left == 0 { result.clone() } else { writer.fresh(&result, left) }
@@ -266,7 +328,15 @@ impl<'a> Writer<'a> {
         self.opset = self.opset.max(spelling.since);
         let attribute = spelling.attributes.into_iter().map(|(name, value)| attribute(name, value)).collect();
         let (op_type, domain) = (spelling.op_type.to_string(), spelling.domain.to_string());
-        self.nodes.push(NodeProto { input, output, name: name.to_string(), op_type, attribute, domain });
+        self.nodes.push(NodeProto {
+            input,
+            output,
+            name: name.to_string(),
+            op_type,
+            attribute,
+            domain,
+            ..NodeProto::default()
+        });
     }
 
     /// A value name that nothing has.
@@ -290,6 +360,15 @@ impl<'a> Writer<'a> {
         }
         inline(name, tensor)
     }
+}
+
+/// The domains of `node` and of the graphs in it.
+fn collect_domains(node: &NodeProto, into: &mut BTreeSet<String>) {
+    if !node.domain.is_empty() {
+        into.insert(node.domain.clone());
+    }
+    let graphs = node.attribute.iter().filter_map(|a| a.g.as_ref());
+    graphs.flat_map(|graph| &graph.node).for_each(|inner| collect_domains(inner, into));
 }
 
 fn header(name: &str, tensor: &Tensor) -> TensorProto {
@@ -339,6 +418,8 @@ fn attribute(name: &str, value: Attribute) -> AttributeProto {
             proto.floats = v;
             attribute_type::FLOATS
         }
+        // The writer of the node around it puts it there: it knows the outer names.
+        Attribute::Graph(_) => attribute_type::GRAPH,
         Attribute::Strings(v) => {
             proto.strings = v.into_iter().map(bytes).collect();
             attribute_type::STRINGS

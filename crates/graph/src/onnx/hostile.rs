@@ -228,8 +228,26 @@ fn operators_and_attributes_that_are_not_there_are_named() {
     let mut model = with_node(elsewhere);
     model.opset_import.push(import("com.example", 1));
     check(model.clone(), &["'act'", "com.example.Relu"]);
-    model.functions.push(FunctionProto { name: text("Relu"), domain: text("com.example") });
-    check(model, &["'act'", "function of the model itself"]);
+    let body = vec![node("again", "Relu", &["a"], &["b"])];
+    let body = body.into_iter().map(|n| NodeProto { domain: text("com.example"), ..n }).collect();
+    let function = FunctionProto {
+        name: text("Relu"),
+        domain: text("com.example"),
+        input: vec![text("a")],
+        output: vec![text("b")],
+        opset_import: vec![import("com.example", 1)],
+        node: body,
+        ..FunctionProto::default()
+    };
+    model.functions.push(function.clone());
+    check(model.clone(), &["'again' (Relu)", "recursive"]);
+    model.functions.push(function);
+    check(model.clone(), &["function 'com.example.Relu'", "twice"]);
+    model.functions.truncate(1);
+    model.functions[0].node.clear();
+    check(model.clone(), &["function 'com.example.Relu'", "'b'", "nothing makes it"]);
+    model.functions[0].input.clear();
+    check(model, &["'act' (Relu)", "0 inputs"]);
     for version in [i64::MIN, 0, 6, 27, i64::MAX] {
         let model = ModelProto { opset_import: vec![import("", version)], ..good() };
         check(model, &[&format!("opset {version}"), "7 to 26"]);
@@ -242,7 +260,8 @@ fn operators_and_attributes_that_are_not_there_are_named() {
     check(with_attribute(attribute("alpha", 0)), &["'act'", "'alpha'", "type 0"]);
     check(with_attribute(attribute("alpha", 42)), &["'act'", "'alpha'", "type 42"]);
     let reference = AttributeProto { ref_attr_name: text("outer"), ..attribute("alpha", attribute_type::FLOAT) };
-    check(with_attribute(reference), &["'act'", "'alpha'", "function"]);
+    // Outside of a function nothing is handed on, so the attribute has its default.
+    assert!(read(with_attribute(reference)).is_ok());
     let bytes = AttributeProto { s: Bytes::from_static(b"\xc3\x28"), ..attribute("alpha", attribute_type::STRING) };
     check(with_attribute(bytes), &["'act'", "'alpha'", "UTF-8"]);
     check(with_attribute(attribute("alpha", attribute_type::TENSOR)), &["'act'", "'alpha'", "there is none"]);
@@ -256,7 +275,7 @@ fn operators_and_attributes_that_are_not_there_are_named() {
     check(with_node(twice), &["'act'", "'alpha' twice"]);
     let branch = AttributeProto { g: Some(GraphProto::default()), ..attribute("then_branch", attribute_type::GRAPH) };
     let branch = NodeProto { attribute: vec![branch], ..node("choice", "If", &["x"], &["y"]) };
-    check(with_node(branch), &["'choice' (If)", "'then_branch'", "subgraphs"]);
+    check(with_node(branch), &["'choice' (If)", "'else_branch'", "missing"]);
     check(with_node(node("c", "Constant", &[], &["y"])), &["'c' (Constant)", "one attribute"]);
     let odd = NodeProto { attribute: vec![int("value_float", 1)], ..node("c", "Constant", &[], &["y"]) };
     check(with_node(odd), &["'c' (Constant)", "'value_float'"]);

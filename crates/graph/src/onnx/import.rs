@@ -2,18 +2,23 @@
 
 use super::{
     mapping::FileBytes,
-    proto::{self, AttributeProto, Extent, GraphProto, ModelProto, NodeProto, TypeProto, TypeValue, attribute_type},
+    proto::{
+        self, AttributeProto, Extent, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, TypeValue,
+        attribute_type,
+    },
     tensors::TensorReader,
 };
 use crate::{
-    Constant, Dim, Fact, Graph, GraphError, ImportError, Op, TensorFact, ValueId,
-    ops::{Attribute, CustomOp, NodeReader, OPERATOR_NAMES},
+    Constant, Dim, Fact, Graph, GraphError, ImportError, Op, Source, TensorFact, ValueId,
+    ops::{Attribute, CustomOp, Identity, NodeReader, OPERATOR_NAMES, Subgraph},
 };
 use cutover_tensor::{DType, Shape, Tensor};
 use prost::{Message, bytes::Bytes};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
     path::Path,
+    rc::Rc,
     sync::Arc,
 };
 
@@ -83,41 +88,39 @@ fn read(file: FileBytes, folder: Option<&Path>, options: &ImportOptions) -> Resu
         return Err(ImportError::Decode("the file is empty".to_string()));
     }
     let model = ModelProto::decode(file.bytes()).map_err(|e| ImportError::Decode(e.to_string()))?;
-    let reader = TensorReader::new(file, folder, options);
     let importer = Importer {
-        graph: Graph::default(),
-        values: HashMap::new(),
-        value_names: Names::default(),
-        node_names: Names::default(),
-        opsets: opsets(&model)?,
-        reader,
+        graphs: Vec::new(),
+        scopes: Vec::new(),
+        functions: functions(&model)?,
+        reader: TensorReader::new(file, folder, options),
+        nodes: 0,
     };
-    importer.model(model)
+    importer.model(&model)
 }
 
 fn corrupt<T>(place: impl Into<String>, message: impl Into<String>) -> Result<T, ImportError> {
     Err(ImportError::Corrupt { place: place.into(), message: message.into() })
 }
 
-/// The version of every domain that the model imports.
-fn opsets(model: &ModelProto) -> Result<HashMap<String, i64>, ImportError> {
+/// The version of every domain that a model or a function imports.
+fn opsets(imports: &[proto::OperatorSetIdProto], place: &str) -> Result<HashMap<String, i64>, ImportError> {
     let mut opsets = HashMap::new();
-    for import in &model.opset_import {
+    for import in imports {
         let domain = if import.domain == "ai.onnx" { "" } else { import.domain.as_str() };
         if domain.is_empty() && !(OLDEST_OPSET..=NEWEST_OPSET).contains(&import.version) {
             let message = format!("opset {}, versions {OLDEST_OPSET} to {NEWEST_OPSET} are read", import.version);
-            return Err(ImportError::Unsupported { place: "the model".to_string(), message });
+            return Err(ImportError::Unsupported { place: place.to_string(), message });
         }
         // Some converters import the default domain under both its names.
         if let Some(other) = opsets.insert(domain.to_string(), import.version)
             && other != import.version
         {
             let message = format!("imports domain '{domain}' as of {other} and of {}", import.version);
-            return corrupt("the model", message);
+            return corrupt(place, message);
         }
     }
     if opsets.is_empty() {
-        return corrupt("the model", "imports no operator set: not an ONNX model, or one of before ONNX 1.0");
+        return corrupt(place, "imports no operator set: not an ONNX model, or one of before ONNX 1.0");
     }
     Ok(opsets)
 }
@@ -147,51 +150,155 @@ impl Names {
     }
 }
 
-struct Importer<'a> {
-    graph: Graph,
-    values: HashMap<String, ValueId>,
-    value_names: Names,
-    node_names: Names,
-    opsets: HashMap<String, i64>,
-    reader: TensorReader<'a>,
+/// How deep graphs may lie in nodes, and functions in functions.
+const DEPTH_MAX: usize = 64;
+
+type Functions<'a> = HashMap<(&'a str, &'a str, &'a str), &'a FunctionProto>;
+
+/// The model's own functions by domain, name and overload.
+fn functions(model: &ModelProto) -> Result<Functions<'_>, ImportError> {
+    let mut functions = HashMap::new();
+    for function in &model.functions {
+        let key = (default_domain(&function.domain), function.name.as_str(), function.overload.as_str());
+        if functions.insert(key, function).is_some() {
+            return corrupt(format!("function '{}.{}'", function.domain, function.name), "is there twice");
+        }
+    }
+    Ok(functions)
 }
 
-impl Importer<'_> {
-    fn model(mut self, model: ModelProto) -> Result<Graph, ImportError> {
-        let Some(graph) = model.graph else { return corrupt("the model", "has no graph") };
-        self.graph.name = graph.name.clone();
-        for property in model.metadata_props {
-            self.graph.metadata.insert(property.key, property.value);
+fn default_domain(domain: &str) -> &str {
+    if domain == "ai.onnx" { "" } else { domain }
+}
+
+struct Importer<'a> {
+    /// The graphs that are being read, each inside a node of the one before.
+    graphs: Vec<Building>,
+    /// The names that are visible: of each graph, and of the functions that are being called in it.
+    scopes: Vec<Scope<'a>>,
+    functions: Functions<'a>,
+    reader: TensorReader<'a>,
+    /// Read up to now, those of functions at every call.
+    nodes: usize,
+}
+
+#[derive(Default)]
+struct Building {
+    graph: Graph,
+    value_names: Names,
+    node_names: Names,
+    /// Values of the graph before that this one uses: its last inputs.
+    captures: Vec<ValueId>,
+}
+
+struct Scope<'a> {
+    /// `None` is an input that the caller of a function left out.
+    values: HashMap<String, Option<ValueId>>,
+    opsets: Rc<HashMap<String, i64>>,
+    /// What a function was called with, resolved.
+    attributes: Rc<HashMap<&'a str, AttributeProto>>,
+    kind: ScopeKind,
+}
+
+enum ScopeKind {
+    /// Sees what the scope before it sees.
+    Graph,
+    /// Sees its arguments only; the names it makes begin with the call's.
+    Function { call: String },
+}
+
+impl<'a> Importer<'a> {
+    fn model(mut self, model: &'a ModelProto) -> Result<Graph, ImportError> {
+        let Some(graph) = &model.graph else { return corrupt("the model", "has no graph") };
+        let opsets = Rc::new(opsets(&model.opset_import, "the model")?);
+        let scope = Scope { values: HashMap::new(), opsets, attributes: Rc::default(), kind: ScopeKind::Graph };
+        let mut result = self.graph(graph, scope)?.graph;
+        if result.outputs().is_empty() {
+            return corrupt(format!("graph '{}'", result.name), "has no outputs");
+        }
+        for property in &model.metadata_props {
+            result.metadata.insert(property.key.clone(), property.value.clone());
         }
         if !model.producer_name.is_empty() {
             let producer = format!("{} {}", model.producer_name, model.producer_version);
-            self.graph.metadata.entry("producer".to_string()).or_insert(producer.trim().to_string());
+            result.metadata.entry("producer".to_string()).or_insert(producer.trim().to_string());
         }
-        self.check_limits(&graph)?;
+        Ok(result)
+    }
+
+    /// Reads a graph in a scope of its own.
+    fn graph(&mut self, graph: &'a GraphProto, scope: Scope<'a>) -> Result<Building, ImportError> {
+        self.check_limits(graph)?;
         let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.input.iter().map(|v| &v.name));
         let made = made.chain(graph.initializer.iter().map(|t| &t.name));
         let made = made.chain(graph.sparse_initializer.iter().filter_map(|t| Some(&t.values.as_ref()?.name)));
-        self.value_names.taken = made.cloned().collect();
-        self.initializers(&graph)?;
-        self.inputs(&graph)?;
-        let functions: HashSet<String> = model.functions.iter().map(|f| format!("{}.{}", f.domain, f.name)).collect();
-        for index in order(&graph, |name| self.values.contains_key(name))? {
-            self.node(&graph.node[index], index, &functions)?;
+        let value_names = Names { taken: made.cloned().collect(), next: HashMap::new() };
+        let inner = Graph::new(graph.name.clone());
+        self.graphs.push(Building { graph: inner, value_names, ..Building::default() });
+        self.scopes.push(scope);
+        self.inputs(graph)?;
+        self.initializers(graph)?;
+        for index in order(&graph.node)? {
+            self.node(&graph.node[index], index)?;
         }
         let mut outputs = Vec::with_capacity(graph.output.len());
         for output in &graph.output {
-            match self.values.get(&output.name) {
-                Some(&id) => outputs.push(id),
-                None => return corrupt(format!("output '{}'", output.name), "nothing makes it"),
+            match self.find(self.scopes.len() - 1, &output.name) {
+                Some(Some(id)) => outputs.push(self.output(&output.name, id)?),
+                _ => return corrupt(format!("output '{}'", output.name), "nothing makes it"),
             }
         }
-        if outputs.is_empty() {
-            return corrupt(format!("graph '{}'", self.graph.name), "has no outputs");
+        self.declared(graph);
+        let (Some(mut building), Some(_)) = (self.graphs.pop(), self.scopes.pop()) else {
+            unreachable!("pushed above")
+        };
+        building.graph.set_outputs(outputs);
+        building.graph.verify()?;
+        Ok(building)
+    }
+
+    /// The value for a graph's output `name`: `id`, under that name. Functions and outer graphs may know it under another.
+    fn output(&mut self, name: &str, id: ValueId) -> Result<ValueId, ImportError> {
+        let graph = &mut self.building().graph;
+        if graph.value(id).name == name {
+            return Ok(id);
         }
-        self.graph.set_outputs(outputs);
-        self.declared(&graph);
-        self.graph.verify()?;
-        Ok(self.graph)
+        let node = self.building().node_names.fresh(format!("{name}.identity"));
+        let node = self.building().graph.add_node(node, Identity.into(), vec![Some(id)], vec![name.to_string()])?;
+        Ok(self.building().graph.node(node).outputs[0])
+    }
+
+    fn building(&mut self) -> &mut Building {
+        self.graphs.last_mut().expect("a graph is being read")
+    }
+
+    fn scope(&mut self) -> &mut Scope<'a> {
+        self.scopes.last_mut().expect("a graph is being read")
+    }
+
+    /// The value that `name` is in scope number `at`: one of an outer graph becomes an input of the inner one, or a constant of its own.
+    fn find(&mut self, at: usize, name: &str) -> Option<Option<ValueId>> {
+        let scope = &self.scopes[at];
+        if let Some(&found) = scope.values.get(name) {
+            return Some(found);
+        }
+        if at == 0 || !matches!(scope.kind, ScopeKind::Graph) {
+            return None;
+        }
+        let found = self.find(at - 1, name)?.map(|outer| {
+            let of_graph = self.scopes[..=at].iter().filter(|s| matches!(s.kind, ScopeKind::Graph)).count() - 1;
+            let (before, rest) = self.graphs.split_at_mut(of_graph);
+            let (outer_graph, inner) = (&before[of_graph - 1].graph, &mut rest[0]);
+            let value = outer_graph.value(outer);
+            let name = inner.value_names.fresh(value.name.clone());
+            if let Source::Constant(constant) = &value.source {
+                return inner.graph.add_constant(name, constant.clone());
+            }
+            inner.captures.push(outer);
+            inner.graph.add_input(name, value.fact.clone())
+        });
+        self.scopes[at].values.insert(name.to_string(), found);
+        Some(found)
     }
 
     fn check_limits(&self, graph: &GraphProto) -> Result<(), ImportError> {
@@ -201,7 +308,8 @@ impl Importer<'_> {
             true => Err(ImportError::Limit { place: place(), what, actual: actual as u64, limit: limit as u64 }),
             false => Ok(()),
         };
-        check("the number of nodes", graph.node.len(), limits.nodes)?;
+        check("the number of nodes", self.nodes.saturating_add(graph.node.len()), limits.nodes)?;
+        check("the depth of graphs in nodes", self.scopes.len(), DEPTH_MAX)?;
         let outputs: usize = graph.node.iter().map(|n| n.output.len() + n.input.len()).sum();
         let constants = graph.initializer.len() + graph.sparse_initializer.len();
         check("the number of values", outputs + graph.input.len() + constants, limits.values)?;
@@ -230,8 +338,8 @@ impl Importer<'_> {
         if name.is_empty() {
             return corrupt(place, "has no name");
         }
-        let id = self.graph.add_constant(name, Constant::new(tensor));
-        match self.values.insert(name.to_string(), id) {
+        let id = self.building().graph.add_constant(name, Constant::new(tensor));
+        match self.scope().values.insert(name.to_string(), Some(id)) {
             None => Ok(()),
             Some(_) => corrupt(place, "there is another value of this name"),
         }
@@ -239,42 +347,39 @@ impl Importer<'_> {
 
     /// Inputs that are initializers too are their defaults in IR versions below 4, and constants to everyone since.
     fn inputs(&mut self, graph: &GraphProto) -> Result<(), ImportError> {
+        let sparse = graph.sparse_initializer.iter().filter_map(|t| Some(&t.values.as_ref()?.name));
+        let initialized: HashSet<&String> = graph.initializer.iter().map(|t| &t.name).chain(sparse).collect();
         let mut seen = HashSet::new();
         for input in &graph.input {
             let place = format!("input '{}'", input.name);
             if input.name.is_empty() || !seen.insert(&input.name) {
                 return corrupt(place, "must have a name of its own");
             }
-            if self.values.contains_key(&input.name) {
+            if initialized.contains(&input.name) {
                 continue;
             }
             let Some(declared) = &input.r#type else { return corrupt(place, "has no type") };
             let fact = fact(declared, &input.name, &place, self.reader.options.limits.rank)?;
-            let id = self.graph.add_input(&input.name, fact);
-            self.values.insert(input.name.clone(), id);
+            let id = self.building().graph.add_input(&input.name, fact);
+            self.scope().values.insert(input.name.clone(), Some(id));
         }
         Ok(())
     }
 
-    fn node(&mut self, node: &NodeProto, index: usize, functions: &HashSet<String>) -> Result<(), ImportError> {
+    fn node(&mut self, node: &'a NodeProto, index: usize) -> Result<(), ImportError> {
         let name = if node.name.is_empty() { format!("{}_{index}", node.op_type) } else { node.name.clone() };
-        let domain = if node.domain == "ai.onnx" { "" } else { node.domain.as_str() };
+        let domain = default_domain(&node.domain);
         let place = format!("node '{name}' ({})", node.op_type);
-        let Some(&opset) = self.opsets.get(domain) else {
-            return corrupt(place, format!("is of domain '{domain}', which the model does not import"));
-        };
-        let mut attributes = BTreeMap::new();
-        for attribute in &node.attribute {
-            let value = self.attribute(attribute, &place)?;
-            if attributes.insert(attribute.name.clone(), value).is_some() {
-                return corrupt(place, format!("has attribute '{}' twice", attribute.name));
-            }
+        self.nodes += 1;
+        let (actual, limit) = (self.nodes as u64, self.reader.options.limits.nodes as u64);
+        if actual > limit {
+            return Err(ImportError::Limit { place, what: "the number of nodes, functions inlined", actual, limit });
         }
         let mut inputs = Vec::with_capacity(node.input.len());
         for (at, input) in node.input.iter().enumerate() {
-            match self.values.get(input) {
+            match self.find(self.scopes.len() - 1, input) {
                 _ if input.is_empty() => inputs.push(None),
-                Some(&id) => inputs.push(Some(id)),
+                Some(found) => inputs.push(found),
                 None => return corrupt(place, format!("input {at} is '{input}', which nothing makes")),
             }
         }
@@ -282,9 +387,36 @@ impl Importer<'_> {
         if named == 0 {
             return corrupt(place, "names no output");
         }
+        let function = self.functions.get(&(domain, node.op_type.as_str(), node.overload.as_str()));
+        if let Some(&function) = function {
+            return self.call(function, node, &name, inputs, &place);
+        }
+        let Some(&opset) = self.scope().opsets.get(domain) else {
+            return corrupt(place, format!("is of domain '{domain}', which the model does not import"));
+        };
+        let mut attributes = BTreeMap::new();
+        let mut captures = BTreeMap::new();
+        for given in &node.attribute {
+            let Some(attribute) = self.resolve(given) else { continue };
+            let value = match (&attribute, &given.g) {
+                (Cow::Borrowed(AttributeProto { r#type: attribute_type::GRAPH, .. }), Some(graph)) => {
+                    let (opsets, attributes) = (self.scope().opsets.clone(), self.scope().attributes.clone());
+                    let scope = Scope { values: HashMap::new(), opsets, attributes, kind: ScopeKind::Graph };
+                    let building = self.graph(graph, scope)?;
+                    let subgraph = Subgraph::new(building.graph, building.captures.len())?;
+                    captures.insert(given.name.clone(), building.captures);
+                    Attribute::Graph(subgraph)
+                }
+                _ => self.attribute(&attribute, &place)?,
+            };
+            if attributes.insert(attribute.name.clone(), value).is_some() {
+                return corrupt(place, format!("has attribute '{}' twice", attribute.name));
+            }
+        }
         if domain.is_empty() && node.op_type == "Constant" {
             let tensor = constant(&mut attributes, &place)?;
-            let id = self.graph.add_constant(&node.output[0], Constant::new(tensor));
+            let name = self.value_name(&node.output[0]);
+            let id = self.building().graph.add_constant(name, Constant::new(tensor));
             return self.name_value(&node.output[0], id, &place);
         }
         let present = inputs.iter().map(Option::is_some).collect();
@@ -295,41 +427,128 @@ impl Importer<'_> {
             (Some(op), _) => Op::Custom(op.clone()),
             (None, Some(op)) => {
                 let op = op?;
+                inputs.drain(..reader.removed_inputs());
                 for &at in reader.inserted_inputs() {
                     inputs.insert(at.min(inputs.len()), None);
                 }
+                let captured = std::mem::take(&mut reader.subgraphs);
                 for (at, tensor) in reader.finish()? {
-                    let value = self.value_names.fresh(format!("{name}.input{at}"));
+                    let building = self.building();
+                    let value = building.value_names.fresh(format!("{name}.input{at}"));
                     inputs.resize(inputs.len().max(at + 1), None);
-                    inputs[at] = Some(self.graph.add_constant(value, Constant::new(tensor)));
+                    inputs[at] = Some(building.graph.add_constant(value, Constant::new(tensor)));
                 }
+                inputs.extend(captured.iter().flat_map(|name| &captures[name]).map(|&id| Some(id)));
                 op
             }
             (None, None) => {
-                let hint = hint(&qualified, &node.op_type, functions);
-                return Err(ImportError::UnknownOp { node: name, op: qualified, opset, hint });
+                return Err(ImportError::UnknownOp { node: name, op: qualified, opset, hint: hint(&node.op_type) });
             }
         };
         let output_names = (0..named)
             .map(|at| match node.output[at].as_str() {
-                "" => self.value_names.fresh(format!("{name}.output{at}")),
-                given => given.to_string(),
+                "" => self.building().value_names.fresh(format!("{name}.output{at}")),
+                given => self.value_name(given),
             })
             .collect();
-        let name = self.node_names.fresh(name);
-        let id = self.graph.add_node(name, op, inputs, output_names)?;
-        let outputs = self.graph.node(id).outputs.clone();
+        let name = match &self.scope().kind {
+            ScopeKind::Function { call } => format!("{call}/{name}"),
+            ScopeKind::Graph => name,
+        };
+        let building = self.building();
+        let name = building.node_names.fresh(name);
+        let id = building.graph.add_node(name, op, inputs, output_names)?;
+        let outputs = building.graph.node(id).outputs.clone();
         for (given, id) in node.output.iter().zip(outputs).filter(|(given, _)| !given.is_empty()) {
             self.name_value(given, id, &place)?;
         }
         Ok(())
     }
 
+    /// Inlines `function`: its nodes become nodes of the graph that calls it.
+    fn call(
+        &mut self,
+        function: &'a FunctionProto,
+        node: &'a NodeProto,
+        name: &str,
+        inputs: Vec<Option<ValueId>>,
+        place: &str,
+    ) -> Result<(), ImportError> {
+        if self.scopes.len() > DEPTH_MAX {
+            return corrupt(
+                place,
+                format!("functions call one another deeper than {DEPTH_MAX}: is this one recursive?"),
+            );
+        }
+        if inputs.len() > function.input.len() || node.output.len() > function.output.len() {
+            let (takes, gives) = (function.input.len(), function.output.len());
+            return corrupt(place, format!("calls a function that takes {takes} inputs and gives {gives} outputs"));
+        }
+        let mut attributes: HashMap<&'a str, AttributeProto> =
+            function.attribute_proto.iter().map(|a| (a.name.as_str(), a.clone())).collect();
+        for attribute in &node.attribute {
+            match self.resolve(attribute) {
+                Some(resolved) if resolved.r#type == attribute_type::GRAPH => {
+                    let message = format!("attribute '{}': a graph handed to a function", attribute.name);
+                    return Err(ImportError::Unsupported { place: place.to_string(), message });
+                }
+                Some(resolved) => drop(attributes.insert(&attribute.name, resolved.into_owned())),
+                None => {}
+            }
+        }
+        let inputs = inputs.into_iter().chain(std::iter::repeat(None));
+        let values = function.input.iter().cloned().zip(inputs).collect();
+        let call = match &self.scope().kind {
+            ScopeKind::Function { call } => format!("{call}/{name}"),
+            ScopeKind::Graph => name.to_string(),
+        };
+        let of_function = format!("function '{}.{}'", function.domain, function.name);
+        let opsets = Rc::new(opsets(&function.opset_import, &of_function)?);
+        self.scopes.push(Scope { values, opsets, attributes: Rc::new(attributes), kind: ScopeKind::Function { call } });
+        for index in order(&function.node)? {
+            self.node(&function.node[index], index)?;
+        }
+        let scope = self.scopes.pop().expect("pushed above");
+        for (inner, outer) in function.output.iter().zip(&node.output).filter(|(_, outer)| !outer.is_empty()) {
+            let Some(&Some(id)) = scope.values.get(inner) else {
+                return corrupt(of_function, format!("output '{inner}': nothing makes it"));
+            };
+            // A value keeps the name by which the outermost caller knows it.
+            let given = self.value_name(outer);
+            let graph = &mut self.building().graph;
+            if graph.producer(id).is_some() && !function.input.contains(inner) {
+                graph.value_mut(id).name = given;
+            }
+            self.name_value(outer, id, place)?;
+        }
+        Ok(())
+    }
+
+    /// What a node of this scope calls `given`: in a graph that very name, in a function a fresh one.
+    fn value_name(&mut self, given: &str) -> String {
+        match &self.scope().kind {
+            ScopeKind::Graph => given.to_string(),
+            ScopeKind::Function { call } => {
+                let name = format!("{call}/{given}");
+                self.building().value_names.fresh(name)
+            }
+        }
+    }
+
     fn name_value(&mut self, name: &str, id: ValueId, place: &str) -> Result<(), ImportError> {
-        match self.values.insert(name.to_string(), id) {
+        match self.scope().values.insert(name.to_string(), Some(id)) {
             None => Ok(()),
             Some(_) => corrupt(place, format!("makes '{name}', which is there already: every value is made once")),
         }
+    }
+
+    /// The attribute itself, or the one of the function's call that it refers to; `None` where the call left that out.
+    fn resolve<'b>(&mut self, attribute: &'b AttributeProto) -> Option<Cow<'b, AttributeProto>> {
+        if attribute.ref_attr_name.is_empty() {
+            return Some(Cow::Borrowed(attribute));
+        }
+        let given = self.scope().attributes.get(attribute.ref_attr_name.as_str())?;
+        Some(Cow::Owned(AttributeProto { name: attribute.name.clone(), ..given.clone() }))
     }
 
     fn attribute(&mut self, attribute: &AttributeProto, place: &str) -> Result<Attribute, ImportError> {
@@ -338,9 +557,6 @@ impl Importer<'_> {
             Ok(text) => Ok(text.to_string()),
             Err(_) => corrupt(place.as_str(), "is not UTF-8"),
         };
-        if !attribute.ref_attr_name.is_empty() {
-            return corrupt(place, "refers to an attribute of a function, outside of one");
-        }
         Ok(match attribute.r#type {
             attribute_type::FLOAT => Attribute::Float(attribute.f),
             attribute_type::INT => Attribute::Int(attribute.i),
@@ -363,10 +579,7 @@ impl Importer<'_> {
                 Some(declared) => Attribute::Type(fact(declared, &place, &place, self.reader.options.limits.rank)?),
                 None => return corrupt(place, "is said to be a type, and there is none"),
             },
-            attribute_type::GRAPH => {
-                let message = "subgraphs (If, Loop, Scan) can't be loaded yet".to_string();
-                return Err(ImportError::Unsupported { place, message });
-            }
+            attribute_type::GRAPH => return corrupt(place, "is said to be a graph, and none is there"),
             other => {
                 let message = format!("attributes of type {other}");
                 return Err(ImportError::Unsupported { place, message });
@@ -377,9 +590,11 @@ impl Importer<'_> {
     /// Where inference knows less than the file declares of a value, the declaration is taken.
     fn declared(&mut self, graph: &GraphProto) {
         for info in graph.value_info.iter().chain(&graph.output) {
-            let (Some(&id), Some(declared)) = (self.values.get(&info.name), &info.r#type) else { continue };
+            let Some(&Some(id)) = self.scope().values.get(&info.name) else { continue };
+            let Some(declared) = &info.r#type else { continue };
             let Ok(declared) = fact(declared, &info.name, "", self.reader.options.limits.rank) else { continue };
-            if let (Fact::Tensor(known), Fact::Tensor(declared)) = (&mut self.graph.value_mut(id).fact, declared)
+            if let (Fact::Tensor(known), Fact::Tensor(declared)) =
+                (&mut self.building().graph.value_mut(id).fact, declared)
                 && known.shape.is_none()
                 && known.dtype == declared.dtype
             {
@@ -408,29 +623,36 @@ fn constant(attributes: &mut BTreeMap<String, Attribute>, place: &str) -> Result
 }
 
 /// What may help whoever met an unknown operator.
-fn hint(qualified: &str, op_type: &str, functions: &HashSet<String>) -> String {
-    if functions.contains(qualified) {
-        return "; it is a function of the model itself, and those can't be loaded yet".to_string();
-    }
+fn hint(op_type: &str) -> String {
     let similar = OPERATOR_NAMES.iter().find(|n| n.rsplit('.').next().is_some_and(|n| n.eq_ignore_ascii_case(op_type)));
     similar.map(|n| format!("; there is {n}")).unwrap_or_default()
 }
 
+/// Every name that `node` uses, the graphs in its attributes included.
+fn uses<'b>(node: &'b NodeProto, into: &mut Vec<&'b str>) {
+    into.extend(node.input.iter().filter(|i| !i.is_empty()).map(String::as_str));
+    for graph in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
+        into.extend(graph.output.iter().map(|o| o.name.as_str()));
+        graph.node.iter().for_each(|inner| uses(inner, into));
+    }
+}
+
 /// The nodes in an order in which every value is made before it is used, whatever their order in the file.
-fn order(graph: &GraphProto, known: impl Fn(&str) -> bool) -> Result<Vec<usize>, ImportError> {
+fn order(nodes: &[NodeProto]) -> Result<Vec<usize>, ImportError> {
     let mut maker: HashMap<&str, usize> = HashMap::new();
-    for (index, node) in graph.node.iter().enumerate() {
+    for (index, node) in nodes.iter().enumerate() {
         for output in node.output.iter().filter(|o| !o.is_empty()) {
             maker.insert(output, index);
         }
     }
     let needs = |index: usize| {
-        let inputs = graph.node[index].input.iter().filter(|i| !i.is_empty() && !known(i));
-        inputs.filter_map(|i| maker.get(i.as_str()).copied()).collect::<HashSet<usize>>()
+        let mut names = Vec::new();
+        uses(&nodes[index], &mut names);
+        names.iter().filter_map(|name| maker.get(name).copied()).collect::<HashSet<usize>>()
     };
-    let mut waiting: Vec<usize> = Vec::with_capacity(graph.node.len());
-    let mut users: Vec<Vec<usize>> = vec![Vec::new(); graph.node.len()];
-    for index in 0..graph.node.len() {
+    let mut waiting: Vec<usize> = Vec::with_capacity(nodes.len());
+    let mut users: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+    for index in 0..nodes.len() {
         let needed = needs(index);
         waiting.push(needed.len());
         needed.into_iter().for_each(|n| users[n].push(index));
@@ -447,17 +669,17 @@ fn order(graph: &GraphProto, known: impl Fn(&str) -> bool) -> Result<Vec<usize>,
             }
         }
     }
-    if order.len() == graph.node.len() {
+    if order.len() == nodes.len() {
         return Ok(order);
     }
     // Every node left waits for one that is left: following them leads into a cycle.
     let done: HashSet<usize> = order.into_iter().collect();
-    let mut node = (0..graph.node.len()).find(|i| !done.contains(i)).expect("one is left");
+    let mut node = (0..nodes.len()).find(|i| !done.contains(i)).expect("one is left");
     let mut seen = HashSet::new();
     while seen.insert(node) {
         node = needs(node).into_iter().filter(|n| !done.contains(n)).min().expect("it waits for one that is left");
     }
-    let node = &graph.node[node];
+    let node = &nodes[node];
     let name = if node.name.is_empty() { node.output.first().cloned().unwrap_or_default() } else { node.name.clone() };
     Err(GraphError::Cycle { node: format!("{name}' ('{}", node.op_type) }.into())
 }

@@ -11,6 +11,8 @@ mod evaluate;
 mod ml;
 mod movement;
 mod read;
+mod stacked;
+mod subgraph;
 mod window;
 
 pub use activation::Activation;
@@ -21,6 +23,7 @@ pub use evaluate::{
 };
 pub use ml::{ClassLabels, PostTransform};
 pub use read::NodeReader;
+pub use subgraph::Subgraph;
 pub use window::{Padding, Window, WindowAxis};
 
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
@@ -106,13 +109,15 @@ pub enum Attribute {
     Floats(Vec<f32>),
     Strings(Vec<String>),
     Type(Fact),
+    /// What it captures are the node's last inputs, graph after graph in the order of the attributes.
+    Graph(Subgraph),
 }
 
 macro_rules! attribute_from {
     ($($t:ty => $v:ident),*) => { $(impl From<$t> for Attribute { fn from(v: $t) -> Attribute { Attribute::$v(v.into()) } })* };
 }
 attribute_from!(i64 => Int, f32 => Float, &str => String, String => String, cutover_tensor::Tensor => Tensor,
-    Vec<i64> => Ints, Vec<f32> => Floats, Vec<String> => Strings, Fact => Type);
+    Vec<i64> => Ints, Vec<f32> => Floats, Vec<String> => Strings, Fact => Type, Subgraph => Graph);
 
 /// The facts of a node's inputs, omitted ones `None`.
 #[derive(Clone, Copy)]
@@ -192,6 +197,8 @@ pub struct EvalContext {
     pub outputs: usize,
     /// Largest number of elements an output may have.
     pub max_elements: usize,
+    /// Largest number of iterations of a loop.
+    pub max_trips: u64,
 }
 
 impl EvalContext {
@@ -206,7 +213,7 @@ impl EvalContext {
 
 impl Default for EvalContext {
     fn default() -> Self {
-        EvalContext { outputs: 1, max_elements: 1 << 32 }
+        EvalContext { outputs: 1, max_elements: 1 << 32, max_trips: 1 << 24 }
     }
 }
 
@@ -302,6 +309,12 @@ operators! {
     predicate::Predicate ["Not", "IsNaN", "IsInf"];
     clip::Clip ["Clip"];
     cast::Cast ["Cast"];
+
+    // Graphs in operators
+    branch::Branch ["If"];
+    repeat::Repeat ["Loop"];
+    scan::Scan ["Scan"];
+    sequence_map::SequenceMap ["SequenceMap"];
 
     // Shapes and movement
     identity::Identity ["Identity"];

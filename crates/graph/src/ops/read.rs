@@ -22,6 +22,10 @@ pub struct NodeReader {
     attributes: BTreeMap<String, Attribute>,
     constants: Vec<(usize, Tensor)>,
     inserted: Vec<usize>,
+    /// The attributes whose graphs were taken, in that order.
+    pub(crate) subgraphs: Vec<String>,
+    /// Leading inputs that the newest opset does not have.
+    removed: usize,
 }
 
 impl NodeReader {
@@ -45,6 +49,8 @@ impl NodeReader {
             attributes,
             constants: Vec::new(),
             inserted: Vec::new(),
+            subgraphs: Vec::new(),
+            removed: 0,
         }
     }
 
@@ -139,6 +145,21 @@ impl NodeReader {
         self.take(name, "a type", |a| if let Attribute::Type(v) = a { Some(v) } else { None })
     }
 
+    /// Takes the graph in attribute `name`, which the node must have. What it captures follows the node's inputs, graph after graph in the
+    /// order in which they are taken.
+    pub fn subgraph(&mut self, name: &str) -> Result<super::Subgraph, ImportError> {
+        let graph = self.take(name, "a graph", |a| if let Attribute::Graph(v) = a { Some(v) } else { None })?;
+        self.subgraphs.push(name.to_string());
+        graph.ok_or_else(|| self.corrupt(format!("attribute '{name}', a graph, is missing")))
+    }
+
+    /// Leaves out the first input, which the newest opset does not have.
+    pub fn remove_first_input(&mut self) {
+        debug_assert!(self.constants.is_empty() && self.inserted.is_empty());
+        self.inputs.remove(0);
+        self.removed += 1;
+    }
+
     /// Makes input `index`, which the node must not have, the constant `tensor`: how an attribute of an old opset becomes
     /// the input it is today.
     pub fn push_constant(&mut self, index: usize, tensor: Tensor) {
@@ -156,6 +177,11 @@ impl NodeReader {
         debug_assert!(self.constants.is_empty());
         self.inputs.insert(index, false);
         self.inserted.push(index);
+    }
+
+    /// How many leading inputs the importer leaves out, before it inserts any.
+    pub(crate) fn removed_inputs(&self) -> usize {
+        self.removed
     }
 
     /// Indices at which the importer leaves an input out, in the order in which they were inserted.

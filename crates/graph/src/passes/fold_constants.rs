@@ -80,7 +80,7 @@ fn evaluated(subject: &Subject, node: &Node) -> Option<Vec<Tensor>> {
         }
     }
     let operands: Vec<Option<&Value>> = operands.iter().map(Option::as_ref).collect();
-    let context = EvalContext { outputs: node.outputs.len(), max_elements: limit };
+    let context = EvalContext { outputs: node.outputs.len(), max_elements: limit, max_trips: 1 << 10 };
     // What fails here fails when the model runs, with the node's name.
     let results = node.op.eval(Inputs(&operands), &context).ok()?;
     let tensors: Vec<Tensor> = results.into_iter().map(Value::into_tensor).collect::<Option<_>>()?;
