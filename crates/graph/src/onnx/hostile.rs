@@ -260,8 +260,7 @@ fn operators_and_attributes_that_are_not_there_are_named() {
     check(with_attribute(attribute("alpha", 0)), &["'act'", "'alpha'", "type 0"]);
     check(with_attribute(attribute("alpha", 42)), &["'act'", "'alpha'", "type 42"]);
     let reference = AttributeProto { ref_attr_name: text("outer"), ..attribute("alpha", attribute_type::FLOAT) };
-    // Outside of a function nothing is handed on, so the attribute has its default.
-    assert!(read(with_attribute(reference)).is_ok());
+    check(with_attribute(reference), &["'act'", "'alpha'", "function"]);
     let bytes = AttributeProto { s: Bytes::from_static(b"\xc3\x28"), ..attribute("alpha", attribute_type::STRING) };
     check(with_attribute(bytes), &["'act'", "'alpha'", "UTF-8"]);
     check(with_attribute(attribute("alpha", attribute_type::TENSOR)), &["'act'", "'alpha'", "there is none"]);

@@ -236,9 +236,10 @@ impl<'a> Importer<'a> {
         let inner = Graph::new(graph.name.clone());
         self.graphs.push(Building { graph: inner, value_names, ..Building::default() });
         self.scopes.push(scope);
-        self.inputs(graph)?;
         self.initializers(graph)?;
-        for index in order(&graph.node)? {
+        self.inputs(graph)?;
+        let known = |name: &str| self.scopes.last().is_some_and(|scope| scope.values.contains_key(name));
+        for index in order(&graph.node, known)? {
             self.node(&graph.node[index], index)?;
         }
         let mut outputs = Vec::with_capacity(graph.output.len());
@@ -347,15 +348,13 @@ impl<'a> Importer<'a> {
 
     /// Inputs that are initializers too are their defaults in IR versions below 4, and constants to everyone since.
     fn inputs(&mut self, graph: &GraphProto) -> Result<(), ImportError> {
-        let sparse = graph.sparse_initializer.iter().filter_map(|t| Some(&t.values.as_ref()?.name));
-        let initialized: HashSet<&String> = graph.initializer.iter().map(|t| &t.name).chain(sparse).collect();
         let mut seen = HashSet::new();
         for input in &graph.input {
             let place = format!("input '{}'", input.name);
             if input.name.is_empty() || !seen.insert(&input.name) {
                 return corrupt(place, "must have a name of its own");
             }
-            if initialized.contains(&input.name) {
+            if self.scope().values.contains_key(&input.name) {
                 continue;
             }
             let Some(declared) = &input.r#type else { return corrupt(place, "has no type") };
@@ -397,7 +396,7 @@ impl<'a> Importer<'a> {
         let mut attributes = BTreeMap::new();
         let mut captures = BTreeMap::new();
         for given in &node.attribute {
-            let Some(attribute) = self.resolve(given) else { continue };
+            let Some(attribute) = self.resolve(given, &place)? else { continue };
             let value = match (&attribute, &given.g) {
                 (Cow::Borrowed(AttributeProto { r#type: attribute_type::GRAPH, .. }), Some(graph)) => {
                     let (opsets, attributes) = (self.scope().opsets.clone(), self.scope().attributes.clone());
@@ -487,7 +486,7 @@ impl<'a> Importer<'a> {
         let mut attributes: HashMap<&'a str, AttributeProto> =
             function.attribute_proto.iter().map(|a| (a.name.as_str(), a.clone())).collect();
         for attribute in &node.attribute {
-            match self.resolve(attribute) {
+            match self.resolve(attribute, place)? {
                 Some(resolved) if resolved.r#type == attribute_type::GRAPH => {
                     let message = format!("attribute '{}': a graph handed to a function", attribute.name);
                     return Err(ImportError::Unsupported { place: place.to_string(), message });
@@ -505,7 +504,8 @@ impl<'a> Importer<'a> {
         let of_function = format!("function '{}.{}'", function.domain, function.name);
         let opsets = Rc::new(opsets(&function.opset_import, &of_function)?);
         self.scopes.push(Scope { values, opsets, attributes: Rc::new(attributes), kind: ScopeKind::Function { call } });
-        for index in order(&function.node)? {
+        let known = |name: &str| function.input.iter().any(|input| input == name);
+        for index in order(&function.node, known)? {
             self.node(&function.node[index], index)?;
         }
         let scope = self.scopes.pop().expect("pushed above");
@@ -543,12 +543,20 @@ impl<'a> Importer<'a> {
     }
 
     /// The attribute itself, or the one of the function's call that it refers to; `None` where the call left that out.
-    fn resolve<'b>(&mut self, attribute: &'b AttributeProto) -> Option<Cow<'b, AttributeProto>> {
+    fn resolve<'b>(
+        &mut self,
+        attribute: &'b AttributeProto,
+        place: &str,
+    ) -> Result<Option<Cow<'b, AttributeProto>>, ImportError> {
         if attribute.ref_attr_name.is_empty() {
-            return Some(Cow::Borrowed(attribute));
+            return Ok(Some(Cow::Borrowed(attribute)));
         }
-        let given = self.scope().attributes.get(attribute.ref_attr_name.as_str())?;
-        Some(Cow::Owned(AttributeProto { name: attribute.name.clone(), ..given.clone() }))
+        if !self.scopes.iter().any(|scope| matches!(scope.kind, ScopeKind::Function { .. })) {
+            let place = format!("{place}, attribute '{}'", attribute.name);
+            return corrupt(place, "refers to an attribute of a function, outside of one");
+        }
+        let given = self.scope().attributes.get(attribute.ref_attr_name.as_str());
+        Ok(given.map(|given| Cow::Owned(AttributeProto { name: attribute.name.clone(), ..given.clone() })))
     }
 
     fn attribute(&mut self, attribute: &AttributeProto, place: &str) -> Result<Attribute, ImportError> {
@@ -638,7 +646,7 @@ fn uses<'b>(node: &'b NodeProto, into: &mut Vec<&'b str>) {
 }
 
 /// The nodes in an order in which every value is made before it is used, whatever their order in the file.
-fn order(nodes: &[NodeProto]) -> Result<Vec<usize>, ImportError> {
+fn order(nodes: &[NodeProto], known: impl Fn(&str) -> bool) -> Result<Vec<usize>, ImportError> {
     let mut maker: HashMap<&str, usize> = HashMap::new();
     for (index, node) in nodes.iter().enumerate() {
         for output in node.output.iter().filter(|o| !o.is_empty()) {
@@ -648,7 +656,7 @@ fn order(nodes: &[NodeProto]) -> Result<Vec<usize>, ImportError> {
     let needs = |index: usize| {
         let mut names = Vec::new();
         uses(&nodes[index], &mut names);
-        names.iter().filter_map(|name| maker.get(name).copied()).collect::<HashSet<usize>>()
+        names.iter().filter(|name| !known(name)).filter_map(|name| maker.get(name).copied()).collect::<HashSet<usize>>()
     };
     let mut waiting: Vec<usize> = Vec::with_capacity(nodes.len());
     let mut users: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
