@@ -113,6 +113,8 @@ struct Writer<'a> {
     external: HashMap<String, (String, usize, usize)>,
     names: BTreeSet<String>,
     opset: i64,
+    /// By domain: the last version that has all of its operators, where they were dropped.
+    until: HashMap<&'static str, i64>,
 }
 
 impl<'a> Writer<'a> {
@@ -137,6 +139,7 @@ impl<'a> Writer<'a> {
             external: HashMap::new(),
             names,
             opset: EXPORT_OPSET,
+            until: HashMap::new(),
         };
         for (id, value) in graph.values() {
             let Source::Constant(Constant { tensor, .. }) = &value.source else { continue };
@@ -174,6 +177,10 @@ impl<'a> Writer<'a> {
         let writer = Writer::with(graph, renamed, self.shared.clone(), std::mem::take(&mut self.names))?;
         self.names = writer.names.clone();
         self.opset = self.opset.max(writer.opset);
+        for (domain, version) in &writer.until {
+            let until = self.until.entry(domain).or_insert(*version);
+            *until = *version.min(until);
+        }
         Ok(writer.graph_proto(subgraph.formal()))
     }
 
@@ -203,7 +210,9 @@ impl<'a> Writer<'a> {
     fn model(self) -> Result<Vec<u8>, ExportError> {
         let mut domains = BTreeSet::new();
         self.nodes.iter().for_each(|node| collect_domains(node, &mut domains));
-        let version = |domain: &str| if domain == "ai.onnx.ml" { 5 } else { 1 };
+        let newest = |domain: &str| if domain == "ai.onnx.ml" { 5 } else { 1 };
+        let until = self.until.clone();
+        let version = |domain: &str| until.get(domain).copied().unwrap_or(i64::MAX).min(newest(domain));
         let opsets = domains.iter().map(|d| OperatorSetIdProto { domain: d.clone(), version: version(d) });
         let default = OperatorSetIdProto { domain: String::new(), version: self.opset };
         let (opset, metadata) = (self.opset, &self.graph.metadata);
@@ -326,6 +335,10 @@ impl<'a> Writer<'a> {
 
     fn push(&mut self, name: &str, spelling: Spelling, input: Vec<String>, output: Vec<String>) {
         self.opset = self.opset.max(spelling.since);
+        if let Some(version) = spelling.until {
+            let until = self.until.entry(spelling.domain).or_insert(version);
+            *until = version.min(*until);
+        }
         let attribute = spelling.attributes.into_iter().map(|(name, value)| attribute(name, value)).collect();
         let (op_type, domain) = (spelling.op_type.to_string(), spelling.domain.to_string());
         self.nodes.push(NodeProto {

@@ -146,6 +146,9 @@ impl Case {
     fn compare(&self, index: usize, result: &Tensor, expected: &Tensor) {
         let place = format!("output {index} of {} {:?}", self.op, self.attributes);
         assert_eq!((result.dtype(), result.shape()), (expected.dtype(), expected.shape()), "{place}");
+        if result.dtype() == DType::String {
+            return assert_eq!(result.strings(), expected.strings(), "{place}");
+        }
         match (Wide::of(result), Wide::of(expected)) {
             (Ok(Wide::Float(result)), Ok(Wide::Float(expected))) => {
                 for (i, (a, b)) in result.iter().zip(&expected).enumerate() {

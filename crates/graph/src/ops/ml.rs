@@ -40,6 +40,11 @@ impl PostTransform {
         POST_TRANSFORMS[self as usize].1
     }
 
+    /// As `TreeEnsemble` numbers them.
+    pub(super) fn from_code(code: i64) -> Option<PostTransform> {
+        usize::try_from(code).ok().and_then(|code| POST_TRANSFORMS.get(code)).map(|&(transform, _)| transform)
+    }
+
     pub fn apply(self, scores: &mut [f32]) {
         match self {
             PostTransform::None => {}

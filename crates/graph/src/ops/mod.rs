@@ -9,6 +9,7 @@ mod broadcast;
 mod cases;
 mod evaluate;
 mod ml;
+mod ml_forest;
 mod movement;
 mod read;
 mod stacked;
@@ -22,6 +23,7 @@ pub use evaluate::{
     select_from,
 };
 pub use ml::{ClassLabels, PostTransform};
+pub use ml_forest::{Forest, Test, TestKind};
 pub use read::NodeReader;
 pub use subgraph::Subgraph;
 pub use window::{Padding, Window, WindowAxis};
@@ -67,6 +69,8 @@ pub struct Spelling {
     /// The opset of the default domain that has the operator, where that is above [`EXPORT_OPSET`]: the file is then written at
     /// it. No operator spelled for [`EXPORT_OPSET`] means something else there.
     pub since: i64,
+    /// The last version of its domain that has it, where later ones dropped it.
+    pub until: Option<i64>,
 }
 
 impl Spelling {
@@ -79,11 +83,17 @@ impl Spelling {
             added_input: None,
             coerced_at: None,
             since: EXPORT_OPSET,
+            until: None,
         }
     }
 
     pub fn in_domain(mut self, domain: &'static str) -> Spelling {
         self.domain = domain;
+        self
+    }
+
+    pub fn until(mut self, version: i64) -> Spelling {
+        self.until = Some(version);
         self
     }
 
@@ -399,4 +409,7 @@ operators! {
     ml_linear::Linear ["ai.onnx.ml.LinearRegressor", "ai.onnx.ml.LinearClassifier"];
     ml_scaler::Scaler ["ai.onnx.ml.Scaler"];
     ml_normalizer::Normalizer ["ai.onnx.ml.Normalizer"];
+    ml_tree_ensemble::TreeEnsemble [
+        "ai.onnx.ml.TreeEnsemble", "ai.onnx.ml.TreeEnsembleRegressor", "ai.onnx.ml.TreeEnsembleClassifier",
+    ];
 }
