@@ -349,6 +349,11 @@ operators! {
     top_k::TopK ["TopK"];
     non_zero::NonZero ["NonZero"];
     one_hot::OneHot ["OneHot"];
+    compress::Compress ["Compress"];
+    reverse_sequence::ReverseSequence ["ReverseSequence"];
+    depth_space::DepthSpace ["DepthToSpace", "SpaceToDepth"];
+    non_max_suppression::NonMaxSuppression ["NonMaxSuppression"];
+    roi_align::RoiAlign ["RoiAlign"];
     expand::Expand ["Expand"];
     tile::Tile ["Tile"];
     constant_of_shape::ConstantOfShape ["ConstantOfShape"];
