@@ -53,6 +53,11 @@ impl Operator for Repeat {
                 return stacked_fact(&made, 0, context.fresh("trips"));
             }
             let initial = inputs.get(2 + at).ok_or_else(|| OpError::input(format!("input {} is missing", 2 + at)))?;
+            // An optional may be what begins; what the body gives says what is carried.
+            let initial = match (initial, &made) {
+                (Fact::Optional(of), made) if !matches!(made, Fact::Optional(_)) => of,
+                (initial, _) => initial,
+            };
             either(initial, &made, context, &stem).map_err(|e| OpError::input(format!("output {at} {e}")))
         };
         (0..context.outputs).map(output).collect()

@@ -176,8 +176,6 @@ pub fn either(a: &Fact, b: &Fact, context: &InferContext<'_>, stem: &str) -> Res
         }),
         (Fact::Sequence(a), Fact::Sequence(b)) => Ok(Fact::Sequence(both(a, b)?)),
         (Fact::Optional(a), Fact::Optional(b)) => Ok(Fact::Optional(both(a, b)?)),
-        // A value stands for the optional that holds it.
-        (Fact::Optional(of), other) | (other, Fact::Optional(of)) => Ok(Fact::Optional(both(of, other)?)),
         (Fact::Map { key, value }, Fact::Map { key: other, value: with }) if key == other => {
             Ok(Fact::Map { key: *key, value: both(value, with)? })
         }
