@@ -80,7 +80,7 @@ pub fn half_weights(mut graph: Graph, options: &HalfOptions) -> Result<(Graph, H
         graph.value_mut(id).name = graph.unique_value_name(&format!("{name}.replaced"));
         let half = graph.add_constant(name.clone(), Constant::new(halved));
         let node_name = graph.unique_node_name(&format!("{name}.to_f32"));
-        let node = graph.add_node(node_name, Cast { to: DType::F32 }.into(), vec![Some(half)], vec![widened])?;
+        let node = graph.add_node(node_name, Cast::to(DType::F32).into(), vec![Some(half)], vec![widened])?;
         let widened = graph.node(node).outputs[0];
         graph.replace_uses(id, widened);
         graph.remove_constant(id);

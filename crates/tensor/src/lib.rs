@@ -6,6 +6,7 @@
 mod buffer;
 mod dtype;
 mod shape;
+pub mod small_float;
 mod tensor;
 mod value;
 

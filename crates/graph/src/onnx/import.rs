@@ -23,8 +23,8 @@ use std::{
 };
 
 /// Opsets of the default domain that are read.
-pub const OLDEST_OPSET: i64 = 7;
-pub const NEWEST_OPSET: i64 = 26;
+pub const OLDEST_OPSET: i64 = 1;
+pub const NEWEST_OPSET: i64 = 28;
 
 /// How to import.
 #[derive(Clone, Debug)]

@@ -14,12 +14,12 @@ pub struct Binary {
 }
 
 macro_rules! functions {
-    ($($variant:ident),* $(,)?) => {
+    ($($(#[$doc:meta])* $variant:ident),* $(,)?) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum BinaryFunction { $($variant),* }
+        pub enum BinaryFunction { $($(#[$doc])* $variant),* }
 
         impl BinaryFunction {
-            /// The ONNX operator.
+            /// The ONNX operator; of `Mod` and `BitShift`, which of its two.
             pub fn name(self) -> &'static str {
                 match self { $(BinaryFunction::$variant => stringify!($variant)),* }
             }
@@ -48,6 +48,12 @@ functions!(
     BitwiseOr,
     BitwiseXor,
     PRelu,
+    /// ONNX's `Mod` with `fmod` 0: the remainder has the divisor's sign.
+    Mod,
+    /// ONNX's `Mod` with `fmod` 1: the remainder has the dividend's sign.
+    Fmod,
+    ShiftLeft,
+    ShiftRight,
 );
 
 impl BinaryFunction {
@@ -86,6 +92,11 @@ impl BinaryFunction {
                     a
                 }
             }
+            Fmod => a % b,
+            Mod => match a % b {
+                remainder if remainder != 0.0 && (remainder < 0.0) != (b < 0.0) => remainder + b,
+                remainder => remainder,
+            },
             _ => return None,
         })
     }
@@ -103,6 +114,15 @@ impl BinaryFunction {
             BitwiseAnd => a & b,
             BitwiseOr => a | b,
             BitwiseXor => a ^ b,
+            Mod | Fmod if b == 0 => return Err(OpError::input("the remainder of an integer division by zero")),
+            Fmod => a % b,
+            Mod => match a % b {
+                remainder if remainder != 0 && (remainder < 0) != (b < 0) => remainder + b,
+                remainder => remainder,
+            },
+            // No type has more than 64 bits; a shift by fewer than none is one by all of them.
+            ShiftLeft => a << if b < 0 { 64 } else { b.min(64) },
+            ShiftRight => a >> if b < 0 { 64 } else { b.min(64) },
             PRelu => {
                 if a < 0 {
                     a.wrapping_mul(b)
@@ -155,15 +175,33 @@ fn power(base: i128, exponent: i128) -> Result<i128, OpError> {
 impl Operator for Binary {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(2..=2)?;
-        if node.has_attribute("axis") || node.has_attribute("broadcast") {
-            return Err(node.unsupported("the broadcasting attributes of before opset 7"));
+        if node.opset < 7 {
+            node.optional_ints("consumed_inputs")?;
+            node.flag("broadcast", false)?;
+            if node.has_attribute("axis") {
+                return Err(node.unsupported("attribute 'axis' of before opset 7"));
+            }
         }
-        let function = BinaryFunction::from_name(&node.op_type);
+        let name = node.op_type.clone();
+        let function = match name.as_str() {
+            "Mod" if node.flag("fmod", false)? => Some(BinaryFunction::Fmod),
+            "BitShift" => match node.string("direction", "")?.as_str() {
+                "LEFT" => Some(BinaryFunction::ShiftLeft),
+                "RIGHT" => Some(BinaryFunction::ShiftRight),
+                other => return Err(node.corrupt(format!("direction is '{other}', expected LEFT or RIGHT"))),
+            },
+            name => BinaryFunction::from_name(name),
+        };
         Ok(Binary { function: function.ok_or_else(|| node.unsupported("this function"))? }.into())
     }
 
     fn export(&self) -> Spelling {
-        Spelling::new(self.function.name())
+        match self.function {
+            BinaryFunction::Fmod => Spelling::new("Mod").with("fmod", 1),
+            BinaryFunction::ShiftLeft => Spelling::new("BitShift").with("direction", "LEFT"),
+            BinaryFunction::ShiftRight => Spelling::new("BitShift").with("direction", "RIGHT"),
+            function => Spelling::new(function.name()),
+        }
     }
 
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {

@@ -83,7 +83,8 @@ mod tests {
         let x = || f32s(&[2, 3, 2], &(0..12).map(|i| i as f32).collect::<Vec<_>>());
         let flat = case("Compress", 11).input(x()).input(condition(&[true, false, true, false, true]));
         flat.gives([f32s(&[3], &[0., 2., 4.])]);
-        let axis = |axis: i64, values: &[bool]| case("Compress", 9).with("axis", axis).input(x()).input(condition(values));
+        let axis =
+            |axis: i64, values: &[bool]| case("Compress", 9).with("axis", axis).input(x()).input(condition(values));
         axis(-2, &[false, true]).gives([f32s(&[2, 1, 2], &[2., 3., 8., 9.])]);
         axis(0, &[false, true, true]).gives([f32s(&[1, 3, 2], &[6., 7., 8., 9., 10., 11.])]);
         axis(2, &[]).gives([f32s(&[2, 3, 0], &[])]);

@@ -18,7 +18,14 @@ pub struct Cumulate {
 }
 
 impl Cumulate {
-    fn scan<T: Clone>(&self, x: &[T], shape: &[usize], axis: usize, identity: T, combine: impl Fn(&T, &T) -> T) -> Vec<T> {
+    fn scan<T: Clone>(
+        &self,
+        x: &[T],
+        shape: &[usize],
+        axis: usize,
+        identity: T,
+        combine: impl Fn(&T, &T) -> T,
+    ) -> Vec<T> {
         let (outer, extent, inner) = movement::around(shape, axis);
         let mut y = x.to_vec();
         for (line, within) in (0..outer).flat_map(|line| (0..inner).map(move |within| (line, within))) {

@@ -43,7 +43,8 @@ impl DepthSpace {
         }
         let b = self.block;
         // Extents of the deep side, and where a pixel of the wide side is in it.
-        let [n, deep, rows, columns] = if self.to_space { [0, 1, 2, 3].map(|a| shape[a]) } else { [0, 1, 2, 3].map(|a| to[a]) };
+        let [n, deep, rows, columns] =
+            if self.to_space { [0, 1, 2, 3].map(|a| shape[a]) } else { [0, 1, 2, 3].map(|a| to[a]) };
         let depth = deep / (b * b);
         let (channel, row, column) = if self.depth_first { (b * b, b, 1) } else { (1, b * depth, depth) };
         let plane = (rows * columns) as isize;

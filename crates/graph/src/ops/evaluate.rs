@@ -4,7 +4,10 @@
 //! narrowed. Operators that only move elements don't look at them: they say where each comes from ([`select`]).
 
 use crate::OpError;
-use cutover_tensor::{DType, Element, Shape, Tensor, Value, bf16, f16};
+use cutover_tensor::{
+    DType, Element, Shape, Tensor, Value, bf16, f16,
+    small_float::{self, RoundMode, is_small_float},
+};
 
 /// A node's inputs, omitted ones `None`.
 #[derive(Clone, Copy)]
@@ -67,7 +70,7 @@ pub enum Wide {
 
 impl Wide {
     /// # Errors
-    /// Strings, complex numbers, and the eight-bit and narrower types that this build does not widen yet.
+    /// Strings and complex numbers.
     pub fn of(tensor: &Tensor) -> Result<Wide, OpError> {
         fn ints<T: Element + Into<i128>>(tensor: &Tensor) -> Result<Wide, OpError> {
             Ok(Wide::Int(tensor.to_vec::<T>()?.into_iter().map(Into::into).collect()))
@@ -87,6 +90,12 @@ impl Wide {
             DType::U64 => ints::<u64>(tensor)?,
             DType::Bool => Wide::Bool(tensor.to_bools()?),
             DType::I4 | DType::U4 | DType::I2 | DType::U2 => Wide::Int(unpack(tensor)),
+            dtype if is_small_float(dtype) => {
+                Wide::Float(codes(tensor).into_iter().map(|code| small_float::decode(dtype, code)).collect())
+            }
+            dtype if is_small_float(dtype) => {
+                Wide::Float(codes(tensor).into_iter().map(|code| small_float::decode(dtype, code)).collect())
+            }
             other => return Err(OpError::unsupported(format!("arithmetic on {other}"))),
         })
     }
@@ -134,6 +143,14 @@ impl Wide {
             (Wide::Int(v), DType::U32) => ints(shape, v, |x| x as u32),
             (Wide::Int(v), DType::U64) => ints(shape, v, |x| x as u64),
             (Wide::Int(v), DType::I4 | DType::U4 | DType::I2 | DType::U2) => pack(&v, dtype, shape),
+            (Wide::Float(v), dtype) if is_small_float(dtype) => {
+                let code = |x| small_float::encode(dtype, x, true, RoundMode::default());
+                from_codes(v.into_iter().map(code), dtype, shape)
+            }
+            (Wide::Float(v), dtype) if is_small_float(dtype) => {
+                let code = |x| small_float::encode(dtype, x, true, RoundMode::default());
+                from_codes(v.into_iter().map(code), dtype, shape)
+            }
             (Wide::Bool(v), DType::Bool) => Ok(Tensor::from_bools(shape, &v)?),
             (wide, dtype) => {
                 let class = match wide {
@@ -147,25 +164,41 @@ impl Wide {
     }
 }
 
-/// Two- and four-bit integers, the first of a byte in its lowest bits.
-fn unpack(tensor: &Tensor) -> Vec<i128> {
+/// The bits of elements of eight bits and fewer, the first of a byte in its lowest bits.
+fn codes(tensor: &Tensor) -> Vec<u8> {
     let bits = tensor.dtype().bits();
-    let (per_byte, signed) = (8 / bits, matches!(tensor.dtype(), DType::I4 | DType::I2));
-    let element = |i: usize| {
-        let raw = i128::from(tensor.bytes()[i / per_byte] >> (i % per_byte * bits)) & ((1 << bits) - 1);
-        if signed && raw >> (bits - 1) == 1 { raw - (1 << bits) } else { raw }
-    };
+    let (per_byte, mask) = (8 / bits, u8::MAX >> (8 - bits));
+    let element = |i: usize| tensor.bytes()[i / per_byte] >> (i % per_byte * bits) & mask;
     (0..tensor.element_count()).map(element).collect()
 }
 
-fn pack(values: &[i128], dtype: DType, shape: Shape) -> Result<Tensor, OpError> {
+/// A tensor of elements of eight bits and fewer, given by their bits.
+pub(super) fn from_codes(
+    codes: impl ExactSizeIterator<Item = u8>,
+    dtype: DType,
+    shape: Shape,
+) -> Result<Tensor, OpError> {
     let bits = dtype.bits();
     let per_byte = 8 / bits;
-    let mut bytes = vec![0u8; values.len().div_ceil(per_byte)];
-    for (i, value) in values.iter().enumerate() {
-        bytes[i / per_byte] |= ((value & ((1 << bits) - 1)) as u8) << (i % per_byte * bits);
+    let mut bytes = vec![0u8; codes.len().div_ceil(per_byte)];
+    for (i, code) in codes.enumerate() {
+        bytes[i / per_byte] |= code << (i % per_byte * bits);
     }
     Ok(Tensor::from_bytes(dtype, shape, &bytes)?)
+}
+
+fn unpack(tensor: &Tensor) -> Vec<i128> {
+    let (bits, signed) = (tensor.dtype().bits(), matches!(tensor.dtype(), DType::I4 | DType::I2));
+    let value = |code: u8| match signed && code >> (bits - 1) == 1 {
+        true => i128::from(code) - (1 << bits),
+        false => i128::from(code),
+    };
+    codes(tensor).into_iter().map(value).collect()
+}
+
+fn pack(values: &[i128], dtype: DType, shape: Shape) -> Result<Tensor, OpError> {
+    let mask = (1i128 << dtype.bits()) - 1;
+    from_codes(values.iter().map(|value| (value & mask) as u8), dtype, shape)
 }
 
 /// The shape that NumPy-style broadcasting gives.

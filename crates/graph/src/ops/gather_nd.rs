@@ -1,6 +1,8 @@
 //! Selection of elements or slices by tuples of indices.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, checked_shape, gather, movement};
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, checked_shape, gather, movement,
+};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Shape, Value};
 
@@ -135,6 +137,10 @@ mod tests {
         case("GatherND", 13).input(x()).input(tensor::<i64>(&[1, 4], &[0; 4])).fails("tuples of 4 indices");
         let batches = case("GatherND", 13).with("batch_dims", 1).input(x()).input(tensor::<i64>(&[3, 1], &[0; 3]));
         batches.fails("the batches differ");
-        case("GatherND", 13).with("batch_dims", 2).input(x()).input(tensor::<i64>(&[2, 1], &[0; 2])).fails("2 batch axes");
+        case("GatherND", 13)
+            .with("batch_dims", 2)
+            .input(x())
+            .input(tensor::<i64>(&[2, 1], &[0; 2]))
+            .fails("2 batch axes");
     }
 }

@@ -179,7 +179,8 @@ mod tests {
         let x = f32s(&[5], &[-f32::NAN, -0.0, 1.5, 2.0, 0.0]);
         node.input(x).gives([tensor(&[5], &[10i64, 20, 40, -1, 20])]);
         let doubles = case(NAME, 4).with("keys_tensor", tensor(&[2], &[0.1f64, 0.2]));
-        let doubles = doubles.with("values_strings", texts(&["x", "y"])).input(tensor(&[2], &[0.2f64, f64::from(0.1f32)]));
+        let doubles =
+            doubles.with("values_strings", texts(&["x", "y"])).input(tensor(&[2], &[0.2f64, f64::from(0.1f32)]));
         doubles.gives([strings(&[2], &["y", "_Unused"])]);
     }
 

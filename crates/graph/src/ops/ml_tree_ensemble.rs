@@ -400,7 +400,9 @@ fn numbered(node: &mut NodeReader) -> Result<TreeEnsemble, ImportError> {
     table(node, "nodes_hitrates")?;
     let aggregate = match node.optional_string("aggregate_function")?.as_deref() {
         None => Aggregate::Sum,
-        Some(_) if is_classifier => return Err(node.corrupt("has attribute 'aggregate_function', as no classifier does")),
+        Some(_) if is_classifier => {
+            return Err(node.corrupt("has attribute 'aggregate_function', as no classifier does"));
+        }
         Some(name) => match AGGREGATES.iter().find(|(_, n)| *n == name) {
             Some((aggregate, _)) => *aggregate,
             None => return Err(node.corrupt(format!("aggregate_function '{name}'"))),
@@ -533,7 +535,8 @@ fn by_index(node: &mut NodeReader) -> Result<TreeEnsemble, ImportError> {
     let aggregate = AGGREGATES[index(node, "aggregate_function", code, AGGREGATES.len())?].0;
     let code = node.int("post_transform", 0)?;
     let post_transform = PostTransform::from_code(code);
-    let post_transform = post_transform.ok_or_else(|| node.corrupt(format!("post_transform {code}, expected 0 to 4")))?;
+    let post_transform =
+        post_transform.ok_or_else(|| node.corrupt(format!("post_transform {code}, expected 0 to 4")))?;
     let count = modes.len();
     let lists = [
         ("nodes_featureids", features.len()),
@@ -557,7 +560,9 @@ fn by_index(node: &mut NodeReader) -> Result<TreeEnsemble, ImportError> {
     let branch = |name: &str, at: usize, to: i64, is_leaf: i64| match is_leaf {
         0 => index(node, name, to, count).map(Target::Node),
         1 => index(node, name, to, leaves.len()).map(Target::Leaf),
-        other => Err(node.corrupt(format!("node {at} says {other} where 0 or 1 is expected: whether '{name}' is a leaf"))),
+        other => {
+            Err(node.corrupt(format!("node {at} says {other} where 0 or 1 is expected: whether '{name}' is a leaf")))
+        }
     };
     let mut branches = Vec::with_capacity(count);
     let mut next_set = 0;
@@ -710,8 +715,7 @@ impl TreeEnsemble {
         let splits: Vec<f64> = branches.iter().map(|b| b.split).collect();
         let modes: Vec<u8> = branches.iter().map(|b| b.mode as u8).collect();
         let members = branches.iter().filter(|b| b.mode == Mode::Member);
-        let members: Vec<f64> =
-            members.flat_map(|b| source.sets[b.set].iter().copied().chain([f64::NAN])).collect();
+        let members: Vec<f64> = members.flat_map(|b| source.sets[b.set].iter().copied().chain([f64::NAN])).collect();
         let weights: Vec<f64> = source.leaves.iter().flatten().map(|(_, weight)| *weight).collect();
         let targets: Vec<i64> = source.leaves.iter().flatten().map(|(target, _)| i64::from(*target)).collect();
         let modes = Tensor::from_vec([modes.len()], modes).expect("as many values as the shape has elements");

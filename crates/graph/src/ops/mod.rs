@@ -311,14 +311,17 @@ operators! {
     // Elementwise, logic, types
     unary::Unary ["Abs", "Neg", "Sign", "Floor", "Ceil", "Round", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Tan", "Asin",
         "Acos", "Atan", "Sinh", "Cosh", "Tanh", "Asinh", "Acosh", "Atanh", "Erf", "Relu", "Sigmoid", "Softplus", "Softsign",
-        "HardSwish", "Mish", "LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid", "ThresholdedRelu", "Gelu", "Shrink"];
+        "HardSwish", "Mish", "LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid", "ThresholdedRelu", "Gelu", "Shrink", "Swish", "BitwiseNot"];
     binary::Binary ["Add", "Sub", "Mul", "Div", "Pow", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or",
-        "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "PRelu"];
+        "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "PRelu", "Mod", "BitShift"];
+    swiglu::SwiGlu ["SwiGLU"];
     variadic::Variadic ["Sum", "Mean", "Min", "Max"];
     select_where::Where ["Where"];
     predicate::Predicate ["Not", "IsNaN", "IsInf"];
     clip::Clip ["Clip"];
     cast::Cast ["Cast"];
+    cast_like::CastLike ["CastLike"];
+    bit_cast::BitCast ["BitCast"];
 
     // Graphs in operators
     branch::Branch ["If"];
@@ -356,6 +359,7 @@ operators! {
     roi_align::RoiAlign ["RoiAlign"];
     expand::Expand ["Expand"];
     tile::Tile ["Tile"];
+    eye_like::EyeLike ["EyeLike"];
     constant_of_shape::ConstantOfShape ["ConstantOfShape"];
     range::Range ["Range"];
 

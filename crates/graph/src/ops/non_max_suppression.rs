@@ -46,7 +46,11 @@ impl Area {
     }
 }
 
-fn scalar<T: Copy>(inputs: Inputs<'_>, index: usize, read: impl Fn(&Tensor) -> Result<Vec<T>, OpError>) -> Result<Option<T>, OpError> {
+fn scalar<T: Copy>(
+    inputs: Inputs<'_>,
+    index: usize,
+    read: impl Fn(&Tensor) -> Result<Vec<T>, OpError>,
+) -> Result<Option<T>, OpError> {
     let Some(tensor) = inputs.optional_tensor(index)? else { return Ok(None) };
     match read(tensor)?.as_slice() {
         [value] => Ok(Some(*value)),
@@ -76,9 +80,12 @@ impl Operator for NonMaxSuppression {
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
         let (boxes, scores) = (inputs.tensor(0)?, inputs.tensor(1)?);
-        let (&[batches, n, 4], &[score_batches, classes, score_n]) = (boxes.shape().dims(), scores.shape().dims()) else {
+        let (&[batches, n, 4], &[score_batches, classes, score_n]) = (boxes.shape().dims(), scores.shape().dims())
+        else {
             let (boxes, scores) = (boxes.shape(), scores.shape());
-            return Err(OpError::input(format!("expected [batch, n, 4] and [batch, classes, n], got {boxes} and {scores}")));
+            return Err(OpError::input(format!(
+                "expected [batch, n, 4] and [batch, classes, n], got {boxes} and {scores}"
+            )));
         };
         if (batches, n) != (score_batches, score_n) {
             return Err(OpError::input(format!("boxes {} and scores {} differ", boxes.shape(), scores.shape())));
@@ -101,7 +108,8 @@ impl Operator for NonMaxSuppression {
             let mut candidates: Vec<usize> = (0..n).filter(|&i| least.is_none_or(|least| scores[i] > least)).collect();
             // What is not a number is worse than all numbers.
             let nan = |i: usize| scores[i].is_nan();
-            let better = |&a: &usize, &b: &usize| scores[b].partial_cmp(&scores[a]).unwrap_or_else(|| nan(a).cmp(&nan(b)));
+            let better =
+                |&a: &usize, &b: &usize| scores[b].partial_cmp(&scores[a]).unwrap_or_else(|| nan(a).cmp(&nan(b)));
             candidates.sort_by(better);
             let mut kept: Vec<usize> = Vec::new();
             for candidate in candidates {
@@ -163,21 +171,29 @@ mod tests {
     #[test]
     fn boxes_around_a_centre_and_equal_scores() {
         let rows = [[0.5, 0.5, 1., 1.], [0.5, 0.6, 1., 1.], [0.5, -5., 1., 1.]];
-        let node = case("NonMaxSuppression", 11).with("center_point_box", 1).input(f32s(&[1, 3, 4], rows.as_flattened()));
+        let node =
+            case("NonMaxSuppression", 11).with("center_point_box", 1).input(f32s(&[1, 3, 4], rows.as_flattened()));
         let node = node.input(f32s(&[1, 1, 3], &[0.7, 0.7, 0.1])).input(Tensor::scalar(5i64));
         node.input(Tensor::scalar(0.5f32)).gives(selected(&[[0, 0, 0], [0, 0, 2]]));
     }
 
     #[test]
     fn nothing_is_selected_of_nothing() {
-        case("NonMaxSuppression", 11).wave(&[1, 0, 4]).wave(&[1, 2, 0]).input(Tensor::scalar(5i64)).gives(selected(&[]));
+        case("NonMaxSuppression", 11)
+            .wave(&[1, 0, 4])
+            .wave(&[1, 2, 0])
+            .input(Tensor::scalar(5i64))
+            .gives(selected(&[]));
         case("NonMaxSuppression", 11).input(boxes()).wave(&[1, 1, 6]).gives(selected(&[]));
     }
 
     #[test]
     fn refuses_what_does_not_agree() {
         node(1, 1.5).fails("an overlap threshold of 1.5");
-        case("NonMaxSuppression", 11).wave(&[1, 3, 4]).wave(&[1, 1, 2]).fails("boxes [1, 3, 4] and scores [1, 1, 2] differ");
+        case("NonMaxSuppression", 11)
+            .wave(&[1, 3, 4])
+            .wave(&[1, 1, 2])
+            .fails("boxes [1, 3, 4] and scores [1, 1, 2] differ");
         case("NonMaxSuppression", 11).wave(&[1, 3, 5]).wave(&[1, 1, 3]).fails("expected [batch, n, 4]");
     }
 }

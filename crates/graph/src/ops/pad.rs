@@ -1,7 +1,8 @@
 //! Elements added at both ends of axes, or taken away.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, checked_shape, movement, normalize_axes,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, checked_shape, movement,
+    normalize_axes,
 };
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Tensor, Value};
@@ -25,12 +26,8 @@ pub enum PadMode {
     Wrap,
 }
 
-const MODES: [(&str, PadMode); 4] = [
-    ("constant", PadMode::Constant),
-    ("reflect", PadMode::Reflect),
-    ("edge", PadMode::Edge),
-    ("wrap", PadMode::Wrap),
-];
+const MODES: [(&str, PadMode); 4] =
+    [("constant", PadMode::Constant), ("reflect", PadMode::Reflect), ("edge", PadMode::Edge), ("wrap", PadMode::Wrap)];
 
 /// One axis: what is left of the source, `low..high`, and the position in the source of the result's first element.
 #[derive(Clone, Copy)]
@@ -45,8 +42,9 @@ impl Span {
     fn new(axis: usize, extent: usize, begin: i64, end: i64) -> Result<Span, OpError> {
         let (n, too_large) = (extent as i64, || OpError::Resource(format!("pads {begin} and {end} of axis {axis}")));
         let padded = n.checked_add(begin).and_then(|n| n.checked_add(end)).ok_or_else(too_large)?;
-        let extent = usize::try_from(padded)
-            .map_err(|_| OpError::input(format!("pads {begin} and {end} of axis {axis}, which has {extent} elements")))?;
+        let extent = usize::try_from(padded).map_err(|_| {
+            OpError::input(format!("pads {begin} and {end} of axis {axis}, which has {extent} elements"))
+        })?;
         let first = begin.checked_neg().ok_or_else(too_large)?;
         let high = if end < 0 { n.checked_add(end).ok_or_else(too_large)? } else { n };
         Ok(Span { low: first.max(0), high, first, extent })

@@ -105,7 +105,9 @@ impl Operator for RoiAlign {
             "output_half_pixel" => false,
             other => {
                 let name = "coordinate_transformation_mode";
-                return Err(node.corrupt(format!("attribute '{name}' must be half_pixel or output_half_pixel, got '{other}'")));
+                return Err(
+                    node.corrupt(format!("attribute '{name}' must be half_pixel or output_half_pixel, got '{other}'"))
+                );
             }
         };
         let sampling_ratio = node.int("sampling_ratio", 0)?.clamp(0, i64::from(i32::MAX)) as usize;
@@ -128,7 +130,8 @@ impl Operator for RoiAlign {
         let (x, regions, batches) = (inputs.tensor(0)?, inputs.tensor(1)?, inputs.tensor(2)?);
         gather::check_indices(batches)?;
         inputs.same_dtype(0, 1)?;
-        for (fact, rank, expected) in [(x, 4, "[n, c, h, w]"), (regions, 2, "[regions, 4]"), (batches, 1, "[regions]")] {
+        for (fact, rank, expected) in [(x, 4, "[n, c, h, w]"), (regions, 2, "[regions, 4]"), (batches, 1, "[regions]")]
+        {
             if fact.rank().is_some_and(|actual| actual != rank) {
                 return Err(OpError::input(format!("expected {expected}, got {fact}")));
             }
@@ -169,7 +172,8 @@ impl Operator for RoiAlign {
         }
         for (region, (corners, &batch)) in regions.chunks_exact(4).zip(&batches).enumerate() {
             let batch = usize::try_from(batch).ok().filter(|&batch| batch < n);
-            let batch = batch.ok_or_else(|| OpError::input(format!("region {region} is of an image outside 0 to {n}")))?;
+            let batch =
+                batch.ok_or_else(|| OpError::input(format!("region {region} is of an image outside 0 to {n}")))?;
             let rows = self.side(corners[1], corners[3], self.height);
             let columns = self.side(corners[0], corners[2], self.width);
             let samples = rows.samples.saturating_mul(columns.samples);
@@ -207,13 +211,13 @@ mod tests {
     #[test]
     fn agrees_with_onnx_runtime() {
         let halves = [
-            -0.683105, -0.302734, -0.183105, 0.197266, -0.507812, -0.113281, -0.007812, 0.386719, -0.03125, 0.070312, -0.125,
-            -0.195312, -0.507812, -0.710938, -0.007812, -0.210938,
+            -0.683105, -0.302734, -0.183105, 0.197266, -0.507812, -0.113281, -0.007812, 0.386719, -0.03125, 0.070312,
+            -0.125, -0.195312, -0.507812, -0.710938, -0.007812, -0.210938,
         ];
         node(16, 2, 1, 2).with("spatial_scale", 0.5f32).gives([f32s(&[4, 2, 2, 1], &halves)]);
         let whole = [
-            -0.09375, 0.182292, 0.320312, -0.320312, 0.083333, 0.5, 0.125, -0.375, -0.080357, 0.022321, 0.035714, -0.080357,
-            0.25, -0.25, -0.28125, -0.09375,
+            -0.09375, 0.182292, 0.320312, -0.320312, 0.083333, 0.5, 0.125, -0.375, -0.080357, 0.022321, 0.035714,
+            -0.080357, 0.25, -0.25, -0.28125, -0.09375,
         ];
         let output_half = |case: Case| case.with("coordinate_transformation_mode", "output_half_pixel");
         output_half(node(16, 1, 2, 0)).gives([f32s(&[4, 2, 1, 2], &whole)]);
@@ -245,6 +249,10 @@ mod tests {
     fn refuses_images_that_are_not_there() {
         let node = case("RoiAlign", 16).wave(&[1, 1, 2, 2]).wave(&[1, 4]).input(tensor::<i64>(&[1], &[1]));
         node.fails("region 0 is of an image outside 0 to 1");
-        case("RoiAlign", 16).wave(&[1, 1, 2, 2]).wave(&[2, 4]).input(tensor::<i64>(&[1], &[0])).fails("1 batch indices");
+        case("RoiAlign", 16)
+            .wave(&[1, 1, 2, 2])
+            .wave(&[2, 4])
+            .input(tensor::<i64>(&[1], &[0]))
+            .fails("1 batch indices");
     }
 }

@@ -49,8 +49,9 @@ impl Operator for Scan {
             )));
         };
         let directions = if batched { ["directions", ""] } else { ["scan_input_directions", "scan_output_directions"] };
-        let [inputs, outputs] = [("scan_input_axes", directions[0], scanned), ("scan_output_axes", directions[1], outputs - states)]
-            .map(|(axes, directions, count)| axes_and_directions(node, axes, directions, count));
+        let [inputs, outputs] =
+            [("scan_input_axes", directions[0], scanned), ("scan_output_axes", directions[1], outputs - states)]
+                .map(|(axes, directions, count)| axes_and_directions(node, axes, directions, count));
         let scan = Scan { body, inputs: inputs?, outputs: outputs? };
         if !batched {
             return Ok(scan.into());
@@ -163,7 +164,9 @@ fn over_batch(scan: Scan, states: usize, captured: usize) -> Result<Op, OpError>
         let value = inner.value(id);
         let is_sequence = (states..scan.body.formal()).contains(&at);
         let fact = match is_sequence {
-            true => stacked_fact(&value.fact, scan.inputs[at - states].axis, Dim::symbol(format!("{}.length", value.name)))?,
+            true => {
+                stacked_fact(&value.fact, scan.inputs[at - states].axis, Dim::symbol(format!("{}.length", value.name)))?
+            }
             false => value.fact.clone(),
         };
         arguments.push(Some(graph.add_input(value.name.clone(), fact)));

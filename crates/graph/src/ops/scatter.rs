@@ -1,8 +1,8 @@
 //! Replacement or combination of elements at given indices.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, gather, movement, normalize_axis,
-    select_from,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, gather, movement,
+    normalize_axis, select_from,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Shape, Tensor, Value};
@@ -44,7 +44,13 @@ const REDUCTIONS: [(&str, ScatterReduction); 5] = [
 
 impl Scatter {
     /// For every update, row-major, the flat index of the element of `x` that it changes.
-    fn targets(&self, x: &[usize], indices: &[i64], index_shape: &[usize], updates: &[usize]) -> Result<Vec<usize>, OpError> {
+    fn targets(
+        &self,
+        x: &[usize],
+        indices: &[i64],
+        index_shape: &[usize],
+        updates: &[usize],
+    ) -> Result<Vec<usize>, OpError> {
         let strides = movement::strides(x);
         let count = Shape::new(updates).checked_len().unwrap_or(0);
         match self.place {
@@ -161,8 +167,9 @@ impl Operator for Scatter {
         };
         let name = if node.op_type == "Scatter" { "none".to_string() } else { node.string("reduction", "none")? };
         let reduction = REDUCTIONS.iter().find(|(n, _)| *n == name).map(|&(_, reduction)| reduction);
-        let reduction = reduction
-            .ok_or_else(|| node.corrupt(format!("attribute 'reduction' must be none, add, mul, max or min, got '{name}'")))?;
+        let reduction = reduction.ok_or_else(|| {
+            node.corrupt(format!("attribute 'reduction' must be none, add, mul, max or min, got '{name}'"))
+        })?;
         Ok(Scatter { place, reduction }.into())
     }
 

@@ -194,7 +194,10 @@ mod tests {
         let (a, b) = (wave(&[2, 3], 0), wave(&[4, 3], 1));
         case("SequenceConstruct", 11).input(a.clone()).input(b.clone()).gives([sequence(&[&a, &b])]);
         case("SequenceConstruct", 11).input(a.clone()).gives([sequence(&[&a])]);
-        case("SequenceConstruct", 11).input(a.clone()).input(f32s(&[], &[1.0])).gives([sequence(&[&a, &f32s(&[], &[1.0])])]);
+        case("SequenceConstruct", 11)
+            .input(a.clone())
+            .input(f32s(&[], &[1.0]))
+            .gives([sequence(&[&a, &f32s(&[], &[1.0])])]);
         case("SequenceConstruct", 11).input(a.clone()).input(at(0)).fails("i64[] in a sequence of f32[2, 3]");
         case("SequenceEmpty", 11).gives([Value::Sequence(vec![])]);
         case("SequenceEmpty", 11).with("dtype", 7).gives([Value::Sequence(vec![])]);

@@ -29,9 +29,8 @@ impl Operator for SequenceMap {
     }
 
     fn infer(&self, _: Facts<'_>, context: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
-        let output = |at: usize| {
-            Ok(Fact::Sequence(Box::new(self.body.output_fact(at, context, &format!("output{at}"))?)))
-        };
+        let output =
+            |at: usize| Ok(Fact::Sequence(Box::new(self.body.output_fact(at, context, &format!("output{at}"))?)));
         (0..context.outputs).map(output).collect()
     }
 

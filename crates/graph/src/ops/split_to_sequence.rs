@@ -154,7 +154,10 @@ mod tests {
         split(1).input(tensor(&[], &[7i64])).gives([sequence(&[&x()])]);
         split(1).input(tensor(&[3], &[2i64, 0, 1])).gives([sequence(&[&two, &f32s(&[2, 0], &[]), &columns[2]])]);
         case("SplitToSequence", 24).input(f32s(&[0, 3], &[])).gives([Value::Sequence(vec![])]);
-        case("SplitToSequence", 11).input(f32s(&[1], &[5.0])).with("keepdims", 0).gives([sequence(&[&f32s(&[], &[5.0])])]);
+        case("SplitToSequence", 11)
+            .input(f32s(&[1], &[5.0]))
+            .with("keepdims", 0)
+            .gives([sequence(&[&f32s(&[], &[5.0])])]);
     }
 
     #[test]

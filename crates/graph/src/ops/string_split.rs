@@ -67,7 +67,8 @@ impl Operator for StringSplit {
         let mut shape = x.shape().to_vec();
         shape.push(most);
         context.bounded_len(&shape)?;
-        let padded = split.iter().flat_map(|pieces| (0..most).map(|i| pieces.get(i).copied().unwrap_or("").to_string()));
+        let padded =
+            split.iter().flat_map(|pieces| (0..most).map(|i| pieces.get(i).copied().unwrap_or("").to_string()));
         let counts = split.iter().map(|pieces| pieces.len() as i64).collect();
         Ok(vec![
             Tensor::from_strings(shape, padded.collect())?.into(),

@@ -1,7 +1,8 @@
 //! The largest or smallest elements along an axis.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, movement, normalize_axis, select,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, movement, normalize_axis,
+    select,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Tensor, Value};
@@ -19,7 +20,14 @@ pub struct TopK {
 
 impl TopK {
     /// For every element of the result, row-major, its position along the axis.
-    fn positions<T>(&self, x: &[T], shape: &[usize], axis: usize, k: usize, order: impl Fn(&T, &T) -> Ordering) -> Vec<usize> {
+    fn positions<T>(
+        &self,
+        x: &[T],
+        shape: &[usize],
+        axis: usize,
+        k: usize,
+        order: impl Fn(&T, &T) -> Ordering,
+    ) -> Vec<usize> {
         let (outer, extent, inner) = movement::around(shape, axis);
         let mut positions = vec![0; outer * k * inner];
         if positions.is_empty() {
@@ -89,9 +97,8 @@ impl Operator for TopK {
         context.bounded_len(&to)?;
         let positions = match Wide::of(x)? {
             // Numbers compare as numbers, so that zeros of both signs are equal.
-            Wide::Float(v) => self.positions(&v, shape, axis, k, |a, b| {
-                a.partial_cmp(b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
-            }),
+            Wide::Float(v) => self
+                .positions(&v, shape, axis, k, |a, b| a.partial_cmp(b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))),
             Wide::Int(v) => self.positions(&v, shape, axis, k, Ord::cmp),
             Wide::Bool(_) => return Err(OpError::input("expected numbers, got bool")),
         };

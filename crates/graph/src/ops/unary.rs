@@ -70,14 +70,20 @@ pub enum UnaryFunction {
         lambda: f32,
         bias: f32,
     },
+    /// `x · sigmoid(alpha · x)`.
+    Swish {
+        alpha: f32,
+    },
+    BitwiseNot,
 }
 
 impl Operator for Unary {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(1..=1)?;
         use UnaryFunction::*;
-        if node.opset < 6 || node.has_attribute("consumed_inputs") {
-            return Err(node.unsupported("the form of before opset 6"));
+        if node.opset < 6 {
+            // How an engine of that time might save memory.
+            node.optional_ints("consumed_inputs")?;
         }
         let function = match node.op_type.as_str() {
             "Abs" => Abs,
@@ -120,6 +126,8 @@ impl Operator for Unary {
                 "tanh" => Gelu { tanh: true },
                 other => return Err(node.corrupt(format!("approximate is '{other}', expected none or tanh"))),
             },
+            "Swish" => Swish { alpha: node.float("alpha", 1.0)? },
+            "BitwiseNot" => BitwiseNot,
             "Shrink" => Shrink { lambda: node.float("lambd", 0.5)?, bias: node.float("bias", 0.0)? },
             other => return Err(node.unsupported(format!("function {other}"))),
         };
@@ -136,6 +144,7 @@ impl Operator for Unary {
             Selu { alpha, gamma } => spelling.with("alpha", alpha).with("gamma", gamma),
             HardSigmoid { alpha, beta } => spelling.with("alpha", alpha).with("beta", beta),
             Gelu { tanh } => spelling.with("approximate", if tanh { "tanh" } else { "none" }),
+            Swish { alpha } => spelling.since(24).with("alpha", alpha),
             Shrink { lambda, bias } => spelling.with("lambd", lambda).with("bias", bias),
             _ => spelling,
         }
@@ -153,6 +162,9 @@ impl Operator for Unary {
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
         let x = inputs.tensor(0)?;
         let y = match Wide::of(x)? {
+            Wide::Float(_) if self.function == UnaryFunction::BitwiseNot => {
+                return Err(OpError::input("BitwiseNot is not defined on floats"));
+            }
             Wide::Float(v) => Wide::Float(v.into_iter().map(|v| self.function.of_float(v)).collect()),
             Wide::Int(v) => Wide::Int(v.into_iter().map(|v| self.function.of_int(v)).collect::<Result<_, _>>()?),
             Wide::Bool(_) => return Err(OpError::input(format!("{} is not defined on bool", self.function.name()))),
@@ -203,6 +215,8 @@ impl UnaryFunction {
             ThresholdedRelu { .. } => "ThresholdedRelu",
             Gelu { .. } => "Gelu",
             Shrink { .. } => "Shrink",
+            Swish { .. } => "Swish",
+            BitwiseNot => "BitwiseNot",
         }
     }
 
@@ -271,6 +285,9 @@ impl UnaryFunction {
                     0.0
                 }
             }
+            Swish { alpha } => x / (1.0 + (-f64::from(alpha) * x).exp()),
+            // Refused where a float comes in.
+            BitwiseNot => f64::NAN,
             Gelu { tanh: false } => A::Gelu.apply(x),
             Gelu { tanh: true } => A::GeluTanh.apply(x),
             Shrink { lambda, bias } => {
@@ -293,6 +310,7 @@ impl UnaryFunction {
             Relu => Ok(x.max(0)),
             Neg => Ok(-x),
             Sign => Ok(x.signum()),
+            BitwiseNot => Ok(!x),
             other => Err(OpError::input(format!("{} is not defined on integers", other.name()))),
         }
     }

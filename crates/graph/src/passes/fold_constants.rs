@@ -128,7 +128,7 @@ mod tests {
         let x = b.input("x", &[40_000]);
         let half: Vec<cutover_tensor::f16> = (0..40_000).map(|i| cutover_tensor::f16::from_f32(i as f32)).collect();
         let w = b.constant(Tensor::from_vec([40_000], half).unwrap());
-        let w = b.node(Cast { to: DType::F32 }, &[w]);
+        let w = b.node(Cast::to(DType::F32), &[w]);
         let y = b.node(Binary { function: BinaryFunction::Add }, &[x, w]);
         assert_eq!(check(&[&FoldConstants], b.finish(&[y]), 0.0), ["Add"]);
     }

@@ -149,7 +149,7 @@ impl Builder {
             20 => match self.random.below(4) {
                 0 => self.node(Identity, &[x]),
                 1 => self.nodes(Dropout, &[x], 2)[0],
-                2 => self.node(Cast { to: DType::F32 }, &[x]),
+                2 => self.node(Cast::to(DType::F32), &[x]),
                 _ => {
                     let (starts, ends) = (self.integers(&[0]), self.integers(&[i64::MAX]));
                     self.node(Slice, &[x, starts, ends])
@@ -267,7 +267,7 @@ fn a_patch_that_breaks_a_rule_is_named() {
         patch
     }
     check(
-        |s, id| with(s, id, Cast { to: DType::F64 }),
+        |s, id| with(s, id, Cast::to(DType::F64)),
         "pass 'faulty' broke the graph at its step 1: what replaces a value has its type and shape: \
          'v0' of f32[N, 3] was to be replaced by f64[N, 3]",
     );
