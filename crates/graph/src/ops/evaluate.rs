@@ -93,9 +93,6 @@ impl Wide {
             dtype if is_small_float(dtype) => {
                 Wide::Float(codes(tensor).into_iter().map(|code| small_float::decode(dtype, code)).collect())
             }
-            dtype if is_small_float(dtype) => {
-                Wide::Float(codes(tensor).into_iter().map(|code| small_float::decode(dtype, code)).collect())
-            }
             other => return Err(OpError::unsupported(format!("arithmetic on {other}"))),
         })
     }
@@ -143,10 +140,6 @@ impl Wide {
             (Wide::Int(v), DType::U32) => ints(shape, v, |x| x as u32),
             (Wide::Int(v), DType::U64) => ints(shape, v, |x| x as u64),
             (Wide::Int(v), DType::I4 | DType::U4 | DType::I2 | DType::U2) => pack(&v, dtype, shape),
-            (Wide::Float(v), dtype) if is_small_float(dtype) => {
-                let code = |x| small_float::encode(dtype, x, true, RoundMode::default());
-                from_codes(v.into_iter().map(code), dtype, shape)
-            }
             (Wide::Float(v), dtype) if is_small_float(dtype) => {
                 let code = |x| small_float::encode(dtype, x, true, RoundMode::default());
                 from_codes(v.into_iter().map(code), dtype, shape)
