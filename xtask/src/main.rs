@@ -45,6 +45,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Writes docs/operators.md: what the cases show of every operator, on every backend.
+    Operators,
     /// Converts a model to a package, as `cutover convert` does. Example: cargo xtask convert in.onnx -o out.cutover
     #[command(disable_help_flag = true)]
     Convert {
@@ -70,6 +72,9 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Conformance { arguments } => {
             hand_on(&["--package", "cutover-tests", "--bin", "conformance", "--"], &arguments)
+        }
+        Task::Operators => {
+            hand_on(&["--package", "cutover-tests", "--bin", "conformance", "--"], &["--operators".to_string()])
         }
         Task::Convert { arguments } => hand_on(&["--package", "cutover-cli", "--", "convert"], &arguments),
     }

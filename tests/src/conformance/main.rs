@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use cutover::{Device, DeviceOptions};
-use cutover_tests::conformance::{Cases, Expected, Outcome, Placed, run};
+use cutover_tests::conformance::{Cases, Expected, Outcome, Placed, page, run};
 use std::{collections::BTreeMap, fs, path::Path, process::ExitCode};
 
 /// Runs the ONNX project's 1,884 node cases and prints what fails. Example: cargo xtask conformance --backend cpu --filter softmax
@@ -20,6 +20,9 @@ struct Arguments {
     /// Writes what fails now to tests/onnx/expected.toml, with what it says as its reason.
     #[arg(long)]
     update: bool,
+    /// Writes docs/operators.md from what passes on all backends.
+    #[arg(long)]
+    operators: bool,
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     let chosen = |name: &str| arguments.filter.as_ref().is_none_or(|part| name.contains(part));
     let cases: Vec<_> = all.0.iter().filter(|case| chosen(&case.name)).collect();
     let mut as_expected = true;
+    let mut ran = Vec::new();
     for name in &arguments.backend {
         let device: Device = name.parse()?;
         let backend = device.backend(&DeviceOptions { threads: Some(1), ..DeviceOptions::default() })?;
@@ -54,8 +58,13 @@ fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
             as_expected &= contradictions.is_empty();
         }
         if arguments.fallbacks {
-            let fallbacks = outcomes.iter().filter(|o| o.failure.is_none() && o.placed == Placed::Fallback);
-            fallbacks.for_each(|o| println!("{} falls back ({})", o.name, o.operators.join(", ")));
+            for outcome in outcomes.iter().filter(|o| o.failure.is_none()) {
+                let fallen = outcome.operators.iter().filter(|used| used.placed == Placed::Fallback);
+                let fallen: Vec<_> = fallen.map(|used| format!("{} of {}", used.name, used.dtype)).collect();
+                if !fallen.is_empty() {
+                    println!("{} falls back ({})", outcome.name, fallen.join(", "));
+                }
+            }
         }
         for suite in ["node", "simple"] {
             let of_suite: Vec<&Outcome> =
@@ -63,6 +72,11 @@ fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
             println!("{}", summary(&of_suite, suite, name));
         }
         table.insert(name.clone(), expected.updated(&outcomes));
+        ran.push((name.as_str(), outcomes));
+    }
+    if arguments.operators && arguments.filter.is_none() {
+        let ran: Vec<(&str, &[Outcome])> = ran.iter().map(|(name, outcomes)| (*name, outcomes.as_slice())).collect();
+        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operators.md"), page(&cases, &ran))?;
     }
     if arguments.update && arguments.filter.is_none() {
         let head = "# What a backend can't do yet, by case or (with a star at the end) by family, and why.\n\
@@ -74,9 +88,11 @@ fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
 
 fn summary(outcomes: &[&Outcome], suite: &str, backend: &str) -> String {
     let passed: Vec<_> = outcomes.iter().filter(|o| o.failure.is_none()).collect();
-    let native = passed.iter().filter(|o| o.placed == Placed::Native).count();
-    let (count, all, fallback) = (passed.len(), outcomes.len(), passed.len() - native);
+    let placed = |placed: Placed| passed.iter().filter(|o| o.placed == placed).count();
+    let (native, composed, fallback) = (placed(Placed::Native), placed(Placed::Composed), placed(Placed::Fallback));
     format!(
-        "{count} of {all} on {backend} ({suite}: {native} on its own kernels, {fallback} with the reference's help)"
+        "{} of {} on {backend} ({suite}: {native} on its own kernels, {composed} composed of them, {fallback} with the reference's help)",
+        passed.len(),
+        outcomes.len()
     )
 }

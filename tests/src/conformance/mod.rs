@@ -6,17 +6,20 @@
 mod archive;
 mod compare;
 mod expected;
+mod operators;
 
 pub use archive::{Case, Cases, DataSet};
 pub use expected::Expected;
+pub use operators::page;
 
 use compare::Judge;
 use cutover::{
     Error, Model, OpenOptions, Value,
-    backend::{Backend, CompileOptions, RunContext},
-    graph::{Fact, onnx},
+    backend::{Backend, CompileOptions, PlacedNode, RunContext},
+    graph::{Fact, Node, onnx},
 };
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -30,17 +33,29 @@ pub struct Outcome {
     pub failure: Option<String>,
     /// Where its nodes ran.
     pub placed: Placed,
-    /// `operator of opset`, one for each node of the model as imported.
-    pub operators: Vec<String>,
+    /// One for each node of the model as imported.
+    pub operators: Vec<Used>,
 }
 
-/// Which kernels ran a case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// An operator in a case.
+#[derive(Clone, Debug)]
+pub struct Used {
+    /// `domain.Name`, without the default domain.
+    pub name: String,
+    /// Of its first result.
+    pub dtype: String,
+    pub placed: Placed,
+}
+
+/// Which kernels ran a case or a node; the least of a case's nodes counts for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Placed {
     /// The backend's own, one for each node.
     #[default]
     Native,
-    /// At least one node by the reference evaluation of its operator.
+    /// The backend's own, several for a node.
+    Composed,
+    /// The reference evaluation of the operator.
     Fallback,
 }
 
@@ -73,15 +88,39 @@ fn run_one(case: &Case, backend: &dyn Backend, judge: &Judge) -> Outcome {
     outcome
 }
 
+fn placed(node: &PlacedNode) -> Placed {
+    match (node.reason.is_empty(), node.kernel.as_str()) {
+        (false, _) => Placed::Fallback,
+        (true, "composition") => Placed::Composed,
+        (true, _) => Placed::Native,
+    }
+}
+
 fn check(case: &Case, backend: &dyn Backend, judge: &Judge, outcome: &mut Outcome) -> Result<(), String> {
     let text = |error: Error| error.to_string();
     let options = OpenOptions::default();
     let graph = onnx::import_bytes(case.model.clone().into(), None, &options.import).map_err(|e| e.to_string())?;
-    outcome.operators = graph.nodes().map(|(_, node)| node.op.name()).collect();
+    let used = |node: &Node| {
+        let fact = node.outputs.first().map(|&output| &graph.value(output).fact);
+        let dtype = match fact {
+            Some(Fact::Tensor(fact)) => fact.dtype.to_string(),
+            Some(Fact::Sequence(_)) => "sequence".to_string(),
+            Some(Fact::Optional(_)) => "optional".to_string(),
+            Some(Fact::Map { .. }) => "map".to_string(),
+            None => String::new(),
+        };
+        (node.name.clone(), Used { name: node.op.name(), dtype, placed: Placed::default() })
+    };
+    let mut operators: Vec<(String, Used)> = graph.nodes().map(|(_, node)| used(node)).collect();
+    outcome.operators = operators.iter().map(|(_, used)| used.clone()).collect();
     let model = Model::from_graph(graph, &options.passes).map_err(text)?;
     let compiled = model.compile_on(backend, &CompileOptions::default()).map_err(text)?;
-    let native = compiled.placement().nodes.iter().all(|node| node.reason.is_empty());
-    outcome.placed = if native { Placed::Native } else { Placed::Fallback };
+    let placed: BTreeMap<&str, Placed> =
+        compiled.placement().nodes.iter().map(|node| (node.node.as_str(), placed(node))).collect();
+    outcome.placed = placed.values().copied().max().unwrap_or_default();
+    // What was folded or fused away took nobody's help.
+    operators.iter_mut().for_each(|(node, used)| used.placed = placed.get(node.as_str()).copied().unwrap_or_default());
+    outcome.operators = operators.into_iter().map(|(_, used)| used).collect();
     let signature = compiled.signature().clone();
     let mut session = compiled.session().map_err(text)?;
     for data in &case.data {

@@ -83,11 +83,23 @@ pub fn import_bytes(bytes: Bytes, folder: Option<&Path>, options: &ImportOptions
     read(FileBytes::of(bytes), folder, options)
 }
 
-fn read(file: FileBytes, folder: Option<&Path>, options: &ImportOptions) -> Result<Graph, ImportError> {
-    if file.0.is_empty() {
+/// The version of every domain that the model in `bytes` imports; the default domain's name is empty.
+///
+/// # Errors
+/// Bytes that are no ONNX model.
+pub fn imported_opsets(bytes: Bytes) -> Result<BTreeMap<String, i64>, ImportError> {
+    Ok(opsets(&decode(bytes)?.opset_import, "the model")?.into_iter().collect())
+}
+
+fn decode(bytes: Bytes) -> Result<ModelProto, ImportError> {
+    if bytes.is_empty() {
         return Err(ImportError::Decode("the file is empty".to_string()));
     }
-    let model = ModelProto::decode(file.bytes()).map_err(|e| ImportError::Decode(e.to_string()))?;
+    ModelProto::decode(bytes).map_err(|e| ImportError::Decode(e.to_string()))
+}
+
+fn read(file: FileBytes, folder: Option<&Path>, options: &ImportOptions) -> Result<Graph, ImportError> {
+    let model = decode(file.bytes())?;
     let importer = Importer {
         graphs: Vec::new(),
         scopes: Vec::new(),

@@ -1,8 +1,7 @@
 //! ONNX files: import into a [`Graph`](crate::Graph), and export of one.
 //!
 //! A file is hostile until it is read: sizes are compared with what is really there before anything is allocated for them,
-//! and every error names the node, operator or tensor it is about. Subgraphs (`If`, `Loop`, `Scan`), model-local functions and
-//! sparse tensors are refused by name.
+//! and every error names the node, operator or tensor it is about. A model's own functions are inlined, and sparse tensors read dense.
 
 mod export;
 #[cfg(test)]
@@ -15,5 +14,5 @@ mod tensors;
 mod values;
 
 pub use export::{ExportError, Weights, encode, encode_with, export};
-pub use import::{ImportOptions, Limits, NEWEST_OPSET, OLDEST_OPSET, import, import_bytes};
+pub use import::{ImportOptions, Limits, NEWEST_OPSET, OLDEST_OPSET, import, import_bytes, imported_opsets};
 pub use values::read_value;
