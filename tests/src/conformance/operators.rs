@@ -65,7 +65,7 @@ pub fn page(cases: &[&Case], backends: &[(&str, &[Outcome])]) -> String {
             let names: Vec<_> = backends.iter().map(|(name, _)| *name).collect();
             let _ = writeln!(
                 page,
-                "\n\n## {title}\n\n| operator | opsets | cases | {} | kernels | reference |",
+                "\n\n## {title}\n\n| operator | opsets | cases | {} | native types | reference types |",
                 names.join(" | ")
             );
             let _ = write!(page, "|---|---|---|{}---|---|", "---|".repeat(names.len()));
