@@ -1,10 +1,10 @@
 //! ONNX files: import into a [`Graph`](crate::Graph), and export of one.
 //!
 //! A file is hostile until it is read: sizes are compared with what is really there before anything is allocated for them,
-//! and every error names the node, operator or tensor it is about. Subgraphs (`If`, `Loop`, `Scan`), model-local functions and
-//! sparse tensors are refused by name.
+//! and every error names the node, operator or tensor it is about. Functions are inlined, and gradients written out.
 
 mod export;
+mod gradient;
 #[cfg(test)]
 mod hostile;
 mod import;
