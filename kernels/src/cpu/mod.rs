@@ -38,6 +38,7 @@ pub mod pool;
 pub mod recurrent;
 pub mod reduce;
 mod tile;
+pub mod trees;
 pub mod vmath;
 mod window;
 

@@ -2,7 +2,7 @@
 //! that turn scores into probabilities. Where the ONNX definition is silent these do as ONNX Runtime does.
 
 use super::{Facts, InferContext, NodeReader, Spelling};
-use crate::{Dim, ImportError, OpError, TensorFact};
+use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Tensor};
 use std::sync::Arc;
 
@@ -198,6 +198,15 @@ pub(super) fn numeric<'a>(inputs: Facts<'a>, index: usize) -> Result<&'a TensorF
     match x.dtype {
         DType::F32 | DType::F64 | DType::I64 | DType::I32 => Ok(x),
         other => Err(OpError::input(format!("expected f32, f64, i64 or i32, got {other}"))),
+    }
+}
+
+/// The types of the keys and the values of the map at `index`.
+pub(super) fn map_of<'a>(inputs: Facts<'a>, index: usize) -> Result<(DType, &'a TensorFact), OpError> {
+    match inputs.get(index) {
+        Some(Fact::Map { key, value }) => Ok((*key, value.tensor()?)),
+        Some(other) => Err(OpError::input(format!("input {index} must be a map, got {other}"))),
+        None => Err(OpError::input(format!("input {index} is missing"))),
     }
 }
 

@@ -429,7 +429,16 @@ operators! {
     ml_linear::Linear ["ai.onnx.ml.LinearRegressor", "ai.onnx.ml.LinearClassifier"];
     ml_scaler::Scaler ["ai.onnx.ml.Scaler"];
     ml_normalizer::Normalizer ["ai.onnx.ml.Normalizer"];
+    ml_svm::Svm ["ai.onnx.ml.SVMRegressor", "ai.onnx.ml.SVMClassifier"];
     ml_tree_ensemble::TreeEnsemble [
         "ai.onnx.ml.TreeEnsemble", "ai.onnx.ml.TreeEnsembleRegressor", "ai.onnx.ml.TreeEnsembleClassifier",
     ];
+    ml_array_feature_extractor::ArrayFeatureExtractor ["ai.onnx.ml.ArrayFeatureExtractor"];
+    ml_binarizer::Binarizer ["ai.onnx.ml.Binarizer"];
+    ml_imputer::Imputer ["ai.onnx.ml.Imputer"];
+    ml_one_hot_encoder::OneHotEncoder ["ai.onnx.ml.OneHotEncoder"];
+    ml_feature_vectorizer::FeatureVectorizer ["ai.onnx.ml.FeatureVectorizer"];
+    ml_zip_map::ZipMap ["ai.onnx.ml.ZipMap"];
+    ml_dict_vectorizer::DictVectorizer ["ai.onnx.ml.DictVectorizer"];
+    ml_cast_map::CastMap ["ai.onnx.ml.CastMap"];
 }
