@@ -243,7 +243,7 @@ impl Drawing {
     fn normalize(&mut self, x: ValueId) -> ValueId {
         let width = *self.shape(x).last().unwrap();
         let (gamma, beta) = (self.weights(&[width]), self.weights(&[width]));
-        self.node(LayerNorm { axis: -1, epsilon: 1e-2, centred: true }, &[x, gamma, beta])
+        self.node(LayerNorm { axis: -1, epsilon: 1e-2, centred: true, with_deviation: false }, &[x, gamma, beta])
     }
 
     fn recurrent(&mut self) -> ValueId {

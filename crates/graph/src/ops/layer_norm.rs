@@ -8,12 +8,14 @@ use cutover_tensor::{DType, Shape, Tensor, Value};
 
 /// `Y = (X − mean) / √(variance + epsilon) · scale + bias` over `axis` and all after it; inputs `X`, `scale` and optional
 /// `bias`, which broadcast to `X`. Further outputs: the mean and `1 / √(variance + epsilon)`, f32, normalised axes of extent 1.
-/// With `centred` false it is RMSNormalization: the mean counts as 0, and there is no bias and one output.
+/// With `centred` false it is RMSNormalization: the mean counts as 0, and there is no bias and one output, of the type of `scale`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerNorm {
     pub axis: i64,
     pub epsilon: f32,
     pub centred: bool,
+    /// Without a mean, `1 / √(variance + epsilon)` is a second output: what ONNX Runtime calls SimplifiedLayerNormalization.
+    pub with_deviation: bool,
 }
 
 impl Operator for LayerNorm {
@@ -27,24 +29,23 @@ impl Operator for LayerNorm {
         if stash_type != i64::from(DType::F32.onnx_code()) {
             return Err(node.unsupported(format!("stash_type {stash_type} (only 1, float)")));
         }
-        Ok(LayerNorm { axis, epsilon, centred }.into())
+        let with_deviation = node.op_type == "SimplifiedLayerNormalization" && node.outputs > 1;
+        Ok(LayerNorm { axis, epsilon, centred, with_deviation }.into())
     }
 
     fn export(&self) -> Spelling {
         let spelling = match self.centred {
             true => Spelling::new("LayerNormalization"),
+            false if self.with_deviation => Spelling::new("SimplifiedLayerNormalization"),
             false => Spelling::new("RMSNormalization").since(23),
         };
         spelling.with("axis", self.axis).with("epsilon", self.epsilon)
     }
 
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
-        let x = inputs.tensor(0)?;
-        inputs.tensor(1)?;
-        let y = TensorFact { value: None, ..x.clone() };
-        if !self.centred {
-            return Ok(vec![y.into()]);
-        }
+        let (x, scale) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        let dtype = if self.centred { x.dtype } else { scale.dtype };
+        let y = TensorFact { dtype, value: None, shape: x.shape.clone() };
         let statistics = match &x.shape {
             None => TensorFact::unknown_rank(DType::F32),
             Some(dims) => {
@@ -56,42 +57,63 @@ impl Operator for LayerNorm {
                 )
             }
         };
-        Ok(vec![y.into(), statistics.clone().into(), statistics.into()])
+        Ok(match self.centred {
+            true => vec![y.into(), statistics.clone().into(), statistics.into()],
+            false => vec![y.into(), statistics.into()],
+        })
     }
 
-    fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
+    fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
         let x = inputs.tensor(0)?;
         let shape = x.shape();
         let axis = normalize_axis(self.axis, shape.rank())?;
         let extent: usize = shape[axis..].iter().product();
         let mut y = Wide::floats(x)?;
-        let (mut means, mut inverse_deviations) = (Vec::new(), Vec::new());
-        if extent > 0 {
-            for row in y.chunks_exact_mut(extent) {
-                let mean = if self.centred { row.iter().sum::<f64>() / extent as f64 } else { 0.0 };
-                let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / extent as f64;
-                let inverse = 1.0 / (variance + f64::from(self.epsilon)).sqrt();
-                row.iter_mut().for_each(|x| *x = (*x - mean) * inverse);
-                means.push(mean);
-                inverse_deviations.push(inverse);
-            }
-        } else {
-            // The mean of nothing is no number.
-            means.resize(shape[..axis].iter().product(), f64::NAN);
-            inverse_deviations.resize(means.len(), f64::NAN);
-        }
+        let rows = context.bounded_len(&shape[..axis])?;
+        let (means, inverse_deviations) = normalise(&mut y, (rows, extent), self.epsilon, self.centred);
         scale_and_shift(&mut y, shape, inputs.tensor(1)?, inputs.optional_tensor(2)?)?;
-        let y = Wide::Float(y).narrow(x.dtype(), shape.clone())?;
+        let dtype = if self.centred { x.dtype() } else { inputs.tensor(1)?.dtype() };
+        let y = Wide::Float(y).narrow(dtype, shape.clone())?;
         let statistics = |values: Vec<f64>| {
             let shape: Shape = shape.iter().enumerate().map(|(i, &d)| if i < axis { d } else { 1 }).collect();
             Wide::Float(values).narrow(DType::F32, shape)
         };
-        Ok(vec![y.into(), statistics(means)?.into(), statistics(inverse_deviations)?.into()])
+        Ok(match self.centred {
+            true => vec![y.into(), statistics(means)?.into(), statistics(inverse_deviations)?.into()],
+            false => vec![y.into(), statistics(inverse_deviations)?.into()],
+        })
     }
 }
 
+/// Of every row of `(rows, extent)`: makes it `(y − mean) / √(variance + epsilon)`, and gives the mean, which counts as 0 where it is not
+/// `centred`, and `1 / √(variance + epsilon)`.
+pub(super) fn normalise(
+    y: &mut [f64],
+    (rows, extent): (usize, usize),
+    epsilon: f32,
+    centred: bool,
+) -> (Vec<f64>, Vec<f64>) {
+    if extent == 0 {
+        // The mean of nothing is no number.
+        return (vec![f64::NAN; rows], vec![f64::NAN; rows]);
+    }
+    let row = |row: &mut [f64]| {
+        let mean = if centred { row.iter().sum::<f64>() / extent as f64 } else { 0.0 };
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / extent as f64;
+        let inverse = 1.0 / (variance + f64::from(epsilon)).sqrt();
+        row.iter_mut().for_each(|x| *x = (*x - mean) * inverse);
+        (mean, inverse)
+    };
+    y.chunks_exact_mut(extent).map(row).unzip()
+}
+
 /// `y = y · scale + bias`, both broadcast to `shape`.
-fn scale_and_shift(y: &mut [f64], shape: &Shape, scale: &Tensor, bias: Option<&Tensor>) -> Result<(), OpError> {
+pub(super) fn scale_and_shift(
+    y: &mut [f64],
+    shape: &Shape,
+    scale: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<(), OpError> {
     for (tensor, is_scale) in [(Some(scale), true), (bias, false)] {
         let Some(tensor) = tensor else { continue };
         if super::broadcast_shape(&[tensor.shape(), shape])? != *shape {

@@ -8,6 +8,7 @@ mod broadcast;
 #[cfg(test)]
 pub(crate) mod cases;
 mod evaluate;
+mod heads;
 mod ml;
 mod ml_forest;
 mod movement;
@@ -312,10 +313,13 @@ operators! {
     // Elementwise, logic, types
     unary::Unary ["Abs", "Neg", "Sign", "Floor", "Ceil", "Round", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Tan", "Asin",
         "Acos", "Atan", "Sinh", "Cosh", "Tanh", "Asinh", "Acosh", "Atanh", "Erf", "Relu", "Sigmoid", "Softplus", "Softsign",
-        "HardSwish", "Mish", "LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid", "ThresholdedRelu", "Gelu", "Shrink", "Swish", "BitwiseNot"];
+        "HardSwish", "Mish", "LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid", "ThresholdedRelu", "Gelu", "Shrink", "Swish", "BitwiseNot",
+        "com.microsoft.Gelu", "com.microsoft.QuickGelu"];
     binary::Binary ["Add", "Sub", "Mul", "Div", "Pow", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or",
         "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "PRelu", "Mod", "BitShift"];
     swiglu::SwiGlu ["SwiGLU"];
+    bias_gelu::BiasGelu ["com.microsoft.BiasGelu", "com.microsoft.FastGelu"];
+    bias_split_gelu::BiasSplitGelu ["com.microsoft.BiasSplitGelu"];
     variadic::Variadic ["Sum", "Mean", "Min", "Max"];
     select_where::Where ["Where"];
     predicate::Predicate ["Not", "IsNaN", "IsInf"];
@@ -397,7 +401,9 @@ operators! {
     // Normalisation, reduction, recurrence, quantization
     softmax::Softmax ["Softmax", "LogSoftmax", "Hardmax"];
     batch_norm::BatchNorm ["BatchNormalization"];
-    layer_norm::LayerNorm ["LayerNormalization", "RMSNormalization"];
+    layer_norm::LayerNorm ["LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"];
+    skip_layer_norm::SkipLayerNorm ["com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization"];
+    embed_layer_norm::EmbedLayerNorm ["com.microsoft.EmbedLayerNormalization"];
     reduce::Reduce [
         "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
         "ReduceLogSumExp", "ReduceSumSquare",
@@ -424,6 +430,16 @@ operators! {
     optimizer::Optimizer [
         "ai.onnx.preview.training.Adagrad", "ai.onnx.preview.training.Adam", "ai.onnx.preview.training.Momentum",
     ];
+    // Attention
+    attention::Attention ["Attention"];
+    rotary_embedding::RotaryEmbedding ["RotaryEmbedding", "com.microsoft.RotaryEmbedding"];
+    tensor_scatter::TensorScatter ["TensorScatter"];
+    linear_attention::LinearAttention ["LinearAttention"];
+    causal_conv::CausalConv ["CausalConvWithState"];
+    flex_attention::FlexAttention ["ai.onnx.preview.FlexAttention"];
+    projected_attention::ProjectedAttention ["com.microsoft.Attention"];
+    multi_head_attention::MultiHeadAttention ["com.microsoft.MultiHeadAttention"];
+    group_query_attention::GroupQueryAttention ["com.microsoft.GroupQueryAttention"];
 
     // Classical machine learning
     ml_linear::Linear ["ai.onnx.ml.LinearRegressor", "ai.onnx.ml.LinearClassifier"];

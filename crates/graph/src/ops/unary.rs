@@ -127,6 +127,7 @@ impl Operator for Unary {
                 other => return Err(node.corrupt(format!("approximate is '{other}', expected none or tanh"))),
             },
             "Swish" => Swish { alpha: node.float("alpha", 1.0)? },
+            "QuickGelu" => Swish { alpha: node.float("alpha", 1.702)? },
             "BitwiseNot" => BitwiseNot,
             "Shrink" => Shrink { lambda: node.float("lambd", 0.5)?, bias: node.float("bias", 0.0)? },
             other => return Err(node.unsupported(format!("function {other}"))),

@@ -75,7 +75,7 @@ fn normalised(subject: &Subject, node: &Node) -> Option<Patch> {
     let mut patch = Patch::new();
     let scale = patch.constant(format!("{}.scale", node.name), Constant::new(ones));
     let axis = first as i64 - shape.len() as i64;
-    let op = LayerNorm { axis, epsilon, centred: true };
+    let op = LayerNorm { axis, epsilon, centred: true, with_deviation: false };
     let normalised = patch.node(&node.name, op, &[Some(input.into()), Some(scale)]);
     patch.replace(node.outputs[0], normalised);
     Some(patch)
