@@ -160,7 +160,7 @@ fn first_use(signature: &Signature, symbol: &str, before: usize) -> String {
     found.map(|binding| binding.name.clone()).unwrap_or_default()
 }
 
-fn mismatch(name: &str, expected: &Fact, input: &Input<'_>) -> RunError {
+pub(crate) fn mismatch(name: &str, expected: &Fact, input: &Input<'_>) -> RunError {
     let actual = match input {
         Input::View(view) => format!("{}{}", view.dtype(), Shape::new(view.shape())),
         Input::Value(value) => describe(value),

@@ -1,16 +1,20 @@
 //! The CPU: a plan lowered to SIMD kernels over one arena.
 //!
-//! For every set of input shapes there is a *shape plan* ([`plan`]): concrete steps, layouts and offsets, made once and kept in a bounded
-//! cache. A run wakes the threads once; they walk the steps together, each computing its part of every output. What no kernel
-//! here takes runs by the operator's reference evaluation, and the placement says so.
+//! A graph is cut into regions whose shapes follow from those of what enters them, and nodes that are interpreted between them
+//! ([`schedule`]); most models are one region. For every set of input shapes a region has a *shape plan* ([`plan`]): concrete steps,
+//! layouts and offsets, made once and kept in a bounded cache. Its run wakes the threads once; they walk the steps together, each computing
+//! its part of every output. What no kernel here takes runs by the operator's reference evaluation, and the placement says so.
 #![allow(unsafe_code)] // arena slicing and the thread pool
 
-mod dynamic;
+mod eager;
 mod executable;
 mod frame;
 mod lower;
 mod plan;
 mod pool;
+mod program;
+mod schedule;
+mod segment;
 mod weights;
 
 use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Precision, Support};

@@ -1,28 +1,54 @@
-//! Concrete steps for one set of input shapes, and how they are made.
+//! Concrete steps for one region and one set of input shapes, and how they are made.
 
 use super::{
     Device,
-    frame::{Buffer, Frame, Place, Placed, Worker},
+    frame::{Buffer, Place, Placed},
     lower::{self, Lowered},
     weights::{Packed, Recipe},
 };
 use crate::{ResourceError, RunError};
 use cutover_graph::{
-    Fact, Graph, Node, NodeId, Plan, TensorFact, ValueId,
+    Fact, Graph, Node, NodeId, TensorFact, ValueId,
     ops::{Facts, InferContext},
     plan::arena::{Interval, place},
 };
 use cutover_tensor::{DType, Shape, Tensor};
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 /// Alignment of arena buffers: a cache line, an AVX-512 register.
 const ALIGNMENT: usize = 64;
 
+/// Bytes that the steps of a plan read and write, up to which waking threads takes longer than they save.
+const SMALL_BYTES: usize = 64 << 10;
+
+/// Nodes that are compiled together, in the order they run.
+#[derive(Debug, PartialEq)]
+pub(super) struct Region {
+    pub nodes: Vec<NodeId>,
+    /// Values that come from outside, constants not among them.
+    pub inputs: Vec<ValueId>,
+    pub outputs: Vec<ValueId>,
+}
+
+/// A graph that regions are cut from, with what is known of it before a run.
+#[derive(Clone, Copy)]
+pub(super) struct Setting<'a> {
+    pub graph: &'a Graph,
+    /// By value.
+    pub constants: &'a [Option<Fact>],
+}
+
 /// All that a run of one set of input shapes needs.
 pub(super) struct ShapePlan {
-    /// Shapes of the inputs it is for.
-    pub inputs: Vec<Shape>,
+    /// What the inputs are that it is for: their types and shapes, and the elements of those that shapes were computed from.
+    pub inputs: Vec<TensorFact>,
+    pub input_shapes: Vec<Shape>,
     pub outputs: Vec<PlannedOutput>,
+    /// Whether one thread is done before others are awake.
+    pub is_small: bool,
     pub steps: Vec<PlannedStep>,
     pub placed: Vec<Placed>,
     pub arena_bytes: usize,
@@ -70,11 +96,20 @@ struct Building {
     holders: Vec<ValueId>,
 }
 
-/// Why no static plan can be made.
+/// Why no plan can be made.
 pub(super) enum NoPlan {
-    /// A shape or a kind of value that only data decides: the graph runs node by node.
-    Dynamic,
+    /// A shape that the region's inputs do not decide.
+    Undecided(Undecided),
     Error(RunError),
+}
+
+/// Nodes whose results have shapes that those of a region's inputs, and their small integers, do not decide.
+#[derive(Debug, Default)]
+pub(super) struct Undecided {
+    /// They follow from elements that the region computes itself: decided once those are there.
+    pub late: Vec<NodeId>,
+    /// Only running the node tells.
+    pub interpreted: Vec<NodeId>,
 }
 
 impl From<RunError> for NoPlan {
@@ -87,10 +122,11 @@ impl From<RunError> for NoPlan {
 pub(super) struct Builder<'a> {
     pub graph: &'a Graph,
     pub device: &'a Device,
-    /// By value; concrete.
-    facts: Vec<Option<TensorFact>>,
+    constants: &'a [Option<Fact>],
+    /// By value; concrete tensors. Constants are in `constants`.
+    facts: Vec<Option<Fact>>,
     held: Vec<Held>,
-    /// Readers to come, graph outputs among them.
+    /// Readers to come, the region's outputs among them.
     readers: Vec<usize>,
     buffers: Vec<Building>,
     steps: Vec<PlannedStep>,
@@ -100,45 +136,39 @@ pub(super) struct Builder<'a> {
     kernel: &'static str,
 }
 
-/// Lowers `plan` for inputs of `shapes`.
-pub(super) fn build(plan: &Plan, device: &Device, inputs: &[(DType, Shape)]) -> Result<ShapePlan, NoPlan> {
-    let graph = plan.graph();
+/// Lowers `region` for inputs of which `inputs` is known: concrete shapes, and elements where shapes follow from them.
+pub(super) fn build(
+    setting: Setting<'_>,
+    device: &Device,
+    region: &Region,
+    inputs: Vec<TensorFact>,
+) -> Result<ShapePlan, NoPlan> {
+    let graph = setting.graph;
     let count = graph.value_count();
-    let Some(&first) = plan.order().first() else { return Err(NoPlan::Dynamic) };
+    let facts = infer(setting, region, &inputs)?;
     let mut builder = Builder {
         graph,
         device,
-        facts: vec![None; count],
+        constants: setting.constants,
+        facts,
         held: vec![Held::default(); count],
         readers: vec![0; count],
         buffers: Vec::new(),
         steps: Vec::new(),
         packed: HashMap::new(),
         workspace_len: 0,
-        current: first,
+        current: region.nodes[0],
         kernel: "",
     };
-    for (id, value) in graph.values() {
-        if let Some(constant) = graph.constant(id) {
-            builder.facts[id.index()] = Some(TensorFact::of_tensor(&constant.tensor));
-        }
-        // Containers and strings have no place in an arena.
-        let is_plain = value.fact.as_tensor().is_some_and(|fact| fact.dtype != DType::String);
-        if !is_plain && !matches!(value.source, cutover_graph::Source::Removed) {
-            return Err(NoPlan::Dynamic);
-        }
-    }
-    for (index, (&id, (dtype, shape))) in graph.inputs().iter().zip(inputs).enumerate() {
-        builder.facts[id.index()] = Some(TensorFact::of_constant_shape(*dtype, shape));
-        let buffer = builder.add(Some(Place::Input(index)), byte_len(*dtype, shape)?);
+    for (index, &id) in region.inputs.iter().enumerate() {
+        let buffer = builder.add(Some(Place::Input(index)), byte_len(builder.fact(id).dtype, &builder.shape(id))?);
         builder.hold_plain(id, buffer);
     }
-    builder.infer(plan)?;
-    for (_, node) in graph.nodes() {
-        node.inputs.iter().flatten().for_each(|v| builder.readers[v.index()] += 1);
+    for &id in &region.nodes {
+        graph.node(id).inputs.iter().flatten().for_each(|v| builder.readers[v.index()] += 1);
     }
-    graph.outputs().iter().for_each(|v| builder.readers[v.index()] += 1);
-    for &id in plan.order() {
+    region.outputs.iter().for_each(|v| builder.readers[v.index()] += 1);
+    for &id in &region.nodes {
         builder.current = id;
         let node = graph.node(id);
         let wanted = node.outputs.iter().any(|o| builder.readers[o.index()] > 0);
@@ -149,7 +179,70 @@ pub(super) fn build(plan: &Plan, device: &Device, inputs: &[(DType, Shape)]) -> 
             builder.readers[input.index()] -= 1;
         }
     }
-    builder.finish(inputs)
+    builder.finish(region, inputs)
+}
+
+/// Concrete facts of everything a region computes, from those of its inputs.
+pub(super) fn infer(
+    setting: Setting<'_>,
+    region: &Region,
+    inputs: &[TensorFact],
+) -> Result<Vec<Option<Fact>>, NoPlan> {
+    let graph = setting.graph;
+    let mut facts: Vec<Option<Fact>> = vec![None; graph.value_count()];
+    for (&id, fact) in region.inputs.iter().zip(inputs) {
+        facts[id.index()] = Some(Fact::Tensor(fact.clone()));
+    }
+    let mut undecided = Undecided::default();
+    let mut made: HashSet<ValueId> = HashSet::new();
+    for &id in &region.nodes {
+        let node = graph.node(id);
+        let fact = |v: ValueId| facts[v.index()].as_ref().or(setting.constants[v.index()].as_ref());
+        let known: Vec<Option<&Fact>> = node.inputs.iter().map(|input| input.and_then(fact)).collect();
+        if node.inputs.iter().zip(&known).any(|(input, fact)| input.is_some() && fact.is_none()) {
+            continue;
+        }
+        let context = InferContext { node: &node.name, outputs: node.outputs.len() };
+        let inferred = node.op.infer(Facts(&known), &context).map_err(|source| RunError::Op {
+            node: node.name.clone(),
+            op: node.op.name(),
+            source,
+        })?;
+        if inferred.iter().take(node.outputs.len()).all(is_concrete) && inferred.len() >= node.outputs.len() {
+            for (&output, fact) in node.outputs.iter().zip(inferred) {
+                facts[output.index()] = Some(fact);
+                made.insert(output);
+            }
+            continue;
+        }
+        let waits = |input: &&ValueId| made.contains(input) && fact(**input).is_some_and(could_be_known);
+        match node.inputs.iter().flatten().any(|input| waits(&input)) {
+            true => undecided.late.push(id),
+            false => undecided.interpreted.push(id),
+        }
+    }
+    if undecided.is_empty() { Ok(facts) } else { Err(NoPlan::Undecided(undecided)) }
+}
+
+/// Whether a plan can be made with it: a tensor of fixed-size elements, and the extents are numbers.
+fn is_concrete(fact: &Fact) -> bool {
+    let extents = |fact: &TensorFact| fact.shape.iter().flatten().all(|d| d.as_const().is_some_and(|d| d >= 0));
+    fact.as_tensor().is_some_and(|fact| fact.shape.is_some() && extents(fact) && fact.dtype != DType::String)
+}
+
+/// Whether these elements are such as shapes follow from, and not known yet.
+pub(super) fn could_be_known(fact: &Fact) -> bool {
+    fact.as_tensor().is_some_and(|fact| {
+        matches!(fact.dtype, DType::I64 | DType::I32 | DType::Bool | DType::F32)
+            && fact.constant_count().is_some_and(|count| count <= TensorFact::VALUE_LIMIT)
+            && fact.constant_value().is_none()
+    })
+}
+
+impl Undecided {
+    pub fn is_empty(&self) -> bool {
+        self.late.is_empty() && self.interpreted.is_empty()
+    }
 }
 
 fn byte_len(dtype: DType, shape: &[usize]) -> Result<usize, NoPlan> {
@@ -162,34 +255,6 @@ fn byte_len(dtype: DType, shape: &[usize]) -> Result<usize, NoPlan> {
 }
 
 impl Builder<'_> {
-    /// Concrete facts of everything, from those of the inputs.
-    fn infer(&mut self, plan: &Plan) -> Result<(), NoPlan> {
-        for &id in plan.order() {
-            let node = self.graph.node(id);
-            let facts: Vec<Option<Fact>> =
-                node.inputs.iter().map(|i| i.and_then(|i| self.facts[i.index()].clone().map(Fact::Tensor))).collect();
-            if node.inputs.iter().zip(&facts).any(|(input, fact)| input.is_some() && fact.is_none()) {
-                return Err(NoPlan::Dynamic);
-            }
-            let borrowed: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
-            let context = InferContext { node: &node.name, outputs: node.outputs.len() };
-            let inferred = node.op.infer(Facts(&borrowed), &context).map_err(|source| RunError::Op {
-                node: node.name.clone(),
-                op: node.op.name(),
-                source,
-            })?;
-            for (&output, fact) in node.outputs.iter().zip(inferred) {
-                match fact {
-                    Fact::Tensor(fact) if fact.constant_shape().is_some() && fact.dtype != DType::String => {
-                        self.facts[output.index()] = Some(fact);
-                    }
-                    _ => return Err(NoPlan::Dynamic),
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn lower(&mut self, node: &Node) -> Result<(), NoPlan> {
         self.kernel = lower::kernel_name(self.graph, node);
         if lower::lower(self, node)? {
@@ -199,9 +264,9 @@ impl Builder<'_> {
         lower::fallback::lower(self, node)
     }
 
-    fn finish(mut self, inputs: &[(DType, Shape)]) -> Result<ShapePlan, NoPlan> {
+    fn finish(mut self, region: &Region, inputs: Vec<TensorFact>) -> Result<ShapePlan, NoPlan> {
         // A buffer that nothing reads any more keeps its last step's time.
-        let outputs = self.graph.outputs().to_vec();
+        let outputs = &region.outputs;
         let end = self.steps.len() + outputs.len();
         for (index, &id) in outputs.iter().enumerate() {
             let from = self.plain(id)?;
@@ -231,8 +296,11 @@ impl Builder<'_> {
             let fact = self.fact(*id);
             PlannedOutput { dtype: fact.dtype, shape: self.shape(*id) }
         };
+        let touched = self.buffers.iter().filter(|b| b.last >= b.first).map(|b| b.bytes);
         Ok(ShapePlan {
-            inputs: inputs.iter().map(|(_, shape)| shape.clone()).collect(),
+            input_shapes: region.inputs.iter().map(|&id| self.shape(id)).collect(),
+            is_small: touched.fold(0, usize::saturating_add) <= SMALL_BYTES,
+            inputs,
             outputs: outputs.iter().map(planned).collect(),
             placed: self
                 .buffers
@@ -248,7 +316,8 @@ impl Builder<'_> {
     // What lowerings ask.
 
     pub fn fact(&self, id: ValueId) -> &TensorFact {
-        self.facts[id.index()].as_ref().expect("inferred before anything is lowered")
+        let fact = self.facts[id.index()].as_ref().or(self.constants[id.index()].as_ref());
+        fact.and_then(Fact::as_tensor).expect("inferred before anything is lowered")
     }
 
     pub fn shape(&self, id: ValueId) -> Shape {
@@ -469,14 +538,4 @@ impl Builder<'_> {
         }
         self.steps.push(PlannedStep { lowered, node: self.current, kernel: self.kernel });
     }
-}
-
-/// Runs one step's part of a thread.
-pub(super) fn run(
-    step: &PlannedStep,
-    frame: &Frame<'_>,
-    worker: &mut Worker<'_>,
-    level: cutover_kernels::cpu::IsaLevel,
-) -> Result<(), RunError> {
-    step.lowered.run(frame, worker, level)
 }

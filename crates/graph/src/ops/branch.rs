@@ -2,7 +2,7 @@
 
 use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Subgraph,
-    subgraph::{captured, either},
+    subgraph::{Run, captured, either},
 };
 use crate::{Fact, ImportError, OpError};
 use cutover_tensor::Value;
@@ -47,11 +47,21 @@ impl Operator for Branch {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
-        let (branch, from) = match condition(&inputs, 0)? {
-            true => (&self.then_branch, 1),
-            false => (&self.else_branch, 1 + self.then_branch.captured()),
+        self.eval_with(inputs, &mut |which, given| self.subgraphs()[which].eval(given, context))
+    }
+}
+
+impl Branch {
+    pub(super) fn subgraphs(&self) -> [&Subgraph; 2] {
+        [&self.then_branch, &self.else_branch]
+    }
+
+    pub(super) fn eval_with<E: From<OpError>>(&self, inputs: Inputs<'_>, run: &mut Run<'_, E>) -> Result<Vec<Value>, E> {
+        let (which, from) = match condition(&inputs, 0)? {
+            true => (0, 1),
+            false => (1, 1 + self.then_branch.captured()),
         };
-        branch.eval(captured(branch, &inputs, from)?, context)
+        run(which, captured(self.subgraphs()[which], &inputs, from)?)
     }
 }
 

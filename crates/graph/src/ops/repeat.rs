@@ -4,7 +4,7 @@ use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Subgraph,
     branch::{condition, truth},
     stacked::{Stack, stacked_fact},
-    subgraph::{captured, either, own_inputs},
+    subgraph::{Run, captured, either, own_inputs},
 };
 use crate::{Fact, ImportError, OpError};
 use cutover_tensor::{Tensor, Value};
@@ -64,30 +64,43 @@ impl Operator for Repeat {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        self.eval_with(inputs, context, &mut |_, given| self.body.eval(given, context))
+    }
+}
+
+impl Repeat {
+    pub(super) fn eval_with<E: From<OpError>>(
+        &self,
+        inputs: Inputs<'_>,
+        context: &EvalContext,
+        run: &mut Run<'_, E>,
+    ) -> Result<Vec<Value>, E> {
         let carried = self.carried();
         let trips_max = match inputs.get(0) {
             Some(_) => match inputs.integers(0)?.as_slice() {
                 [trips] => Some(*trips),
-                other => return Err(OpError::input(format!("{} numbers of iterations, 1 expected", other.len()))),
+                other => {
+                    return Err(OpError::input(format!("{} numbers of iterations, 1 expected", other.len())).into());
+                }
             },
             None => None,
         };
         let mut goes_on = if inputs.get(1).is_some() { condition(&inputs, 1)? } else { true };
         let missing = |at: usize| OpError::input(format!("input {at} is missing"));
         let mut state: Vec<Value> =
-            (2..2 + carried).map(|at| inputs.get(at).cloned().ok_or_else(|| missing(at))).collect::<Result<_, _>>()?;
+            (2..2 + carried).map(|at| inputs.get(at).cloned().ok_or_else(|| missing(at))).collect::<Result<_, OpError>>()?;
         let outer = captured(&self.body, &inputs, 2 + carried)?;
         let elements = self.body.graph().outputs().len() - 1 - carried;
         let mut stacks: Vec<Stack> = (0..elements).map(|_| Stack::default()).collect();
         let mut trip = 0i64;
         while goes_on && trips_max.is_none_or(|most| trip < most) {
             if trip as u64 >= context.max_trips {
-                return Err(OpError::Resource(format!("a loop of more than {} iterations", context.max_trips)));
+                return Err(OpError::Resource(format!("a loop of more than {} iterations", context.max_trips)).into());
             }
-            let mut given = vec![Tensor::scalar(trip).into(), Tensor::from_bools([], &[true])?.into()];
+            let mut given = vec![Tensor::scalar(trip).into(), Tensor::from_bools([], &[true]).map_err(OpError::from)?.into()];
             given.append(&mut state);
             given.extend(outer.iter().cloned());
-            let mut made = self.body.eval(given, context)?.into_iter();
+            let mut made = run(0, given)?.into_iter();
             let condition = made.next().and_then(Value::into_tensor);
             goes_on = truth(&condition.ok_or_else(|| OpError::input("the body's condition is not a tensor"))?)?;
             state.extend(made.by_ref().take(carried));

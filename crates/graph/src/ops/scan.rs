@@ -3,7 +3,7 @@
 use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Subgraph, normalize_axis,
     stacked::{Stack, element, stacked_fact},
-    subgraph::{captured, either, own_inputs},
+    subgraph::{Run, captured, either, own_inputs},
 };
 use crate::{Dim, Fact, Graph, ImportError, OpError};
 use cutover_tensor::{Tensor, Value};
@@ -96,10 +96,21 @@ impl Operator for Scan {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        self.eval_with(inputs, context, &mut |_, given| self.body.eval(given, context))
+    }
+}
+
+impl Scan {
+    pub(super) fn eval_with<E: From<OpError>>(
+        &self,
+        inputs: Inputs<'_>,
+        context: &EvalContext,
+        run: &mut Run<'_, E>,
+    ) -> Result<Vec<Value>, E> {
         let states = self.states();
         let missing = |at: usize| OpError::input(format!("input {at} is missing"));
         let mut state: Vec<Value> =
-            (0..states).map(|at| inputs.get(at).cloned().ok_or_else(|| missing(at))).collect::<Result<_, _>>()?;
+            (0..states).map(|at| inputs.get(at).cloned().ok_or_else(|| missing(at))).collect::<Result<_, OpError>>()?;
         let mut sequences: Vec<(&Tensor, usize, bool)> = Vec::new();
         for (at, scanned) in self.inputs.iter().enumerate() {
             let tensor = inputs.tensor(states + at)?;
@@ -108,7 +119,7 @@ impl Operator for Scan {
         let length = |&(tensor, axis, _): &(&Tensor, usize, bool)| tensor.shape()[axis];
         let lengths: Vec<usize> = sequences.iter().map(length).collect();
         if lengths.iter().any(|&l| l != lengths[0]) {
-            return Err(OpError::input(format!("sequences of lengths {lengths:?}: one length expected")));
+            return Err(OpError::input(format!("sequences of lengths {lengths:?}: one length expected")).into());
         }
         let outer = captured(&self.body, &inputs, self.body.formal())?;
         let mut stacks: Vec<Stack> = self.outputs.iter().map(|_| Stack::default()).collect();
@@ -119,7 +130,7 @@ impl Operator for Scan {
                 given.push(element(tensor, axis, at)?.into());
             }
             given.extend(outer.iter().cloned());
-            let mut made = self.body.eval(given, context)?.into_iter();
+            let mut made = run(0, given)?.into_iter();
             state.extend(made.by_ref().take(states));
             for (stack, value) in stacks.iter_mut().zip(made) {
                 stack.push(value, context)?;

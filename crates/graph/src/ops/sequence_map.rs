@@ -1,7 +1,8 @@
 //! A graph for every element of a sequence.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Subgraph, subgraph::captured,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Subgraph,
+    subgraph::{Run, captured},
 };
 use crate::{Fact, ImportError, OpError};
 use cutover_tensor::Value;
@@ -35,9 +36,15 @@ impl Operator for SequenceMap {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        self.eval_with(inputs, &mut |_, given| self.body.eval(given, context))
+    }
+}
+
+impl SequenceMap {
+    pub(super) fn eval_with<E: From<OpError>>(&self, inputs: Inputs<'_>, run: &mut Run<'_, E>) -> Result<Vec<Value>, E> {
         let formal = self.body.formal();
         let Some(Value::Sequence(first)) = inputs.get(0) else {
-            return Err(OpError::input("input 0 must be a sequence"));
+            return Err(OpError::input("input 0 must be a sequence").into());
         };
         let outer = captured(&self.body, &inputs, formal)?;
         let mut outputs = vec![Vec::with_capacity(first.len()); self.body.graph().outputs().len()];
@@ -50,9 +57,9 @@ impl Operator for SequenceMap {
                 Some(value) => Ok(value.clone()),
                 None => Err(OpError::input(format!("input {input} is missing"))),
             });
-            let mut given: Vec<Value> = given.collect::<Result<_, _>>()?;
+            let mut given: Vec<Value> = given.collect::<Result<_, OpError>>()?;
             given.extend(outer.iter().cloned());
-            for (output, value) in outputs.iter_mut().zip(self.body.eval(given, context)?) {
+            for (output, value) in outputs.iter_mut().zip(run(0, given)?) {
                 output.push(value);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{EvalContext, select, select_from};
 use crate::{Dim, Fact, OpError, TensorFact};
-use cutover_tensor::{Tensor, Value};
+use cutover_tensor::{DType, Tensor, Value};
 
 /// The elements of a tensor that an iteration after the other makes.
 #[derive(Default)]
@@ -44,15 +44,26 @@ impl Stack {
         let axis = new_axis(axis, of_one.len())?;
         let mut shape = of_one.clone();
         shape.insert(axis, self.tensors.len());
-        let inner: usize = of_one[axis..].iter().product();
-        let count = self.tensors.len();
-        let views: Vec<&Tensor> = self.tensors.iter().collect();
+        let (dtype, inner) = (first.dtype(), of_one[axis..].iter().product::<usize>());
         let outer: usize = of_one[..axis].iter().product();
-        let sources = (0..outer * count * inner).map(|at| {
-            let (row, within) = (at / inner, at % inner);
-            (row % count, row / count * inner + within)
-        });
-        select_from(&views, shape, sources)
+        let count = self.tensors.len();
+        if dtype == DType::String || dtype.bits() < 8 {
+            let views: Vec<&Tensor> = self.tensors.iter().collect();
+            let sources = (0..outer * count * inner).map(|at| {
+                let (row, within) = (at / inner, at % inner);
+                (row % count, row / count * inner + within)
+            });
+            return select_from(&views, shape, sources);
+        }
+        let mut stack = Tensor::zeros(dtype, shape)?;
+        let width = inner * dtype.bits() / 8;
+        let to = stack.bytes_mut();
+        for (at, tensor) in self.tensors.iter().enumerate().filter(|_| width > 0) {
+            for (row, from) in tensor.bytes().chunks_exact(width).enumerate() {
+                to[(row * count + at) * width..][..width].copy_from_slice(from);
+            }
+        }
+        Ok(stack)
     }
 }
 
@@ -75,5 +86,12 @@ pub(super) fn element(tensor: &Tensor, axis: usize, at: usize) -> Result<Tensor,
     let extent = shape.remove(axis);
     let inner: usize = shape[axis..].iter().product();
     let count = shape.iter().product::<usize>();
-    select(tensor, shape, (0..count).map(|i| (i / inner * extent + at) * inner + i % inner))
+    let width = inner * tensor.dtype().bits() / 8;
+    if tensor.dtype() == DType::String || tensor.dtype().bits() < 8 || count == 0 {
+        return select(tensor, shape, (0..count).map(|i| (i / inner * extent + at) * inner + i % inner));
+    }
+    let mut element = Tensor::zeros(tensor.dtype(), shape)?;
+    let from = tensor.bytes().chunks_exact(width).skip(at).step_by(extent);
+    element.bytes_mut().chunks_exact_mut(width).zip(from).for_each(|(to, from)| to.copy_from_slice(from));
+    Ok(element)
 }

@@ -3,7 +3,7 @@
 //! A subgraph is closed: what it uses of the graph around it are its last inputs, and inputs of its node. So the graph around it is
 //! like any other, and only the ONNX file has names that reach outwards.
 
-use super::{EvalContext, Facts, InferContext, Inputs};
+use super::{EvalContext, Facts, InferContext, Inputs, Op};
 use crate::{Dim, Fact, Graph, GraphError, NodeId, OpError, Source, Symbol, TensorFact, ValueId};
 use cutover_tensor::Value;
 use std::{collections::BTreeSet, fmt, sync::Arc};
@@ -116,6 +116,38 @@ impl Subgraph {
             values[id.index()].clone().ok_or_else(missing)
         };
         graph.outputs().iter().map(take).collect()
+    }
+}
+
+/// How one of an operator's graphs is run: its number among [`Op::subgraphs`], then its inputs.
+pub type Run<'a, E> = dyn FnMut(usize, Vec<Value>) -> Result<Vec<Value>, E> + 'a;
+
+impl Op {
+    /// The graphs it holds.
+    pub fn subgraphs(&self) -> Vec<&Subgraph> {
+        match self {
+            Op::Branch(op) => op.subgraphs().to_vec(),
+            Op::Repeat(op) => vec![&op.body],
+            Op::Scan(op) => vec![&op.body],
+            Op::SequenceMap(op) => vec![&op.body],
+            _ => Vec::new(),
+        }
+    }
+
+    /// As [`Op::eval`], with `run` in place of the evaluation of its graphs; `None` where it holds none.
+    pub fn eval_with<E: From<OpError>>(
+        &self,
+        inputs: Inputs<'_>,
+        context: &EvalContext,
+        run: &mut Run<'_, E>,
+    ) -> Option<Result<Vec<Value>, E>> {
+        match self {
+            Op::Branch(op) => Some(op.eval_with(inputs, run)),
+            Op::Repeat(op) => Some(op.eval_with(inputs, context, run)),
+            Op::Scan(op) => Some(op.eval_with(inputs, context, run)),
+            Op::SequenceMap(op) => Some(op.eval_with(inputs, run)),
+            _ => None,
+        }
     }
 }
 
