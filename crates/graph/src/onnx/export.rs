@@ -57,7 +57,7 @@ pub enum ExportError {
 /// names they have.
 ///
 /// # Errors
-/// A file that can't be written; an operator of the user's own, which has no ONNX spelling.
+/// A file that can't be written; an operator of the user's own, which has no ONNX spelling, or a form that newer opsets dropped.
 pub fn export(graph: &Graph, path: &Path, weights: &Weights) -> Result<(), ExportError> {
     let io = |path: &Path, source| ExportError::Io { path: path.display().to_string(), source };
     let mut writer = Writer::new(graph)?;
@@ -242,6 +242,10 @@ impl<'a> Writer<'a> {
             let message = format!("{} is the user's own operator, and has no ONNX spelling", node.op.name());
             return Err(ExportError::Node { node: node.name.clone(), message });
         };
+        if let Some(last) = spelling.until.filter(|_| spelling.domain.is_empty()) {
+            let message = format!("this form of {} ended with opset {last}, and {EXPORT_OPSET} is written", node.op.name());
+            return Err(ExportError::Node { node: node.name.clone(), message });
+        }
         let name = |id: &Option<ValueId>| id.map_or(String::new(), |id| self.name(id));
         let mut inputs: Vec<String> = node.inputs.iter().map(name).collect();
         let mut outputs: Vec<String> = node.outputs.iter().map(|&o| self.name(o)).collect();

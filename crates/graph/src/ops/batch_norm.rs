@@ -1,85 +1,154 @@
-//! Batch normalisation with the statistics of the training data.
+//! Batch normalisation, with the statistics of the training data or of the batch itself.
 
 use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, conv::differ};
-use crate::{Fact, ImportError, OpError, TensorFact};
+use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::Value;
 
-/// `Y = (X − mean) / √(variance + epsilon) · scale + bias` per channel; inputs `X [n, c, …]`, and `scale`, `bias`, `mean`,
-/// `variance` of `[c]`. Training mode is not computed.
+/// `Y = (X − mean) / √(variance + epsilon) · scale + bias` per channel; inputs `X [n, c, …]` (or `[n]`, one channel), and `scale`, `bias`,
+/// `mean`, `variance` of `[c]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchNorm {
     pub epsilon: f32,
+    pub training: Option<Training>,
+    /// Every element of a sample is a channel of its own, and parameters are of `[c, …]`: `spatial = 0` before opset 9.
+    pub per_element: bool,
+}
+
+/// In training the mean and the variance are those of the batch, the variance divided by the number of elements. Further outputs: the
+/// running mean and variance, `running · momentum + of the batch · (1 − momentum)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Training {
+    pub momentum: f32,
+    /// Followed by the batch's own mean and variance, as before opset 14.
+    pub saves_statistics: bool,
 }
 
 impl Operator for BatchNorm {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(5..=5)?;
         let epsilon = node.float("epsilon", 1e-5)?;
-        // Only training reads it.
-        node.float("momentum", 0.9)?;
-        if node.opset >= 14 && node.flag("training_mode", false)? {
-            return Err(node.unsupported("training_mode"));
+        let momentum = node.float("momentum", 0.9)?;
+        if node.opset == 1 {
+            node.optional_ints("consumed_inputs")?;
         }
-        if node.opset < 9 && !node.flag("spatial", true)? {
-            return Err(node.unsupported("spatial = 0"));
+        let is_test = node.opset < 7 && node.flag("is_test", false)?;
+        let is_training = match node.opset {
+            14.. => node.flag("training_mode", false)?,
+            // The number of outputs says it.
+            _ => node.outputs > 1 && !is_test,
+        };
+        if node.outputs > 1 && !is_training {
+            return Err(node.corrupt(format!("{} outputs, which only training gives", node.outputs)));
         }
-        if node.outputs > 1 {
-            return Err(node.unsupported(format!("{} outputs, which only training gives", node.outputs)));
-        }
-        Ok(BatchNorm { epsilon }.into())
+        let training = Training { momentum, saves_statistics: node.opset < 14 && node.outputs > 3 };
+        let per_element = node.opset < 9 && !node.flag("spatial", true)?;
+        Ok(BatchNorm { epsilon, training: is_training.then_some(training), per_element }.into())
     }
 
     fn export(&self) -> Spelling {
-        Spelling::new("BatchNormalization").with("epsilon", self.epsilon)
+        let spelling = Spelling::new("BatchNormalization").with("epsilon", self.epsilon);
+        let spelling = match self.training {
+            Some(training) => spelling.with("momentum", training.momentum).with("training_mode", 1),
+            None => spelling,
+        };
+        match self.training {
+            _ if self.per_element => spelling.until(8),
+            Some(Training { saves_statistics: true, .. }) => spelling.until(13),
+            _ => spelling,
+        }
     }
 
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
         let x = inputs.tensor(0)?;
+        let expected: Option<Vec<Dim>> = x.shape.as_ref().map(|dims| match &dims[..] {
+            [] | [_] => vec![Dim::Const(1)],
+            [_, rest @ ..] => rest[..if self.per_element { rest.len() } else { 1 }].to_vec(),
+        });
         for index in 1..5 {
             let parameter = inputs.tensor(index)?;
-            let channels = x.shape.as_ref().and_then(|dims| dims.get(1));
-            let wrong =
-                parameter.shape.as_ref().is_some_and(|p| p.len() != 1 || channels.is_some_and(|c| differ(&p[0], c)));
-            if wrong || x.rank().is_some_and(|rank| rank < 2) {
+            let wrong = |expected: &[Dim]| {
+                let fits = |p: &Vec<Dim>| p.len() == expected.len() && !p.iter().zip(expected).any(|(p, e)| differ(p, e));
+                parameter.shape.as_ref().is_some_and(|p| !fits(p))
+            };
+            if x.rank() == Some(0) || expected.as_deref().is_some_and(wrong) {
                 return Err(OpError::input(format!(
                     "expected [n, c, …] and parameters of [c], got {x} and {parameter}"
                 )));
             }
         }
-        Ok(vec![TensorFact { value: None, ..x.clone() }.into()])
+        let y = TensorFact { value: None, ..x.clone() };
+        let mut facts = vec![y.into()];
+        if self.training.is_some() {
+            let statistic = |index: usize| -> Result<Fact, OpError> {
+                let dtype = inputs.tensor(index)?.dtype;
+                Ok(TensorFact { dtype, shape: expected.clone(), value: None }.into())
+            };
+            facts.extend([statistic(3)?, statistic(4)?, statistic(3)?, statistic(4)?]);
+        }
+        Ok(facts)
     }
 
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
         let x = inputs.tensor(0)?;
-        let [_, channels, spatial @ ..] = x.shape().dims() else {
-            return Err(OpError::input(format!("expected [n, c, …], got {}", x.shape())));
+        let shape = match x.shape().dims() {
+            [] => return Err(OpError::input(format!("expected [n, c, …], got {}", x.shape()))),
+            [_] => &[1][..],
+            [_, rest @ ..] => &rest[..if self.per_element { rest.len() } else { 1 }],
         };
+        let channels: usize = shape.iter().product();
         let parameter = |index: usize| {
             let values = Wide::floats(inputs.tensor(index)?)?;
-            match values.len() == *channels {
+            match values.len() == channels {
                 true => Ok(values),
                 false => {
                     Err(OpError::input(format!("input {index} must have {channels} elements, has {}", values.len())))
                 }
             }
         };
-        let (scale, bias, mean, variance) = (parameter(1)?, parameter(2)?, parameter(3)?, parameter(4)?);
+        let (scale, bias, mut mean, mut variance) = (parameter(1)?, parameter(2)?, parameter(3)?, parameter(4)?);
         let mut y = Wide::floats(x)?;
-        let plane: usize = spatial.iter().product();
-        if plane > 0 {
-            for (index, plane) in y.chunks_exact_mut(plane).enumerate() {
-                let c = index % channels;
-                let inverse = 1.0 / (variance[c] + f64::from(self.epsilon)).sqrt();
-                plane.iter_mut().for_each(|x| *x = (*x - mean[c]) * inverse * scale[c] + bias[c]);
+        // Elements that follow each other in one channel.
+        let plane: usize = x.shape().dims().iter().skip(1 + shape.len()).product();
+        let channel = |i: usize| i / plane % channels;
+        let mut statistics = Vec::new();
+        if let Some(training) = self.training {
+            let (of_batch, of_squares) = moments(&y, channels, channel);
+            for (running, batch, index) in [(&mean, &of_batch, 3), (&variance, &of_squares, 4)] {
+                let momentum = f64::from(training.momentum);
+                let next = running.iter().zip(batch).map(|(r, b)| r * momentum + b * (1.0 - momentum));
+                statistics.push((next.collect::<Vec<_>>(), index));
             }
+            statistics.extend([(of_batch.clone(), 3), (of_squares.clone(), 4)]);
+            (mean, variance) = (of_batch, of_squares);
         }
-        Ok(vec![Wide::Float(y).narrow(x.dtype(), x.shape().clone())?.into()])
+        for (i, x) in y.iter_mut().enumerate() {
+            let c = channel(i);
+            let inverse = 1.0 / (variance[c] + f64::from(self.epsilon)).sqrt();
+            *x = (*x - mean[c]) * inverse * scale[c] + bias[c];
+        }
+        let mut results = vec![Wide::Float(y).narrow(x.dtype(), x.shape().clone())?.into()];
+        for (values, index) in statistics {
+            results.push(Wide::Float(values).narrow(inputs.tensor(index)?.dtype(), shape)?.into());
+        }
+        Ok(results)
     }
+}
+
+/// Mean and variance of every channel; of nothing they are no number.
+fn moments(x: &[f64], channels: usize, channel: impl Fn(usize) -> usize) -> (Vec<f64>, Vec<f64>) {
+    let count = (x.len() / channels.max(1)) as f64;
+    let mut mean = vec![0.0; channels];
+    x.iter().enumerate().for_each(|(i, x)| mean[channel(i)] += x);
+    mean.iter_mut().for_each(|m| *m /= count);
+    let mut variance = vec![0.0; channels];
+    x.iter().enumerate().for_each(|(i, x)| variance[channel(i)] += (x - mean[channel(i)]).powi(2));
+    variance.iter_mut().for_each(|v| *v /= count);
+    (mean, variance)
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::ops::cases::{case, f32s};
+    use crate::ops::cases::{Case, case, f32s};
 
     #[test]
     fn agrees_with_onnx_runtime() {
@@ -107,8 +176,38 @@ mod tests {
     }
 
     #[test]
-    fn training_is_refused() {
-        let node = case("BatchNormalization", 15).with("training_mode", 1).wave(&[1, 2]);
-        node.wave(&[2]).wave(&[2]).wave(&[2]).wave(&[2]).fails("training_mode");
+    fn training_takes_the_statistics_of_the_batch() {
+        let x = || f32s(&[2, 1, 2], &[1., 2., 3., 6.]);
+        let parameters = |case: Case| {
+            let one = |value: f32| f32s(&[1], &[value]);
+            case.input(x()).input(one(2.0)).input(one(1.0)).input(one(10.0)).input(one(100.0))
+        };
+        // Mean 3, variance 3.5; √3.5 is 1.87083.
+        let y = || f32s(&[2, 1, 2], &[-1.138090, -0.069045, 1.0, 4.207135]);
+        let training = parameters(case("BatchNormalization", 15).with("training_mode", 1).with("epsilon", 0.0f32));
+        training.with("momentum", 0.5f32).gives([y(), f32s(&[1], &[6.5]), f32s(&[1], &[51.75])]);
+        let old = parameters(case("BatchNormalization", 9).with("epsilon", 0.0f32)).with("momentum", 1.0f32);
+        let one = |value: f32| f32s(&[1], &[value]);
+        old.gives([y(), one(10.0), one(100.0), one(3.0), one(3.5)]);
+    }
+
+    #[test]
+    fn old_forms() {
+        let of = |opset| case("BatchNormalization", opset).with("epsilon", 0.0f32);
+        let four = |case: Case, values: [f32; 4]| {
+            let tensor = || f32s(&[2, 2], &values);
+            case.input(f32s(&[1, 2, 2], &[1., 2., 3., 4.])).input(tensor()).input(tensor()).input(tensor()).input(tensor())
+        };
+        let each = four(of(7).with("spatial", 0), [1., 1., 4., 4.]);
+        each.gives([f32s(&[1, 2, 2], &[1., 2., 2., 4.])]);
+        let one = || f32s(&[1], &[4.0]);
+        let row = of(6).with("is_test", 1).input(f32s(&[2], &[0., 8.])).input(one()).input(one()).input(one());
+        row.input(one()).gives([f32s(&[2], &[-4., 12.])]);
+    }
+
+    #[test]
+    fn outputs_of_training_need_training() {
+        let node = case("BatchNormalization", 15).wave(&[1, 2]).wave(&[2]).wave(&[2]).wave(&[2]).wave(&[2]);
+        node.outputs(3).fails("which only training gives");
     }
 }

@@ -11,6 +11,7 @@ mod evaluate;
 mod ml;
 mod ml_forest;
 mod movement;
+mod randomness;
 mod read;
 mod stacked;
 mod subgraph;
@@ -69,7 +70,7 @@ pub struct Spelling {
     /// The opset of the default domain that has the operator, where that is above [`EXPORT_OPSET`]: the file is then written at
     /// it. No operator spelled for [`EXPORT_OPSET`] means something else there.
     pub since: i64,
-    /// The last version of its domain that has it, where later ones dropped it.
+    /// The last version of its domain that has it, where later ones dropped it. In the default domain it is then not written.
     pub until: Option<i64>,
 }
 
@@ -332,6 +333,10 @@ operators! {
     // Shapes and movement
     identity::Identity ["Identity"];
     dropout::Dropout ["Dropout"];
+    random::Random ["RandomUniform", "RandomNormal", "RandomUniformLike", "RandomNormalLike"];
+    bernoulli::Bernoulli ["Bernoulli"];
+    multinomial::Multinomial ["Multinomial"];
+    unique::Unique ["Unique"];
     shape::Shape ["Shape"];
     size::Size ["Size"];
     reshape::Reshape ["Reshape"];
@@ -413,6 +418,12 @@ operators! {
     conv_integer::ConvInteger ["ConvInteger"];
     qlinear_conv::QLinearConv ["QLinearConv"];
     qlinear_matmul::QLinearMatMul ["QLinearMatMul"];
+
+    // Training
+    loss::Loss ["NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"];
+    optimizer::Optimizer [
+        "ai.onnx.preview.training.Adagrad", "ai.onnx.preview.training.Adam", "ai.onnx.preview.training.Momentum",
+    ];
 
     // Classical machine learning
     ml_linear::Linear ["ai.onnx.ml.LinearRegressor", "ai.onnx.ml.LinearClassifier"];

@@ -38,6 +38,9 @@ struct Affine {
 
 impl Affine {
     fn of_batch_norm(subject: &Subject, node: &Node, op: &BatchNorm) -> Option<Affine> {
+        if op.training.is_some() || op.per_element {
+            return None;
+        }
         let parameter = |index| subject.floats(subject.input(node, index)?);
         let (scale, bias, mean, variance) = (parameter(1)?, parameter(2)?, parameter(3)?, parameter(4)?);
         if [&bias, &mean, &variance].iter().any(|p| p.len() != scale.len()) {
@@ -168,7 +171,7 @@ mod tests {
         let [scale, bias, mean] = [(); 3].map(|()| b.weight(&[channels]));
         let variance = (0..channels).map(|_| b.random.float().abs() + 0.1).collect();
         let variance = b.constant(Tensor::from_vec([channels], variance).unwrap());
-        b.node(BatchNorm { epsilon: 1e-3 }, &[x, scale, bias, mean, variance])
+        b.node(BatchNorm { epsilon: 1e-3, training: None, per_element: false }, &[x, scale, bias, mean, variance])
     }
 
     #[test]

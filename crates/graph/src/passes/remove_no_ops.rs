@@ -94,7 +94,7 @@ mod tests {
         let (shape, ones) = (b.integers(&[0, 4]), b.integers(&[1, 1]));
         let (starts, ends) = (b.integers(&[0]), b.integers(&[i64::MAX]));
         let mut y = b.node(Identity, &[x]);
-        y = b.nodes(Dropout, &[y], 2)[0];
+        y = b.nodes(Dropout { seed: 0, mask_as_data: false }, &[y], 2)[0];
         y = b.node(Cast::to(DType::F32), &[y]);
         y = b.node(Reshape { allow_zero: false }, &[y, shape]);
         y = b.node(Transpose { permutation: Some(vec![0, 1]) }, &[y]);

@@ -103,7 +103,7 @@ impl Builder {
                 let [scale, bias, mean] = [(); 3].map(|()| self.weight(&[channels]));
                 let variance = (0..channels).map(|_| self.random.float().abs() + 0.5).collect();
                 let variance = self.constant(Tensor::from_vec([channels], variance).unwrap());
-                self.node(BatchNorm { epsilon: 1e-3 }, &[x, scale, bias, mean, variance])
+                self.node(BatchNorm { epsilon: 1e-3, training: None, per_element: false }, &[x, scale, bias, mean, variance])
             }
             12 | 13 if rank >= 2 => {
                 let columns = self.extent(x, rank - 1)?;
@@ -148,7 +148,7 @@ impl Builder {
             }
             20 => match self.random.below(4) {
                 0 => self.node(Identity, &[x]),
-                1 => self.nodes(Dropout, &[x], 2)[0],
+                1 => self.nodes(Dropout { seed: 0, mask_as_data: false }, &[x], 2)[0],
                 2 => self.node(Cast::to(DType::F32), &[x]),
                 _ => {
                     let (starts, ends) = (self.integers(&[0]), self.integers(&[i64::MAX]));
@@ -313,7 +313,7 @@ fn what_no_fact_describes_is_left_alone() {
         ceil_mode: false,
     };
     let y = b.node(Conv { window, group: 1, activation: None }, &[x, scalar]);
-    let y = b.node(BatchNorm { epsilon: 1e-5 }, &[y, three, empty, three, empty]);
+    let y = b.node(BatchNorm { epsilon: 1e-5, training: None, per_element: false }, &[y, three, empty, three, empty]);
     let y = b.binary(BinaryFunction::Add, y, three);
     let y = b.node(MatMul { activation: None }, &[y, scalar]);
     let y = b.binary(BinaryFunction::Add, y, empty);

@@ -90,7 +90,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
         Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Identity(_) => {
             movement::lower_view(builder, node)
         }
-        Op::Dropout(_) if node.outputs.len() == 1 => movement::lower_view(builder, node),
+        Op::Dropout(_) if is_no_dropout(node) => movement::lower_view(builder, node),
         Op::Transpose(op) => movement::lower_transpose(builder, node, op),
         Op::Slice(_) => movement::lower_slice(builder, node),
         Op::Expand(_) => movement::lower_expand(builder, node),
@@ -99,6 +99,11 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
         Op::Gather(op) => movement::lower_gather(builder, node, op),
         _ => Ok(false),
     }
+}
+
+/// Whether a dropout hands its input on, and has no mask to make: nothing can ask it to train.
+fn is_no_dropout(node: &Node) -> bool {
+    node.outputs.len() == 1 && node.inputs.get(2).is_none_or(Option::is_none)
 }
 
 /// What kernel a node is for, as far as its operator and types tell.
@@ -139,9 +144,8 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::LayerNorm(_) => "layer normalization",
         Op::Reduce(op) if normalize::reduction(op.function).is_some() => "reduction",
         Op::Recurrent(_) => "recurrent",
-        Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Identity(_) | Op::Dropout(_) => {
-            "view"
-        }
+        Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Identity(_) => "view",
+        Op::Dropout(_) if is_no_dropout(node) => "view",
         Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) => "strided copy",
         Op::Concat(_) | Op::Split(_) => "copy",
         Op::Gather(_) => "gather",
