@@ -1,6 +1,7 @@
 //! From the decoded messages to a graph.
 
 use super::{
+    gradient::Tape,
     mapping::FileBytes,
     proto::{
         self, AttributeProto, Extent, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, TypeValue,
@@ -162,6 +163,9 @@ impl Names {
     }
 }
 
+/// The domain and name of the operator that is replaced by the gradient of the graph it is in.
+const GRADIENT: (&str, &str) = ("ai.onnx.preview.training", "Gradient");
+
 /// How deep graphs may lie in nodes, and functions in functions.
 const DEPTH_MAX: usize = 64;
 
@@ -224,7 +228,7 @@ impl<'a> Importer<'a> {
         let Some(graph) = &model.graph else { return corrupt("the model", "has no graph") };
         let opsets = Rc::new(opsets(&model.opset_import, "the model")?);
         let scope = Scope { values: HashMap::new(), opsets, attributes: Rc::default(), kind: ScopeKind::Graph };
-        let mut result = self.graph(graph, scope)?.graph;
+        let mut result = self.graph(graph, scope, &[])?.graph;
         if result.outputs().is_empty() {
             return corrupt(format!("graph '{}'", result.name), "has no outputs");
         }
@@ -238,8 +242,13 @@ impl<'a> Importer<'a> {
         Ok(result)
     }
 
-    /// Reads a graph in a scope of its own.
-    fn graph(&mut self, graph: &'a GraphProto, scope: Scope<'a>) -> Result<Building, ImportError> {
+    /// Reads a graph in a scope of its own. `given` are the facts of its inputs where they say no type.
+    fn graph(
+        &mut self,
+        graph: &'a GraphProto,
+        scope: Scope<'a>,
+        given: &[Option<Fact>],
+    ) -> Result<Building, ImportError> {
         self.check_limits(graph)?;
         let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.input.iter().map(|v| &v.name));
         let made = made.chain(graph.initializer.iter().map(|t| &t.name));
@@ -249,7 +258,7 @@ impl<'a> Importer<'a> {
         self.graphs.push(Building { graph: inner, value_names, ..Building::default() });
         self.scopes.push(scope);
         self.initializers(graph)?;
-        self.inputs(graph)?;
+        self.inputs(graph, given)?;
         let known = |name: &str| self.scopes.last().is_some_and(|scope| scope.values.contains_key(name));
         for index in order(&graph.node, known)? {
             self.node(&graph.node[index], index)?;
@@ -359,9 +368,9 @@ impl<'a> Importer<'a> {
     }
 
     /// Inputs that are initializers too are their defaults in IR versions below 4, and constants to everyone since.
-    fn inputs(&mut self, graph: &GraphProto) -> Result<(), ImportError> {
+    fn inputs(&mut self, graph: &GraphProto, given: &[Option<Fact>]) -> Result<(), ImportError> {
         let mut seen = HashSet::new();
-        for input in &graph.input {
+        for (at, input) in graph.input.iter().enumerate() {
             let place = format!("input '{}'", input.name);
             if input.name.is_empty() || !seen.insert(&input.name) {
                 return corrupt(place, "must have a name of its own");
@@ -369,8 +378,12 @@ impl<'a> Importer<'a> {
             if self.scope().values.contains_key(&input.name) {
                 continue;
             }
-            let Some(declared) = &input.r#type else { return corrupt(place, "has no type") };
-            let fact = fact(declared, &input.name, &place, self.reader.options.limits.rank)?;
+            let declared = input.r#type.as_ref().filter(|declared| declared.value.is_some());
+            let fact = match (declared, given.get(at)) {
+                (Some(declared), _) => fact(declared, &input.name, &place, self.reader.options.limits.rank)?,
+                (None, Some(Some(given))) => given.clone(),
+                (None, _) => return corrupt(place, "has no type"),
+            };
             let id = self.building().graph.add_input(&input.name, fact);
             self.scope().values.insert(input.name.clone(), Some(id));
         }
@@ -402,18 +415,32 @@ impl<'a> Importer<'a> {
         if let Some(&function) = function {
             return self.call(function, node, &name, inputs, &place);
         }
+        self.operator(node, name, named, inputs, place)
+    }
+
+    /// A node that calls no function, with its inputs; its first `named` outputs have names.
+    fn operator(
+        &mut self,
+        node: &'a NodeProto,
+        name: String,
+        named: usize,
+        mut inputs: Vec<Option<ValueId>>,
+        place: String,
+    ) -> Result<(), ImportError> {
+        let domain = default_domain(&node.domain);
         let Some(&opset) = self.scope().opsets.get(domain) else {
             return corrupt(place, format!("is of domain '{domain}', which the model does not import"));
         };
         let mut attributes = BTreeMap::new();
         let mut captures = BTreeMap::new();
+        let formal = if node.attribute.iter().any(|a| a.g.is_some()) { self.formal(node, &inputs) } else { Vec::new() };
         for given in &node.attribute {
             let Some(attribute) = self.resolve(given, &place)? else { continue };
             let value = match (&attribute, &given.g) {
                 (Cow::Borrowed(AttributeProto { r#type: attribute_type::GRAPH, .. }), Some(graph)) => {
                     let (opsets, attributes) = (self.scope().opsets.clone(), self.scope().attributes.clone());
                     let scope = Scope { values: HashMap::new(), opsets, attributes, kind: ScopeKind::Graph };
-                    let building = self.graph(graph, scope)?;
+                    let building = self.graph(graph, scope, &formal)?;
                     let subgraph = Subgraph::new(building.graph, building.captures.len())?;
                     captures.insert(given.name.clone(), building.captures);
                     Attribute::Graph(subgraph)
@@ -430,7 +457,14 @@ impl<'a> Importer<'a> {
             let id = self.building().graph.add_constant(name, Constant::new(tensor));
             return self.name_value(&node.output[0], id, &place);
         }
+        if (domain, node.op_type.as_str()) == GRADIENT {
+            return self.gradient(node, &name, &inputs, attributes, &place);
+        }
         let present = inputs.iter().map(Option::is_some).collect();
+        let name = match &self.scope().kind {
+            ScopeKind::Function { call } => format!("{call}/{name}"),
+            ScopeKind::Graph => name,
+        };
         let mut reader = NodeReader::new(&name, domain, &node.op_type, opset, present, named, attributes);
         let qualified = if domain.is_empty() { node.op_type.clone() } else { format!("{domain}.{}", node.op_type) };
         let custom = self.reader.options.custom.iter().find(|op| op.name() == qualified);
@@ -462,16 +496,89 @@ impl<'a> Importer<'a> {
                 given => self.value_name(given),
             })
             .collect();
-        let name = match &self.scope().kind {
-            ScopeKind::Function { call } => format!("{call}/{name}"),
-            ScopeKind::Graph => name,
-        };
         let building = self.building();
         let name = building.node_names.fresh(name);
         let id = building.graph.add_node(name, op, inputs, output_names)?;
         let outputs = building.graph.node(id).outputs.clone();
         for (given, id) in node.output.iter().zip(outputs).filter(|(given, _)| !given.is_empty()) {
             self.name_value(given, id, &place)?;
+        }
+        Ok(())
+    }
+
+    /// What the inputs of a body are that say no type, as those of ONNX's own functions do: what its node hands them. A shape may
+    /// change from one iteration to the next.
+    fn formal(&mut self, node: &NodeProto, inputs: &[Option<ValueId>]) -> Vec<Option<Fact>> {
+        let graph = &self.building().graph;
+        let fact = |input: &Option<ValueId>| match &graph.value((*input)?).fact {
+            Fact::Tensor(tensor) => Some(TensorFact::unknown_rank(tensor.dtype).into()),
+            other => Some(other.clone()),
+        };
+        match node.op_type.as_str() {
+            "Loop" => {
+                let scalar = |dtype| Some(Fact::from(TensorFact::new(dtype, [])));
+                [scalar(DType::I64), scalar(DType::Bool)].into_iter().chain(inputs.iter().skip(2).map(fact)).collect()
+            }
+            "SequenceMap" => {
+                let element = |input| match fact(input)? {
+                    Fact::Sequence(of) => Some(*of),
+                    other => Some(other),
+                };
+                inputs.iter().map(element).collect()
+            }
+            _ => inputs.iter().map(fact).collect(),
+        }
+    }
+
+    /// Writes the nodes that compute a `Gradient`.
+    fn gradient(
+        &mut self,
+        node: &'a NodeProto,
+        name: &str,
+        inputs: &[Option<ValueId>],
+        mut attributes: BTreeMap<String, Attribute>,
+        place: &str,
+    ) -> Result<(), ImportError> {
+        let mut strings = |name: &str| match attributes.remove(name) {
+            Some(Attribute::Strings(names)) => Ok(names),
+            Some(Attribute::String(name)) => Ok(vec![name]),
+            None if name == "zs" => Ok(Vec::new()),
+            _ => corrupt(place, format!("attribute '{name}' must name tensors")),
+        };
+        let (xs, zs, y) = (strings("xs")?, strings("zs")?, strings("y")?);
+        if let Some(name) = attributes.keys().next() {
+            return corrupt(place, format!("has attribute '{name}', which it does not define"));
+        }
+        if inputs.len() != xs.len() + zs.len() || y.len() != 1 || node.output.len() > xs.len() {
+            let (names, given, made) = (xs.len() + zs.len(), inputs.len(), node.output.len());
+            return corrupt(place, format!("names {names} arguments; it has {given} inputs and {made} outputs"));
+        }
+        let mut named = |name: &String| match self.find(self.scopes.len() - 1, name) {
+            Some(Some(id)) => Ok(id),
+            _ => corrupt(place, format!("names '{name}', which nothing makes")),
+        };
+        let y = named(&y[0])?;
+        let mut arguments = Vec::with_capacity(inputs.len());
+        for (name, input) in xs.iter().chain(&zs).zip(inputs) {
+            match input {
+                Some(given) => arguments.push((named(name)?, *given)),
+                None => return corrupt(place, format!("has no value for '{name}'")),
+            }
+        }
+        let outputs: Vec<String> = node.output.iter().map(|given| self.value_name(given)).collect();
+        let left = self.reader.options.limits.nodes.saturating_sub(self.nodes);
+        let building = self.graphs.last_mut().expect("a graph is being read");
+        let (value_names, node_names) = (&mut building.value_names, &mut building.node_names);
+        let mut names = || (node_names.fresh(name.to_string()), value_names.fresh(format!("{name}.value")));
+        let mut tape = Tape { graph: &mut building.graph, names: &mut names, place, nodes_left: left };
+        let made = tape.gradients(y, &arguments, xs.len())?;
+        self.nodes += left - tape.nodes_left;
+        for ((given, output), id) in node.output.iter().zip(outputs).zip(made).filter(|((given, _), _)| !given.is_empty()) {
+            let building = self.building();
+            let node = building.node_names.fresh(format!("{name}.{given}"));
+            let node = building.graph.add_node(node, Identity.into(), vec![Some(id)], vec![output])?;
+            let id = building.graph.node(node).outputs[0];
+            self.name_value(given, id, place)?;
         }
         Ok(())
     }
@@ -650,6 +757,10 @@ fn hint(op_type: &str) -> String {
 
 /// Every name that `node` uses, the graphs in its attributes included.
 fn uses<'b>(node: &'b NodeProto, into: &mut Vec<&'b str>) {
+    if (node.domain.as_str(), node.op_type.as_str()) == GRADIENT {
+        let named = node.attribute.iter().flat_map(|a| a.strings.iter().chain([&a.s]));
+        into.extend(named.filter_map(|name| std::str::from_utf8(name).ok()).filter(|name| !name.is_empty()));
+    }
     into.extend(node.input.iter().filter(|i| !i.is_empty()).map(String::as_str));
     for graph in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
         into.extend(graph.output.iter().map(|o| o.name.as_str()));

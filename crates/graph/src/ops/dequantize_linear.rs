@@ -1,53 +1,79 @@
-//! Back from quantized integers to floats.
+//! Back from quantized integers and small floats to floats.
 
 use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide,
-    quantize_linear::{Granularity, ScaleIndex, integers, zero_points},
+    quantize_linear::{Granularity, ScaleIndex, optional_dtype, same_places},
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Value};
 
-/// `y = (x − zero_point) · scale`; inputs `x`, `scale`, optional `zero_point` of the type of `x`. `y` has the scale's type.
+/// `y = (x − zero_point) · scale`; inputs `x`, `scale`, optional `zero_point` of the type of `x`. `y` has the scale's type, or another
+/// one; it is rounded once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DequantizeLinear {
     pub granularity: Granularity,
+    pub output_dtype: Option<DType>,
 }
 
 impl Operator for DequantizeLinear {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(2..=3)?;
-        let output_dtype = node.int("output_dtype", 0)?;
-        if output_dtype != 0 {
-            return Err(node.unsupported(format!("output_dtype {output_dtype}")));
-        }
-        Ok(DequantizeLinear { granularity: Granularity::read(node)? }.into())
+        let output_dtype = optional_dtype(node, "output_dtype")?;
+        Ok(DequantizeLinear { granularity: Granularity::read(node)?, output_dtype }.into())
     }
 
     fn export(&self) -> Spelling {
-        self.granularity.spell(Spelling::new("DequantizeLinear"))
+        let spelling = self.granularity.spell(Spelling::new("DequantizeLinear"));
+        match self.output_dtype {
+            Some(dtype) => spelling.with("output_dtype", i64::from(dtype.onnx_code())).since(23),
+            None => spelling,
+        }
     }
 
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
         let (x, scale) = (inputs.tensor(0)?, inputs.tensor(1)?);
         inputs.same_dtype(0, 2)?;
         self.granularity.check(x, scale)?;
-        if !matches!(scale.dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(OpError::input(format!("expected scales of f32, f16 or bf16, got {scale}")));
+        if !matches!(scale.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F8E8M0) {
+            return Err(OpError::input(format!("expected scales of f32, f16, bf16 or f8e8m0, got {scale}")));
         }
-        Ok(vec![TensorFact { dtype: scale.dtype, shape: x.shape.clone(), value: None }.into()])
+        let dtype = self.dtype(scale.dtype)?;
+        Ok(vec![TensorFact { dtype, shape: x.shape.clone(), value: None }.into()])
     }
 
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
         let (x, scale) = (inputs.tensor(0)?, inputs.tensor(1)?);
         let index = ScaleIndex::new(self.granularity, x.shape(), scale.shape())?;
-        let zero_points = zero_points(inputs.optional_tensor(2)?, scale.shape())?;
+        let zero_points = same_places(inputs.optional_tensor(2)?, scale.shape())?.map(Wide::of).transpose()?;
         let scales = Wide::floats(scale)?;
-        let y = integers(x)?.into_iter().enumerate().map(|(i, x)| {
-            let group = index.of(i);
-            (x - zero_points.get(group).copied().unwrap_or(0)) as f64 * scales[group]
-        });
-        Ok(vec![Wide::Float(y.collect()).narrow(scale.dtype(), x.shape().clone())?.into()])
+        let y = match (Wide::of(x)?, zero_points) {
+            (Wide::Int(x), None) => scaled(x.into_iter().map(|x| x as f64), &scales, index),
+            (Wide::Int(x), Some(Wide::Int(zero))) => {
+                let shifted = x.into_iter().enumerate().map(|(i, x)| (x - zero[index.of(i)]) as f64);
+                scaled(shifted, &scales, index)
+            }
+            (Wide::Float(x), None) => scaled(x.into_iter(), &scales, index),
+            (Wide::Float(x), Some(Wide::Float(zero))) => {
+                scaled(x.into_iter().enumerate().map(|(i, x)| x - zero[index.of(i)]), &scales, index)
+            }
+            _ => return Err(OpError::input(format!("quantized values of {}, or zero points of another type", x.dtype()))),
+        };
+        Ok(vec![Wide::Float(y).narrow(self.dtype(scale.dtype())?, x.shape().clone())?.into()])
     }
+}
+
+impl DequantizeLinear {
+    fn dtype(&self, scale: DType) -> Result<DType, OpError> {
+        let dtype = self.output_dtype.unwrap_or(scale);
+        match dtype {
+            DType::F32 | DType::F16 | DType::BF16 => Ok(dtype),
+            other => Err(OpError::input(format!("dequantization to {other}: output_dtype must say another type"))),
+        }
+    }
+}
+
+fn scaled(x: impl Iterator<Item = f64>, scales: &[f64], index: ScaleIndex) -> Vec<f64> {
+    x.enumerate().map(|(i, x)| x * scales[index.of(i)]).collect()
 }
 
 #[cfg(test)]

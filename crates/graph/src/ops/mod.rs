@@ -6,7 +6,7 @@
 mod activation;
 mod broadcast;
 #[cfg(test)]
-mod cases;
+pub(crate) mod cases;
 mod evaluate;
 mod ml;
 mod ml_forest;

@@ -191,7 +191,7 @@ mod tests {
             let node = node.with("epsilon", 0.0f32).with("norm_coefficient_post", 0.5f32);
             node.input(one(1.0)).input(one(4.0)).input(one(2.0)).input(one(8.0))
         };
-        adam(2).gives([one(0.290847), one(3.0), one(10.0)]);
+        adam(2).gives([one(0.290835), one(3.0), one(10.0)]);
         adam(0).gives([one(0.262829), one(3.0), one(10.0)]);
     }
 

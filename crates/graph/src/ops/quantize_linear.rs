@@ -1,18 +1,27 @@
-//! Quantization to integers by a scale and a zero point.
+//! Quantization to integers or small floats by a scale and a zero point.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, conv::differ, normalize_axis,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, conv::differ,
+    evaluate::from_codes, normalize_axis,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{DType, Shape, Value};
+use cutover_tensor::{
+    DType, Shape, Tensor, Value, bf16, f16,
+    small_float::{RoundMode, encode, is_small_float},
+};
 
-/// `y = saturate(round(x / scale) + zero_point)`, to nearest even; inputs `x`, `scale`, optional `zero_point`. The division is
-/// done in the type of `x`, or f32 if that is an integer, as the specification says. The type of `y` is the zero point's.
+/// `y = saturate(round(x / scale) + zero_point)`, to nearest even; inputs `x`, `scale`, optional `zero_point`. Small floats are not
+/// rounded before the zero point is added. The type of `y` is the zero point's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizeLinear {
     pub granularity: Granularity,
     /// Of `y` where there is no zero point; u8 if neither says.
     pub output_dtype: Option<DType>,
+    /// Floats of eight bits: numbers beyond the largest become that; otherwise infinity or NaN.
+    pub saturate: bool,
+    /// The type in which the division is done: f32 where it is left out, or f64 for `x` of f64. (The specification's default is
+    /// the type of the scale, and ONNX Runtime divides halves in f32 all the same.)
+    pub precision: Option<DType>,
 }
 
 /// Which elements share a scale and a zero point: all, if there is one scale; with a scale for each index of `axis`, those
@@ -28,27 +37,28 @@ impl Operator for QuantizeLinear {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(2..=3)?;
         let granularity = Granularity::read(node)?;
-        // It matters only for 8-bit floats, which are refused.
-        node.int("saturate", 1)?;
-        let code = node.int("output_dtype", 0)?;
-        let dtype = i32::try_from(code).ok().and_then(DType::from_onnx_code);
-        let output_dtype = match (code, dtype) {
-            (0, _) => None,
-            (_, Some(dtype)) if integer_bounds(dtype).is_some() => Some(dtype),
-            (_, Some(other)) => return Err(node.unsupported(format!("quantization to {other}"))),
-            (code, None) => return Err(node.corrupt(format!("output_dtype {code} is not defined"))),
-        };
-        let precision = node.int("precision", 0)?;
-        if precision != 0 {
-            return Err(node.unsupported(format!("precision {precision}")));
+        let saturate = node.flag("saturate", true)?;
+        let output_dtype = optional_dtype(node, "output_dtype")?;
+        if let Some(other) = output_dtype.filter(|&dtype| integer_bounds(dtype).is_none() && !is_target(dtype)) {
+            return Err(node.unsupported(format!("quantization to {other}")));
         }
-        Ok(QuantizeLinear { granularity, output_dtype }.into())
+        let precision = optional_dtype(node, "precision")?;
+        if let Some(other) = precision.filter(|&dtype| divided(1.0, 1.0, dtype).is_none()) {
+            return Err(node.unsupported(format!("a precision of {other}")));
+        }
+        Ok(QuantizeLinear { granularity, output_dtype, saturate, precision }.into())
     }
 
     fn export(&self) -> Spelling {
-        let spelling = self.granularity.spell(Spelling::new("QuantizeLinear"));
-        match self.output_dtype {
-            Some(dtype) => spelling.with("output_dtype", i64::from(dtype.onnx_code())),
+        let mut spelling = self.granularity.spell(Spelling::new("QuantizeLinear"));
+        if let Some(dtype) = self.output_dtype {
+            spelling = spelling.with("output_dtype", i64::from(dtype.onnx_code()));
+        }
+        if !self.saturate {
+            spelling = spelling.with("saturate", 0);
+        }
+        match self.precision {
+            Some(dtype) => spelling.with("precision", i64::from(dtype.onnx_code())).since(23),
             None => spelling,
         }
     }
@@ -66,21 +76,62 @@ impl Operator for QuantizeLinear {
         let zero_point = inputs.optional_tensor(2)?;
         let dtype = self.dtype(zero_point.map(|z| z.dtype()))?;
         let index = ScaleIndex::new(self.granularity, x.shape(), scale.shape())?;
+        let scales = numbers(scale)?;
+        let precision = self.precision.unwrap_or(if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 });
+        let unknown = || OpError::unsupported(format!("a precision of {precision}"));
+        let quotient = |(i, x): (usize, f64)| divided(x, scales[index.of(i)], precision).ok_or_else(unknown);
+        let quotients = numbers(x)?.into_iter().enumerate().map(quotient).collect::<Result<Vec<f64>, _>>()?;
+        let quotients = quotients.into_iter().enumerate();
+        if is_target(dtype) {
+            let zero_points = match same_places(zero_point, scale.shape())? {
+                Some(zero_point) => Wide::floats(zero_point)?,
+                None => Vec::new(),
+            };
+            let shifted = quotients.map(|(i, y)| y + zero_points.get(index.of(i)).copied().unwrap_or(0.0));
+            let codes: Vec<u8> = shifted.map(|y| encode(dtype, y, self.saturate, RoundMode::default())).collect();
+            return Ok(vec![from_codes(codes.into_iter(), dtype, x.shape().clone())?.into()]);
+        }
         let bounds = integer_bounds(dtype).ok_or_else(|| OpError::unsupported(format!("quantization to {dtype}")))?;
         let zero_points = zero_points(zero_point, scale.shape())?;
-        let scales = Wide::floats(scale)?;
-        let in_double = x.dtype() == DType::F64;
-        let quantize = |(i, x): (usize, f64)| {
-            let group = index.of(i);
-            let quotient = if in_double { x / scales[group] } else { f64::from(x as f32 / scales[group] as f32) };
-            saturate(quotient, zero_points.get(group).copied().unwrap_or(0), bounds)
-        };
-        let y = match Wide::of(x)? {
-            Wide::Float(x) => x.into_iter().enumerate().map(quantize).collect(),
-            Wide::Int(x) => x.into_iter().map(|x| x as f64).enumerate().map(quantize).collect(),
-            Wide::Bool(_) => return Err(OpError::input("expected numbers, got bool")),
-        };
-        Ok(vec![Wide::Int(y).narrow(dtype, x.shape().clone())?.into()])
+        let y = quotients.map(|(i, y)| saturate(y, zero_points.get(index.of(i)).copied().unwrap_or(0), bounds));
+        Ok(vec![Wide::Int(y.collect()).narrow(dtype, x.shape().clone())?.into()])
+    }
+}
+
+/// The small floats that tensors are quantized to.
+fn is_target(dtype: DType) -> bool {
+    is_small_float(dtype) && dtype != DType::F8E8M0
+}
+
+/// `x / y`, each operand and the quotient rounded to `precision`; `None` where that is no float of 16 bits or more.
+fn divided(x: f64, y: f64, precision: DType) -> Option<f64> {
+    let half = |x: f64| f64::from(f16::from_f64(x));
+    let brain = |x: f64| f64::from(bf16::from_f64(x));
+    Some(match precision {
+        DType::F64 => x / y,
+        DType::F32 => f64::from(x as f32 / y as f32),
+        DType::F16 => half(half(x) / half(y)),
+        DType::BF16 => brain(brain(x) / brain(y)),
+        _ => return None,
+    })
+}
+
+/// A number's type by its code, where the attribute is there and is not 0.
+pub(super) fn optional_dtype(node: &mut NodeReader, name: &str) -> Result<Option<DType>, ImportError> {
+    let code = node.int(name, 0)?;
+    match (code, i32::try_from(code).ok().and_then(DType::from_onnx_code)) {
+        (0, _) => Ok(None),
+        (_, Some(dtype)) => Ok(Some(dtype)),
+        (_, None) => Err(node.corrupt(format!("{name} {code} is not defined"))),
+    }
+}
+
+/// Floats or integers as `f64`.
+fn numbers(tensor: &Tensor) -> Result<Vec<f64>, OpError> {
+    match Wide::of(tensor)? {
+        Wide::Float(values) => Ok(values),
+        Wide::Int(values) => Ok(values.into_iter().map(|x| x as f64).collect()),
+        Wide::Bool(_) => Err(OpError::input("expected numbers, got bool")),
     }
 }
 
@@ -173,17 +224,23 @@ impl ScaleIndex {
     }
 }
 
-/// The integers of a zero point of the scale's shape; empty where there is none.
-pub(super) fn zero_points(zero_point: Option<&cutover_tensor::Tensor>, scale: &Shape) -> Result<Vec<i128>, OpError> {
-    let Some(zero_point) = zero_point else { return Ok(Vec::new()) };
-    if zero_point.element_count() != scale.element_count() {
-        return Err(OpError::input(format!("scales of {scale}, but zero points of {}", zero_point.shape())));
+/// The zero point, if there is one: it must have the scale's number of elements.
+pub(super) fn same_places<'a>(zero_point: Option<&'a Tensor>, scale: &Shape) -> Result<Option<&'a Tensor>, OpError> {
+    match zero_point {
+        Some(zero_point) if zero_point.element_count() != scale.element_count() => {
+            Err(OpError::input(format!("scales of {scale}, but zero points of {}", zero_point.shape())))
+        }
+        zero_point => Ok(zero_point),
     }
-    integers(zero_point)
+}
+
+/// The integers of a zero point of the scale's shape; empty where there is none.
+pub(super) fn zero_points(zero_point: Option<&Tensor>, scale: &Shape) -> Result<Vec<i128>, OpError> {
+    same_places(zero_point, scale)?.map_or(Ok(Vec::new()), integers)
 }
 
 /// The elements of an integer tensor.
-pub(super) fn integers(tensor: &cutover_tensor::Tensor) -> Result<Vec<i128>, OpError> {
+pub(super) fn integers(tensor: &Tensor) -> Result<Vec<i128>, OpError> {
     match Wide::of(tensor)? {
         Wide::Int(values) => Ok(values),
         _ => Err(OpError::unsupported(format!("quantized values of {}", tensor.dtype()))),
@@ -191,7 +248,7 @@ pub(super) fn integers(tensor: &cutover_tensor::Tensor) -> Result<Vec<i128>, OpE
 }
 
 /// The elements of a quantized factor. Sums of products of at most 16-bit values leave ample room in an i64.
-pub(super) fn factors(tensor: &cutover_tensor::Tensor) -> Result<Vec<i64>, OpError> {
+pub(super) fn factors(tensor: &Tensor) -> Result<Vec<i64>, OpError> {
     if !matches!(tensor.dtype(), DType::I8 | DType::U8 | DType::I16 | DType::U16) {
         return Err(OpError::input(format!("expected 8-bit integers, got {}", tensor.dtype())));
     }
@@ -256,6 +313,30 @@ mod tests {
         x.input(zero_point.clone()).gives([bits(&[0x83, 0x0e])]);
         let back = case("DequantizeLinear", 21).input(bits(&[0x83, 0x0e])).input(f32s(&[], &[0.5]));
         back.input(zero_point).gives([f32s(&[3], &[1.0, -4.5, -1.5])]);
+    }
+
+    #[test]
+    fn small_floats() {
+        let codes = |dtype, codes: &[u8], count: usize| Tensor::from_bytes(dtype, [count], codes).unwrap();
+        let x = || f32s(&[5], &[0.0, 1.0, 2.0, 100_000.0, 200.0]);
+        // 448 is the largest number of e4m3fn, and 0x7f its NaN; 50 lies between 48 and 52, and an even code wins.
+        let quantized = |saturate| case("QuantizeLinear", 19).with("saturate", saturate).input(x()).input(f32s(&[], &[2.0]));
+        let zero = || Tensor::from_bytes(DType::F8E4M3FN, [], &[0]).unwrap();
+        quantized(1).input(zero()).gives([codes(DType::F8E4M3FN, &[0, 0x30, 0x38, 0x7e, 0x6c], 5)]);
+        quantized(0).input(zero()).gives([codes(DType::F8E4M3FN, &[0, 0x30, 0x38, 0x7f, 0x6c], 5)]);
+        let four = case("QuantizeLinear", 23).with("output_dtype", 23).input(x()).input(f32s(&[], &[2.0]));
+        four.gives([codes(DType::F4E2M1, &[0x10, 0x72, 0x07], 5)]);
+        let back = case("DequantizeLinear", 23).input(codes(DType::F4E2M1, &[0x10, 0x72, 0x07], 5));
+        back.input(f32s(&[], &[2.0])).gives([f32s(&[5], &[0.0, 1.0, 2.0, 12.0, 12.0])]);
+    }
+
+    #[test]
+    fn the_precision_of_the_division() {
+        let x = || case("QuantizeLinear", 23).input(f32s(&[1], &[2.5004])).input(f32s(&[], &[1.0]));
+        x().gives([tensor::<u8>(&[1], &[3])]);
+        // In half precision it is 2.5, and rounds to the even 2.
+        x().with("precision", 10).gives([tensor::<u8>(&[1], &[2])]);
+        x().with("precision", 7).fails("a precision of i64");
     }
 
     #[test]

@@ -137,6 +137,6 @@ mod tests {
         assert_eq!(of_name("node"), OF_NODE);
     }
 
-    const FIRST: [u64; 2] = [0, 0];
-    const OF_NODE: i64 = 0;
+    const FIRST: [u64; 2] = [17135012751125619531, 4094530531438354531];
+    const OF_NODE: i64 = 9285861;
 }
