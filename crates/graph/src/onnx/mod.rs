@@ -1,8 +1,8 @@
 //! ONNX files: import into a [`Graph`](crate::Graph), and export of one.
 //!
 //! A file is hostile until it is read: sizes are compared with what is really there before anything is allocated for them,
-//! and every error names the node, operator or tensor it is about. A model's own functions are inlined, sparse tensors read dense, and
-//! gradients written out.
+//! and every error names the node, operator or tensor it is about. A model's own functions are inlined, gradients written out, and sparse
+//! tensors read dense.
 
 mod export;
 mod gradient;

@@ -67,7 +67,8 @@ impl Operator for BatchNorm {
         for index in 1..5 {
             let parameter = inputs.tensor(index)?;
             let wrong = |expected: &[Dim]| {
-                let fits = |p: &Vec<Dim>| p.len() == expected.len() && !p.iter().zip(expected).any(|(p, e)| differ(p, e));
+                let fits =
+                    |p: &Vec<Dim>| p.len() == expected.len() && !p.iter().zip(expected).any(|(p, e)| differ(p, e));
                 parameter.shape.as_ref().is_some_and(|p| !fits(p))
             };
             if x.rank() == Some(0) || expected.as_deref().is_some_and(wrong) {
@@ -196,7 +197,11 @@ mod tests {
         let of = |opset| case("BatchNormalization", opset).with("epsilon", 0.0f32);
         let four = |case: Case, values: [f32; 4]| {
             let tensor = || f32s(&[2, 2], &values);
-            case.input(f32s(&[1, 2, 2], &[1., 2., 3., 4.])).input(tensor()).input(tensor()).input(tensor()).input(tensor())
+            case.input(f32s(&[1, 2, 2], &[1., 2., 3., 4.]))
+                .input(tensor())
+                .input(tensor())
+                .input(tensor())
+                .input(tensor())
         };
         let each = four(of(7).with("spatial", 0), [1., 1., 4., 4.]);
         each.gives([f32s(&[1, 2, 2], &[1., 2., 2., 4.])]);

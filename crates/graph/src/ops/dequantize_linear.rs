@@ -56,7 +56,12 @@ impl Operator for DequantizeLinear {
             (Wide::Float(x), Some(Wide::Float(zero))) => {
                 scaled(x.into_iter().enumerate().map(|(i, x)| x - zero[index.of(i)]), &scales, index)
             }
-            _ => return Err(OpError::input(format!("quantized values of {}, or zero points of another type", x.dtype()))),
+            _ => {
+                return Err(OpError::input(format!(
+                    "quantized values of {}, or zero points of another type",
+                    x.dtype()
+                )));
+            }
         };
         Ok(vec![Wide::Float(y).narrow(self.dtype(scale.dtype())?, x.shape().clone())?.into()])
     }

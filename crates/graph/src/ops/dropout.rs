@@ -80,7 +80,10 @@ impl Operator for Dropout {
         let y = match is_training && ratio > 0.0 {
             false => x.clone(),
             true => {
-                let scaled = Wide::floats(x)?.into_iter().zip(&mask).map(|(x, &kept)| if kept { x / (1.0 - ratio) } else { 0.0 });
+                let scaled = Wide::floats(x)?
+                    .into_iter()
+                    .zip(&mask)
+                    .map(|(x, &kept)| if kept { x / (1.0 - ratio) } else { 0.0 });
                 Wide::Float(scaled.collect()).narrow(x.dtype(), x.shape().clone())?
             }
         };
@@ -135,9 +138,8 @@ mod tests {
 
     #[test]
     fn wrong_ratios_are_refused() {
-        let training = |ratio: f32| {
-            case("Dropout", 13).wave(&[2]).input(f32s(&[], &[ratio])).input(bools(&[], &[true]))
-        };
+        let training =
+            |ratio: f32| case("Dropout", 13).wave(&[2]).input(f32s(&[], &[ratio])).input(bools(&[], &[true]));
         training(1.0).fails("ratio must be 0 or more and below 1");
         training(f32::NAN).fails("ratio must be");
         case("Dropout", 13).wave(&[2]).input(f32s(&[2], &[0.1, 0.2])).fails("ratio must be one number");

@@ -430,6 +430,7 @@ operators! {
     optimizer::Optimizer [
         "ai.onnx.preview.training.Adagrad", "ai.onnx.preview.training.Adam", "ai.onnx.preview.training.Momentum",
     ];
+
     // Attention
     attention::Attention ["Attention"];
     rotary_embedding::RotaryEmbedding ["RotaryEmbedding", "com.microsoft.RotaryEmbedding"];

@@ -105,7 +105,9 @@ impl Operator for Optimizer {
                 let tensor = part(nth)?;
                 if tensor.shape() != x.shape() {
                     let (actual, expected) = (tensor.shape(), x.shape());
-                    return Err(OpError::input(format!("a tensor of {expected}, but its gradient or state of {actual}")));
+                    return Err(OpError::input(format!(
+                        "a tensor of {expected}, but its gradient or state of {actual}"
+                    )));
                 }
                 columns.push(Wide::floats(tensor)?);
             }

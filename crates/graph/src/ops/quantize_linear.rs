@@ -320,7 +320,8 @@ mod tests {
         let codes = |dtype, codes: &[u8], count: usize| Tensor::from_bytes(dtype, [count], codes).unwrap();
         let x = || f32s(&[5], &[0.0, 1.0, 2.0, 100_000.0, 200.0]);
         // 448 is the largest number of e4m3fn, and 0x7f its NaN; 50 lies between 48 and 52, and an even code wins.
-        let quantized = |saturate| case("QuantizeLinear", 19).with("saturate", saturate).input(x()).input(f32s(&[], &[2.0]));
+        let quantized =
+            |saturate| case("QuantizeLinear", 19).with("saturate", saturate).input(x()).input(f32s(&[], &[2.0]));
         let zero = || Tensor::from_bytes(DType::F8E4M3FN, [], &[0]).unwrap();
         quantized(1).input(zero()).gives([codes(DType::F8E4M3FN, &[0, 0x30, 0x38, 0x7e, 0x6c], 5)]);
         quantized(0).input(zero()).gives([codes(DType::F8E4M3FN, &[0, 0x30, 0x38, 0x7f, 0x6c], 5)]);

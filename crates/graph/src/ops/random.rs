@@ -22,8 +22,14 @@ pub struct Random {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Distribution {
     /// From `[low, high)`, before it is rounded to the result's type.
-    Uniform { low: f32, high: f32 },
-    Normal { mean: f32, scale: f32 },
+    Uniform {
+        low: f32,
+        high: f32,
+    },
+    Normal {
+        mean: f32,
+        scale: f32,
+    },
 }
 
 impl Operator for Random {

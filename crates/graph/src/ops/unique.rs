@@ -1,7 +1,8 @@
 //! The different elements of a tensor.
 
 use super::{
-    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, movement, normalize_axis, select,
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, movement, normalize_axis,
+    select,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Tensor, Value};
@@ -119,7 +120,12 @@ mod tests {
     fn the_specifications_examples() {
         let x = f32s(&[6], &[2., 1., 1., 3., 4., 3.]);
         let first = case("Unique", 11).with("sorted", 0).input(x);
-        first.gives([f32s(&[4], &[2., 1., 3., 4.]), ints(&[0, 1, 3, 4]), ints(&[0, 1, 1, 2, 3, 2]), ints(&[1, 2, 2, 1])]);
+        first.gives([
+            f32s(&[4], &[2., 1., 3., 4.]),
+            ints(&[0, 1, 3, 4]),
+            ints(&[0, 1, 1, 2, 3, 2]),
+            ints(&[1, 2, 2, 1]),
+        ]);
         let flat = case("Unique", 11).input(tensor::<i8>(&[2, 2], &[1, 3, 2, 3]));
         flat.gives([tensor::<i8>(&[3], &[1, 2, 3]), ints(&[0, 2, 1]), ints(&[0, 2, 1, 2]), ints(&[1, 1, 2])]);
         let rows = case("Unique", 28).with("axis", 0).input(f32s(&[3, 3], &[1., 0., 0., 1., 0., 0., 2., 3., 4.]));
