@@ -2,7 +2,7 @@
 
 use crate::{CompileError, ResourceError, RunError};
 use cutover_graph::{Fact, Graph, Node, Plan};
-use cutover_tensor::{TensorView, TensorViewMut, Value};
+use cutover_tensor::{DType, TensorView, TensorViewMut, Value};
 use std::{
     sync::{
         Arc,
@@ -62,6 +62,17 @@ pub struct Signature {
 pub struct Binding {
     pub name: String,
     pub fact: Fact,
+}
+
+impl Binding {
+    /// The types of keys and values, where the value is a map or a sequence of maps.
+    pub fn table(&self) -> Option<(DType, DType)> {
+        let map = if let Fact::Sequence(of) = &self.fact { &**of } else { &self.fact };
+        match map {
+            Fact::Map { key, value } => Some((*key, value.as_tensor()?.dtype)),
+            _ => None,
+        }
+    }
 }
 
 impl Signature {

@@ -3,7 +3,10 @@
 //! JSON is `{"NAME": {"dtype": "f32", "shape": [2], "data": [1, 2]}}`, or nested arrays of numbers alone (f32).
 
 use anyhow::{Context, Result, anyhow, bail};
-use cutover::{DType, Shape, Tensor, tensor::f16};
+use cutover::{
+    DType, Shape, Tensor, Value,
+    tensor::{MapKeys, f16},
+};
 use serde_json::{Map, Value as Json, json};
 use std::{
     fs::{self, File},
@@ -88,10 +91,11 @@ fn npz(file: impl Read + Seek) -> Result<Named> {
 fn write_npz(file: impl Write + Seek, tensors: &Named) -> Result<()> {
     let mut archive = ZipWriter::new(BufWriter::new(file));
     for (name, tensor) in tensors {
-        let large = tensor.bytes().len() as u64 >= u64::from(u32::MAX) - 1024;
+        let bytes = npy_bytes(tensor).with_context(|| format!("'{name}'"))?;
+        let large = bytes.len() as u64 >= u64::from(u32::MAX) - 1024;
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(large);
         archive.start_file(format!("{name}.npy"), options)?;
-        archive.write_all(&npy_bytes(tensor).with_context(|| format!("'{name}'"))?)?;
+        archive.write_all(&bytes)?;
     }
     archive.finish()?.flush()?;
     Ok(())
@@ -131,10 +135,12 @@ fn npy(bytes: &[u8]) -> Result<Tensor> {
     let descr = field("descr")?.strip_prefix('\'').and_then(|d| d.split('\'').next());
     let descr = descr.context("a structured .npy, expected one of numbers")?;
     let (order, kind) = descr.split_at_checked(1).ok_or_else(corrupt)?;
-    let Some(&(_, dtype)) = NPY_TYPES.iter().find(|(name, _)| *name == kind) else {
+    let code_points = kind.strip_prefix('U').map(|count| count.parse::<usize>().map_err(|_| corrupt())).transpose()?;
+    let known = NPY_TYPES.iter().find(|(name, _)| *name == kind).map(|&(_, dtype)| dtype);
+    let Some(dtype) = known.or(code_points.map(|_| DType::String)) else {
         bail!("elements of NumPy type '{descr}', which no tensor here has");
     };
-    if order == ">" && dtype.bits() > 8 {
+    if order == ">" && (dtype == DType::String || dtype.bits() > 8) {
         bail!("big-endian elements; save them with .astype('<{kind}')");
     }
     if field("fortran_order")?.starts_with("True") {
@@ -144,23 +150,62 @@ fn npy(bytes: &[u8]) -> Result<Tensor> {
     let dims = shape.split(',').map(str::trim).filter(|s| !s.is_empty());
     let dims =
         dims.map(|d| d.trim_end_matches('L').parse::<usize>()).collect::<Result<Vec<_>, _>>().map_err(|_| corrupt())?;
-    Ok(Tensor::from_bytes(dtype, dims, &bytes[header_at + length..])?)
+    let data = &bytes[header_at + length..];
+    match code_points {
+        Some(count) => Ok(Tensor::from_strings(dims, texts(data, count)?)?),
+        None => Ok(Tensor::from_bytes(dtype, dims, data)?),
+    }
+}
+
+/// NumPy's strings: so many code points each, in four bytes, those after the last of a shorter one 0.
+fn texts(data: &[u8], count: usize) -> Result<Vec<String>> {
+    let width = count.checked_mul(4).filter(|&width| width > 0).context("strings of no length")?;
+    let text = |element: &[u8]| {
+        let (points, _) = element.as_chunks::<4>();
+        let points: Vec<u32> = points.iter().map(|&point| u32::from_le_bytes(point)).collect();
+        let end = points.iter().rposition(|&point| point != 0).map_or(0, |last| last + 1);
+        points[..end].iter().map(|&point| char::from_u32(point).context("a string that is not Unicode")).collect()
+    };
+    if !data.len().is_multiple_of(width) {
+        bail!("not a valid .npy");
+    }
+    data.chunks_exact(width).map(text).collect()
+}
+
+fn npy_strings(tensor: &Tensor) -> Result<Vec<u8>> {
+    let texts = tensor.strings()?;
+    let count = texts.iter().map(|text| text.chars().count()).max().unwrap_or(0).max(1);
+    let mut bytes = npy_header(&format!("<U{count}"), tensor)?;
+    for text in texts {
+        let points = text.chars().map(u32::from).chain(std::iter::repeat(0)).take(count);
+        points.for_each(|point| bytes.extend(point.to_le_bytes()));
+    }
+    Ok(bytes)
 }
 
 fn npy_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    if tensor.dtype() == DType::String {
+        return npy_strings(tensor);
+    }
     let Some((kind, _)) = NPY_TYPES.iter().find(|(_, d)| *d == tensor.dtype()) else {
         bail!("NumPy has no type for {}", tensor.dtype());
     };
     let order = if tensor.dtype().bits() > 8 { '<' } else { '|' };
+    let mut bytes = npy_header(&format!("{order}{kind}"), tensor)?;
+    bytes.extend(tensor.bytes());
+    Ok(bytes)
+}
+
+/// What comes before the elements of `tensor`.
+fn npy_header(descr: &str, tensor: &Tensor) -> Result<Vec<u8>> {
     let dims: String = tensor.shape().iter().map(|d| format!("{d}, ")).collect();
-    let mut header = format!("{{'descr': '{order}{kind}', 'fortran_order': False, 'shape': ({}), }}", dims.trim_end());
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", dims.trim_end());
     let padded = (10 + header.len() + 1).next_multiple_of(64) - 10;
     header.extend(std::iter::repeat_n(' ', padded - header.len() - 1));
     header.push('\n');
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend(u16::try_from(header.len()).context("too many axes")?.to_le_bytes());
     bytes.extend(header.as_bytes());
-    bytes.extend(tensor.bytes());
     Ok(bytes)
 }
 
@@ -281,6 +326,24 @@ pub fn to_json(tensor: &Tensor) -> Result<Json> {
     Ok(json!({ "dtype": tensor.dtype().name(), "shape": tensor.shape().to_vec(), "data": data }))
 }
 
+/// A tensor as [`to_json`] has it; a map as an object, a sequence as an array, an optional as what it holds or null.
+pub fn value_to_json(value: &Value) -> Result<Json> {
+    Ok(match value {
+        Value::Tensor(tensor) => to_json(tensor)?,
+        Value::Sequence(values) => Json::Array(values.iter().map(value_to_json).collect::<Result<_>>()?),
+        Value::Optional(None) => Json::Null,
+        Value::Optional(Some(value)) => value_to_json(value)?,
+        Value::Map { keys, values } => {
+            let keys: Vec<String> = match keys {
+                MapKeys::Ints(keys) => keys.iter().map(ToString::to_string).collect(),
+                MapKeys::Strings(keys) => keys.clone(),
+            };
+            let values = to_json(values)?["data"].as_array().cloned().unwrap_or_default();
+            Json::Object(keys.into_iter().zip(values).collect())
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,6 +363,13 @@ mod tests {
             let path = folder.path().join(format!("t.{ending}"));
             write(&path, &tensors).unwrap();
             assert_eq!(read(&path, None).unwrap(), tensors, "{ending}");
+        }
+        let texts = ["", "ab", "é"].map(str::to_string).to_vec();
+        let texts: Named = vec![("t".to_string(), Tensor::from_strings([3, 1], texts).unwrap())];
+        for ending in ["npz", "json"] {
+            let path = folder.path().join(format!("s.{ending}"));
+            write(&path, &texts).unwrap();
+            assert_eq!(read(&path, None).unwrap(), texts, "{ending}");
         }
         let path = folder.path().join("t.npy");
         write(&path, &tensors[..1].to_vec()).unwrap();

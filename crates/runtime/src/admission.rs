@@ -90,6 +90,8 @@ pub(crate) fn golden(
         .zip(outputs)
         .filter_map(|(binding, output)| match output {
             Output::Allocate(Some(Value::Tensor(tensor))) => Some((binding.name.clone(), tensor)),
+            // Golden vectors hold maps as tables.
+            Output::Allocate(Some(value)) => value.as_table().map(|(_, table)| (binding.name.clone(), table)),
             _ => None,
         })
         .collect();

@@ -2,7 +2,7 @@
 
 use crate::{
     Bytes, Failure, parse,
-    protocol::{InferRequest, InferResponse, OutputTensor, TensorMetadata, datatype},
+    protocol::{InferRequest, InferResponse, KEYS, OutputTensor, TensorMetadata, datatype},
 };
 use axum::{
     Json, Router,
@@ -50,7 +50,7 @@ async fn version(
 
 fn metadata(host: &Host, name: &str, version: Option<&str>) -> Result<Json<AnyJson>, Failure> {
     let (_, signature) = host.signature(name, version)?;
-    let of = |bindings: &[Binding]| bindings.iter().map(tensor_metadata).collect::<Vec<_>>();
+    let of = |bindings: &[Binding]| bindings.iter().flat_map(tensor_metadata).collect::<Vec<_>>();
     Ok(Json(json!({
         "name": name,
         "versions": host.versions(name)?,
@@ -61,16 +61,22 @@ fn metadata(host: &Host, name: &str, version: Option<&str>) -> Result<Json<AnyJs
     })))
 }
 
-fn tensor_metadata(binding: &Binding) -> TensorMetadata {
+/// The tensors that an input or output is: maps, and sequences of them, are their values and their keys.
+fn tensor_metadata(binding: &Binding) -> Vec<TensorMetadata> {
+    if let Some((key, value)) = binding.table() {
+        let name = binding.name.clone();
+        let values = TensorMetadata { name: name.clone(), datatype: datatype(value), shape: vec![-1, -1] };
+        return vec![values, TensorMetadata { name: name + KEYS, datatype: datatype(key), shape: vec![-1] }];
+    }
     let fact = binding.fact.as_tensor();
-    TensorMetadata {
+    vec![TensorMetadata {
         name: binding.name.clone(),
         datatype: fact.map_or("unknown", |f| datatype(f.dtype)),
         shape: fact
             .and_then(|f| f.shape.as_ref())
             .map(|dims| dims.iter().map(|d| d.as_const().unwrap_or(-1)).collect())
             .unwrap_or_default(),
-    }
+    }]
 }
 
 async fn infer(
@@ -119,8 +125,10 @@ async fn answer(
     let (sender, receiver) = oneshot::channel();
     host.submit(&name, request, move |answer| drop(sender.send(answer)));
     let Answer { id, version, outputs, .. } = receiver.await.unwrap_or(Err(InferError::ShuttingDown))?;
-    let outputs = outputs.iter().map(|(name, value)| OutputTensor::encode(name, value)).collect::<Result<_, _>>();
+    let outputs: Result<Vec<_>, _> =
+        outputs.iter().map(|(name, value)| OutputTensor::encode_all(name, value)).collect();
     let outputs = outputs.map_err(|message| Failure::new(StatusCode::NOT_IMPLEMENTED, message))?;
+    let outputs = outputs.into_iter().flatten().collect();
     Ok(Json(InferResponse { model_name: name, model_version: version, id, outputs }))
 }
 

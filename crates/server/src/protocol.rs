@@ -51,6 +51,9 @@ pub struct OutputTensor {
     pub data: Elements,
 }
 
+/// Ends the name of the output that holds the keys of maps.
+pub const KEYS: &str = ".keys";
+
 /// A name and type of the protocol's metadata; a dimension that varies is -1.
 #[derive(Debug, Serialize)]
 pub struct TensorMetadata {
@@ -103,12 +106,24 @@ impl InputTensor<'_> {
 }
 
 impl OutputTensor {
+    /// The value as tensors. Maps, and sequences of them, are two: their values (`[maps, keys]`), and the keys as `NAME.keys`.
+    ///
     /// # Errors
-    /// A value that is no tensor, or of a type that JSON can't carry.
-    pub fn encode(name: &str, value: &Value) -> Result<OutputTensor, String> {
-        let Value::Tensor(tensor) = value else {
-            return Err(format!("output '{name}' is not a tensor, and the protocol carries nothing else"));
-        };
+    /// A value that is neither, or of a type that JSON can't carry.
+    pub fn encode_all(name: &str, value: &Value) -> Result<Vec<OutputTensor>, String> {
+        match (value, value.as_table()) {
+            (Value::Tensor(tensor), _) => Ok(vec![OutputTensor::encode(name, tensor)?]),
+            (_, Some((keys, table))) => {
+                let keys = OutputTensor::encode(&format!("{name}{KEYS}"), &keys.to_tensor())?;
+                Ok(vec![OutputTensor::encode(name, &table)?, keys])
+            }
+            // A run on no rows: there is no map whose keys could be told.
+            (Value::Sequence(values), None) if values.is_empty() => Ok(Vec::new()),
+            _ => Err(format!("output '{name}' is a {}, and the protocol carries tensors alone", value.kind())),
+        }
+    }
+
+    fn encode(name: &str, tensor: &Tensor) -> Result<OutputTensor, String> {
         Ok(OutputTensor {
             name: name.to_string(),
             shape: tensor.shape().to_vec(),
@@ -121,6 +136,7 @@ impl OutputTensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cutover_runtime::tensor::MapKeys;
     use serde_json::json;
 
     /// Decodes an input of these, spelt as a request spells it.
@@ -146,7 +162,7 @@ mod tests {
         ];
         for (datatype, data) in cases {
             let (name, value) = decode(datatype, &[2], data.clone()).unwrap();
-            let output = OutputTensor::encode(&name, &value).unwrap();
+            let output = OutputTensor::encode_all(&name, &value).unwrap().remove(0);
             assert_eq!(output.datatype, datatype);
             assert_eq!(serde_json::to_string(&output.data).unwrap(), data.to_string());
         }
@@ -163,7 +179,8 @@ mod tests {
     fn scalars_and_empty_tensors_come_and_go() {
         let (_, one) = decode("FP32", &[], json!(2.5)).unwrap();
         let (_, none) = decode("BOOL", &[2, 0], json!([])).unwrap();
-        let written = [one, none].map(|v| serde_json::to_string(&OutputTensor::encode("x", &v).unwrap()).unwrap());
+        let written =
+            [one, none].map(|v| serde_json::to_string(&OutputTensor::encode_all("x", &v).unwrap()[0]).unwrap());
         let expected = [
             r#"{"name":"x","shape":[],"datatype":"FP32","data":[2.5]}"#,
             r#"{"name":"x","shape":[2,0],"datatype":"BOOL","data":[]}"#,
@@ -174,8 +191,24 @@ mod tests {
     #[test]
     fn what_json_has_no_number_for_is_null() {
         let tensor = Tensor::from_vec([3], vec![f32::NAN, f32::INFINITY, 1.0]).unwrap();
-        let output = OutputTensor::encode("x", &Value::Tensor(tensor)).unwrap();
+        let output = OutputTensor::encode("x", &tensor).unwrap();
         assert_eq!(serde_json::to_string(&output.data).unwrap(), "[null,null,1.0]");
+    }
+
+    #[test]
+    fn maps_are_their_values_and_their_keys() {
+        let map = |values: [f32; 2]| Value::Map {
+            keys: MapKeys::Strings(vec!["no".to_string(), "yes".to_string()]),
+            values: Tensor::from_vec([2], values.to_vec()).unwrap(),
+        };
+        let maps = Value::Sequence(vec![map([0.25, 0.75]), map([1.0, 0.0])]);
+        let written: Vec<String> =
+            OutputTensor::encode_all("p", &maps).unwrap().iter().map(|o| serde_json::to_string(o).unwrap()).collect();
+        let expected = [
+            r#"{"name":"p","shape":[2,2],"datatype":"FP32","data":[0.25,0.75,1.0,0.0]}"#,
+            r#"{"name":"p.keys","shape":[2],"datatype":"BYTES","data":["no","yes"]}"#,
+        ];
+        assert_eq!(written, expected);
     }
 
     #[test]

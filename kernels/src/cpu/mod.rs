@@ -37,6 +37,7 @@ pub mod normalize;
 pub mod pool;
 pub mod recurrent;
 pub mod reduce;
+pub mod rows;
 mod tile;
 pub mod trees;
 pub mod vmath;

@@ -36,7 +36,7 @@ pub enum Place<T> {
 }
 
 /// How the weights of the leaves that a row reaches become the score of their target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Aggregation {
     Sum,
     Min,
@@ -152,15 +152,15 @@ impl<T: Number> Trees<T> {
     }
 
     /// The scores of `rows` of `x` (`[n, features]`): `[rows, targets]`. `seen`, as long where [`Trees::seen`] is `None`, says which targets
-    /// had a weight; else it is not looked at. Trees are added in their order, so that a row's scores depend on nothing but the row.
-    pub fn score(&self, x: &[T], features: usize, rows: Range<usize>, scores: &mut [T], seen: &mut [bool]) {
+    /// had a weight (1, else 0); otherwise it is not looked at. Trees are added in their order, so that a row's scores depend on nothing but the row.
+    pub fn score(&self, x: &[T], features: usize, rows: Range<usize>, scores: &mut [T], seen: &mut [u8]) {
         let targets = self.weights.target_count;
         assert!(features >= self.feature_count && x.len() >= rows.end * features, "{rows:?} of {features} features");
         assert!(scores.len() >= rows.len() * targets);
         assert!(self.seen.is_some() || seen.len() >= rows.len() * targets);
         scores[..rows.len() * targets].fill(T::default());
         if self.seen.is_none() {
-            seen[..rows.len() * targets].fill(false);
+            seen[..rows.len() * targets].fill(0);
         }
         // SAFETY: the rows are inside `x`, and have the features that nodes test.
         unsafe {
@@ -179,7 +179,7 @@ impl<T: Number> Trees<T> {
         features: usize,
         rows: Range<usize>,
         scores: &mut [T],
-        seen: &mut [bool],
+        seen: &mut [u8],
     ) {
         let count = rows.len();
         // SAFETY: the caller; of a last row that is there again nothing is kept.
@@ -240,7 +240,7 @@ impl<T: Number> Trees<T> {
 
     /// Adds the weights of `leaf` to the scores of row `i`.
     #[inline(always)]
-    fn take(&self, leaf: u32, is_first: bool, i: usize, scores: &mut [T], seen: &mut [bool]) {
+    fn take(&self, leaf: u32, is_first: bool, i: usize, scores: &mut [T], seen: &mut [u8]) {
         let Weights { starts, targets, weights, target_count, aggregation } = &self.weights;
         let (leaf, scores) = (leaf as usize, &mut scores[i * target_count..][..*target_count]);
         match (self.form, aggregation) {
@@ -263,7 +263,7 @@ impl<T: Number> Trees<T> {
                 for (&target, &weight) in targets[of.clone()].iter().zip(&weights[of]) {
                     let target = target as usize;
                     let is_new = match seen.get_mut(i * target_count + target) {
-                        Some(seen) => !std::mem::replace(seen, true),
+                        Some(seen) => std::mem::replace(seen, 1) == 0,
                         None => is_first,
                     };
                     scores[target] = aggregation.join(scores[target], weight, is_new);
@@ -341,6 +341,11 @@ mod tests {
     use super::super::testing::Random;
     use super::*;
 
+    fn odd_number(random: &mut Random) -> f32 {
+        let usual = random.unit();
+        random.pick(&[usual, usual, 0.0, f32::INFINITY, f32::NAN])
+    }
+
     /// Trees of random shapes, each as a list of places in the order in which they were made.
     fn random_trees(random: &mut Random, trees: usize, features: usize) -> (Vec<Place<f32>>, Vec<u32>, usize, u32) {
         let (mut places, mut roots, mut deepest, mut leaves) = (Vec::new(), Vec::new(), 0, 0);
@@ -354,7 +359,7 @@ mod tests {
                     places.extend([Place::Leaf { number: 0 }; 2]);
                     places[at] = Place::Test {
                         feature: random.between(0, features - 1) as u32,
-                        split: random.pick(&[random.unit(), 0.0, f32::INFINITY, f32::NAN]),
+                        split: odd_number(random),
                         child: child as u32,
                         nan_holds: random.between(0, 3) == 0,
                     };
@@ -403,8 +408,7 @@ mod tests {
             let weights = Weights { starts, targets, weights, target_count, aggregation };
             let trees = Trees::new(&places, &roots, depth, f32::NAN, weights.clone());
             let rows = random.between(1, 40);
-            let values = (0..rows * features).map(|_| random.pick(&[random.unit(), f32::NAN, 0.0, f32::INFINITY]));
-            let x: Vec<f32> = values.collect();
+            let x: Vec<f32> = (0..rows * features).map(|_| odd_number(&mut random)).collect();
             let (mut expected, mut saw) = (vec![0f32; rows * target_count], vec![false; rows * target_count]);
             for (i, row) in x.chunks(features).enumerate() {
                 for &root in &roots {
@@ -418,13 +422,13 @@ mod tests {
             }
             for range in [0..rows, 0..1, rows / 2..rows, rows..rows] {
                 let len = range.len() * target_count;
-                let (mut scores, mut seen) = (vec![9f32; len], vec![true; len]);
+                let (mut scores, mut seen) = (vec![9f32; len], vec![1u8; len]);
                 trees.score(&x, features.max(1), range.clone(), &mut scores, &mut seen);
                 let of = range.start * target_count..range.end * target_count;
                 assert_eq!(scores, expected[of.clone()], "round {round}, {form:?}, {aggregation:?}, {range:?}");
                 let known: Vec<bool> = match trees.seen() {
                     Some(known) => (0..range.len()).flat_map(|_| known.to_vec()).collect(),
-                    None => seen,
+                    None => seen.into_iter().map(|seen| seen != 0).collect(),
                 };
                 assert_eq!(known, saw[of], "round {round}, {form:?}, {aggregation:?}, {range:?}");
             }

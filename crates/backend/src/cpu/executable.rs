@@ -57,6 +57,14 @@ fn footprint(program: &Program, first: Option<&ShapePlan>) -> Footprint {
             _ => {}
         }
     }
+    let forests = shapes.steps.iter().filter_map(|step| match &step.lowered {
+        lower::Lowered::Trees(step) => Some(step),
+        _ => None,
+    });
+    for step in forests {
+        footprint.weight_bytes += step.bytes();
+        footprint.shared_bytes += if step.is_shared() { step.bytes() } else { 0 };
+    }
     footprint
 }
 

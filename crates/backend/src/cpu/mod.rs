@@ -49,7 +49,12 @@ pub fn cpu(options: CpuOptions) -> Result<Arc<dyn Backend>, CompileError> {
         return Err(CompileError::Options(format!("{threads} threads, expected at most 1024")));
     }
     Ok(Arc::new(Cpu {
-        device: Arc::new(Device { level, pool: pool::Pool::new(threads)?, weights: weights::Cache::default() }),
+        device: Arc::new(Device {
+            level,
+            pool: pool::Pool::new(threads)?,
+            weights: weights::Cache::default(),
+            forests: lower::trees::Cache::default(),
+        }),
     }))
 }
 
@@ -64,6 +69,7 @@ struct Device {
     level: IsaLevel,
     pool: pool::Pool,
     weights: weights::Cache,
+    forests: lower::trees::Cache,
 }
 
 impl Backend for Cpu {

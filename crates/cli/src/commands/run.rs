@@ -30,17 +30,26 @@ impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
         let model = self.model.open()?.compile_with(self.device.backend, &self.device.options())?;
         let inputs = read_inputs(&model, &self.inputs)?;
-        let outputs = output_tensors(run(&mut model.session()?, &inputs)?)?;
-        if let Some(path) = &self.outputs {
-            tensors::write(path, &outputs)?;
-        }
+        let answers = run(&mut model.session()?, &inputs)?;
         let document: Map<String, Json> = match &self.outputs {
-            Some(path) => [("outputs".to_string(), Json::from(path.display().to_string()))].into_iter().collect(),
-            None => outputs.iter().map(|(n, t)| Ok((n.clone(), tensors::to_json(t)?))).collect::<Result<_>>()?,
+            Some(path) => {
+                tensors::write(path, &output_tensors(answers.clone())?)?;
+                [("outputs".to_string(), Json::from(path.display().to_string()))].into_iter().collect()
+            }
+            None => {
+                answers.iter().map(|(n, v)| Ok((n.to_string(), tensors::value_to_json(v)?))).collect::<Result<_>>()?
+            }
         };
         printer.print(&Json::Object(document), || {
             let mut text = String::new();
-            for (name, tensor) in &outputs {
+            for (name, value) in answers.iter() {
+                let Value::Tensor(tensor) = value else {
+                    let shown = tensors::value_to_json(value).unwrap_or_default().to_string();
+                    let (start, more) =
+                        shown.char_indices().nth(400).map_or((&*shown, ""), |(at, _)| (&shown[..at], "…"));
+                    text += &format!("{name}: {} {start}{more}\n", value.kind());
+                    continue;
+                };
                 text += &format!("{name}: {tensor:?}");
                 if self.outputs.is_none() {
                     let data = tensors::to_json(tensor).map(|j| j["data"].clone()).unwrap_or_default();
@@ -80,10 +89,14 @@ pub(super) fn run(session: &mut Session, inputs: &Named) -> Result<Answers> {
     Ok(session.run(views)?)
 }
 
+/// What a run gave as tensors. Maps, and sequences of them, are tables of their values, in the order of the keys.
 pub(super) fn output_tensors(answers: Answers) -> Result<Named> {
     let tensor = |(name, value): (String, Value)| match value {
         Value::Tensor(tensor) => Ok((name, tensor)),
-        other => bail!("output '{name}' is a {}, and only tensors can be written", other.kind()),
+        other => match other.as_table() {
+            Some((_, table)) => Ok((name, table)),
+            None => bail!("output '{name}' is a {}, and only tensors and maps can be written", other.kind()),
+        },
     };
     answers.into_iter().map(tensor).collect()
 }

@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     /// Inputs by name: .npz, .npy, .safetensors or .json.
     #[arg(long)]
     inputs: PathBuf,
-    /// Expected outputs by name, in any of those formats. Outputs it does not hold are not compared.
+    /// Expected outputs by name, in any of those formats. Outputs it does not hold are not compared; of maps the values are, [rows, classes].
     #[arg(long)]
     expect: PathBuf,
     /// An element passes if it differs by at most atol + rtol · |expected|.

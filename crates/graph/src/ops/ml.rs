@@ -45,31 +45,56 @@ impl PostTransform {
         usize::try_from(code).ok().and_then(|code| POST_TRANSFORMS.get(code)).map(|&(transform, _)| transform)
     }
 
-    pub fn apply(self, scores: &mut [f32]) {
+    /// In f32, whatever the scores are held in.
+    pub fn apply<S: Score>(self, scores: &mut [S]) {
+        let each = |scores: &mut [S], f: &mut dyn FnMut(f32) -> f32| {
+            scores.iter_mut().for_each(|s| *s = S::from(f(s.single())));
+        };
+        let max = |scores: &[S]| scores.iter().map(|s| s.single()).fold(f32::MIN, f32::max);
         match self {
             PostTransform::None => {}
-            PostTransform::Logistic => scores.iter_mut().for_each(|s| *s = logistic(*s)),
-            PostTransform::Probit => scores.iter_mut().for_each(|s| *s = probit(*s)),
+            PostTransform::Logistic => each(scores, &mut logistic),
+            PostTransform::Probit => each(scores, &mut probit),
             PostTransform::Softmax => {
-                let max = scores.iter().copied().fold(f32::MIN, f32::max);
-                scores.iter_mut().for_each(|s| *s = (*s - max).exp());
-                let sum: f32 = scores.iter().sum();
-                scores.iter_mut().for_each(|s| *s /= sum);
+                let (max, mut sum) = (max(scores), 0.0);
+                each(scores, &mut |s| {
+                    let power = (s - max).exp();
+                    sum += power;
+                    power
+                });
+                each(scores, &mut |s| s / sum);
             }
             PostTransform::SoftmaxZero => {
-                let max = scores.iter().copied().fold(f32::MIN, f32::max);
-                let mut sum = 0.0;
-                for s in scores.iter_mut() {
+                let (max, mut sum) = (max(scores), 0.0);
+                each(scores, &mut |s| {
                     if s.abs() > 1e-7 {
-                        *s = (*s - max).exp();
-                        sum += *s;
+                        let power = (s - max).exp();
+                        sum += power;
+                        power
                     } else {
-                        *s *= (-max).exp();
+                        s * (-max).exp()
                     }
-                }
-                scores.iter_mut().for_each(|s| *s /= sum);
+                });
+                each(scores, &mut |s| s / sum);
             }
         }
+    }
+}
+
+/// What a score is held in.
+pub trait Score: Copy + From<f32> {
+    fn single(self) -> f32;
+}
+
+impl Score for f32 {
+    fn single(self) -> f32 {
+        self
+    }
+}
+
+impl Score for f64 {
+    fn single(self) -> f32 {
+        self as f32
     }
 }
 

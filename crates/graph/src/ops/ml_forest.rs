@@ -5,7 +5,9 @@
 //! `x ∈ set`. Nodes of a tree come breadth-first. A node with several parents (LightGBM's converter writes sets that way) is a
 //! record beside each of its siblings, over one pair of children.
 
-use std::collections::VecDeque;
+use crate::Identity;
+use cutover_tensor::{Element, Tensor};
+use std::{collections::VecDeque, sync::OnceLock};
 
 /// Longest path from a root to a leaf.
 const DEPTH_LIMIT: usize = 1 << 16;
@@ -40,6 +42,7 @@ pub struct Forest {
     pub members: Vec<f64>,
     /// Most steps from a root to a leaf.
     pub depth: usize,
+    identity: OnceLock<Identity>,
 }
 
 /// How a node tests its feature `x`, and where NaN goes.
@@ -182,6 +185,28 @@ impl Forest {
         Ok(forest)
     }
 
+    /// The key under which what is made of the layout can be shared.
+    pub fn identity(&self) -> Identity {
+        fn of<T: Element>(values: &[T]) -> Identity {
+            let tensor = Tensor::from_vec([values.len()], values.to_vec());
+            Identity::of_tensor(&tensor.expect("as many values as the shape has elements"))
+        }
+        *self.identity.get_or_init(|| {
+            let test = |test: &Test| test.kind as u8 | u8::from(test.nan_holds) << 2;
+            let tests: Vec<u8> = self.tests.iter().map(test).collect();
+            let counts =
+                [&self.features, &self.children, &self.payloads, &self.roots, &self.leaf_starts, &self.targets];
+            let counts = counts.into_iter().chain([&self.set_starts]).map(|counts| of(counts));
+            let numbers = [&self.splits, &self.weights, &self.members].into_iter().map(|numbers| of(numbers));
+            Identity::derived("forest", &counts.chain(numbers).chain([of(&tests)]).collect::<Vec<_>>())
+        })
+    }
+
+    /// The members of a set, ascending.
+    pub fn set(&self, set: usize) -> &[f64] {
+        &self.members[self.set_starts[set] as usize..self.set_starts[set + 1] as usize]
+    }
+
     fn grow(&mut self, count: usize) -> usize {
         let first = self.children.len();
         let slots = first + count;
@@ -256,8 +281,7 @@ impl Forest {
             TestKind::AtMost => x <= self.splits[slot],
             TestKind::Equal => x == self.splits[slot],
             TestKind::Member => {
-                let set = self.payloads[slot] as usize;
-                let members = &self.members[self.set_starts[set] as usize..self.set_starts[set + 1] as usize];
+                let members = self.set(self.payloads[slot] as usize);
                 let at = members.partition_point(|&m| m < x);
                 members.get(at) == Some(&x)
             }
@@ -267,11 +291,6 @@ impl Forest {
     /// Features that a row must have.
     pub fn feature_count(&self) -> usize {
         self.features.iter().max().map_or(0, |&feature| feature as usize + 1)
-    }
-
-    /// Whether every test is `x ≤ split` and fails for NaN.
-    pub fn is_plain(&self) -> bool {
-        self.tests.iter().all(|test| matches!(test.kind, TestKind::Leaf | TestKind::AtMost) && !test.nan_holds)
     }
 }
 

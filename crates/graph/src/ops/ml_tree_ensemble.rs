@@ -70,17 +70,27 @@ pub enum Winner {
     Sign(bool),
 }
 
+impl Winner {
+    /// Where labels are integers.
+    pub fn label(self, labels: &[i64]) -> i64 {
+        match self {
+            Winner::Class(class) => labels[class],
+            Winner::Sign(positive) => i64::from(positive),
+        }
+    }
+}
+
 /// The scores of one row while they are made and read; in f64, but rounded as `single` says after every operation.
-#[derive(Clone, Debug)]
-pub struct RowScores {
-    pub scores: Vec<f64>,
-    /// Targets that some leaf had a weight for.
-    pub seen: Vec<bool>,
+#[derive(Debug)]
+pub struct RowScores<'a> {
+    pub scores: &'a mut [f64],
+    /// Targets that some leaf had a weight for are not 0.
+    pub seen: &'a mut [u8],
     /// In f32.
     pub single: bool,
 }
 
-impl RowScores {
+impl RowScores<'_> {
     fn round(&self, x: f64) -> f64 {
         // A sum, product or quotient of two f32 that is rounded to f64 first rounds to the same f32.
         if self.single { f64::from(x as f32) } else { x }
@@ -92,7 +102,7 @@ impl RowScores {
 
     /// Of several targets those without a weight are 0, whatever their base value.
     fn clear_unseen(&mut self) {
-        self.scores.iter_mut().zip(&self.seen).filter(|(_, seen)| !**seen).for_each(|(score, _)| *score = 0.0);
+        self.scores.iter_mut().zip(&*self.seen).filter(|(_, seen)| **seen == 0).for_each(|(score, _)| *score = 0.0);
     }
 }
 
@@ -106,27 +116,27 @@ impl TreeEnsemble {
     }
 
     /// The scores of `row`, before base values.
-    fn aggregate(&self, row: &[f64], scores: &mut RowScores) {
+    fn aggregate(&self, row: &[f64], scores: &mut RowScores<'_>) {
         scores.scores.fill(0.0);
-        scores.seen.fill(false);
+        scores.seen.fill(0);
         for &root in &self.forest.roots {
             for (target, weight) in self.forest.reach(root, row) {
                 let target = target as usize;
                 let weight = scores.round(weight);
-                match (self.aggregate, scores.seen[target]) {
+                match (self.aggregate, scores.seen[target] != 0) {
                     (Aggregate::Sum | Aggregate::Average, _) => scores.add(target, weight),
                     (_, false) => scores.scores[target] = weight,
                     (Aggregate::Min, true) if weight < scores.scores[target] => scores.scores[target] = weight,
                     (Aggregate::Max, true) if weight > scores.scores[target] => scores.scores[target] = weight,
                     _ => {}
                 }
-                scores.seen[target] = true;
+                scores.seen[target] = 1;
             }
         }
     }
 
     /// From aggregated scores of a row to its results, and of a classifier the class.
-    pub fn finish(&self, scores: &mut RowScores) -> Winner {
+    pub fn finish(&self, scores: &mut RowScores<'_>) -> Winner {
         match &self.output {
             EnsembleOutput::Classification(classes) => self.classify(classes, scores),
             EnsembleOutput::Regression { .. } | EnsembleOutput::Scores { .. } => {
@@ -136,7 +146,7 @@ impl TreeEnsemble {
         }
     }
 
-    fn regress(&self, scores: &mut RowScores) {
+    fn regress(&self, scores: &mut RowScores<'_>) {
         let targets = scores.scores.len();
         if self.aggregate == Aggregate::Average {
             let trees = self.forest.roots.len() as f64;
@@ -151,20 +161,12 @@ impl TreeEnsemble {
             (1, _) => {}
             (_, transform) => {
                 scores.clear_unseen();
-                self.transform(transform, scores);
+                transform.apply(scores.scores);
             }
         }
     }
 
-    fn transform(&self, transform: PostTransform, scores: &mut RowScores) {
-        if transform != PostTransform::None {
-            let mut single: Vec<f32> = scores.scores.iter().map(|&s| s as f32).collect();
-            transform.apply(&mut single);
-            scores.scores.iter_mut().zip(single).for_each(|(score, single)| *score = f64::from(single));
-        }
-    }
-
-    fn classify(&self, classes: &Classification, scores: &mut RowScores) -> Winner {
+    fn classify(&self, classes: &Classification, scores: &mut RowScores<'_>) -> Winner {
         match scores.scores.len() {
             1 => {
                 self.base_values.iter().for_each(|&base| scores.add(0, base));
@@ -178,18 +180,18 @@ impl TreeEnsemble {
             _ => {
                 for (class, &base) in self.base_values.iter().enumerate() {
                     scores.add(class, base);
-                    scores.seen[class] = true;
+                    scores.seen[class] = 1;
                 }
-                let seen = (0..scores.scores.len()).filter(|&class| scores.seen[class]);
+                let seen = (0..scores.scores.len()).filter(|&class| scores.seen[class] != 0);
                 let best = seen.reduce(|best, c| if scores.scores[c] > scores.scores[best] { c } else { best });
-                self.transform(self.post_transform, scores);
+                self.post_transform.apply(scores.scores);
                 Winner::Class(best.unwrap_or(0))
             }
         }
     }
 
-    fn classify_two(&self, classes: &Classification, scores: &mut RowScores) -> Winner {
-        let second_seen = scores.seen[1];
+    fn classify_two(&self, classes: &Classification, scores: &mut RowScores<'_>) -> Winner {
+        let second_seen = scores.seen[1] != 0;
         match *self.base_values {
             [_, second] if second_seen => {
                 scores.scores[1] = scores.round(second + scores.scores[0]);
@@ -212,7 +214,7 @@ impl TreeEnsemble {
         };
         let winner = winner(positive > border);
         if !alone {
-            self.transform(self.post_transform, scores);
+            self.post_transform.apply(scores.scores);
             return winner;
         }
         let score = scores.scores[0];
@@ -229,16 +231,12 @@ impl TreeEnsemble {
     }
 
     /// The labels of `winners`; `None` for what is no classifier.
-    pub fn labels(&self, winners: &[Winner]) -> Result<Option<Tensor>, OpError> {
+    fn labels(&self, winners: &[Winner]) -> Result<Option<Tensor>, OpError> {
         let EnsembleOutput::Classification(classes) = &self.output else { return Ok(None) };
         let count = classes.labels.len();
         Ok(Some(match &classes.labels {
             ClassLabels::Ints(labels) => {
-                let label = |winner: &Winner| match winner {
-                    Winner::Class(class) => labels[*class],
-                    Winner::Sign(positive) => i64::from(*positive),
-                };
-                Tensor::from_vec([winners.len()], winners.iter().map(label).collect())?
+                Tensor::from_vec([winners.len()], winners.iter().map(|winner| winner.label(labels)).collect())?
             }
             labels @ ClassLabels::Strings(_) => {
                 let class = |winner: &Winner| match winner {
@@ -322,12 +320,13 @@ impl Operator for TreeEnsemble {
             Wide::Bool(_) => return Err(OpError::input("expected numbers, got bool")),
         };
         let single = x.dtype() != DType::F64;
-        let mut scores = RowScores { scores: vec![0.0; targets], seen: vec![false; targets], single };
+        let (mut scores, mut seen) = (vec![0.0; targets], vec![0; targets]);
+        let mut scores = RowScores { scores: &mut scores, seen: &mut seen, single };
         let mut winners = Vec::with_capacity(rows.count);
         for row in 0..rows.count {
             self.aggregate(&values[row * rows.features..][..rows.features], &mut scores);
             winners.push(self.finish(&mut scores));
-            results.extend_from_slice(&scores.scores);
+            results.extend_from_slice(scores.scores);
         }
         let scores = Wide::Float(results).narrow(self.score_dtype(x.dtype()), shape)?;
         Ok(self.labels(&winners)?.into_iter().chain([scores]).map(Value::Tensor).collect())

@@ -12,6 +12,7 @@ mod fuse_sums;
 mod merge_reshapes;
 mod merge_scalars;
 mod merge_transposes;
+mod number_classes;
 mod recognise_activations;
 mod recognise_layer_norm;
 mod remove_dead_code;
@@ -81,6 +82,7 @@ const PASSES: &[&dyn Pass] = &[
     &merge_reshapes::MergeReshapes,
     &merge_transposes::MergeTransposes,
     &merge_scalars::MergeScalars,
+    &number_classes::NumberClasses,
     &recognise_layer_norm::RecogniseLayerNorm,
     &recognise_activations::RecogniseActivations,
     &fold_scales::FoldScales,

@@ -4,11 +4,13 @@ pub(super) mod conv;
 pub(super) mod elementwise;
 pub(super) mod fallback;
 pub(super) mod layout;
+pub(super) mod ml;
 pub(super) mod movement;
 pub(super) mod normalize;
 pub(super) mod pool;
 pub(super) mod product;
 pub(super) mod recurrent;
+pub(super) mod trees;
 
 use super::{
     frame::{Frame, Worker},
@@ -39,6 +41,12 @@ pub(super) enum Lowered {
     CopyStrided(movement::CopyStrided),
     Gather(movement::GatherStep),
     Recurrence(recurrent::Recurrence),
+    Trees(trees::TreesStep),
+    ToFloats(ml::ToFloats),
+    Scaler(ml::ScalerStep),
+    Normalizer(ml::NormalizerStep),
+    Linear(ml::LinearStep),
+    Svm(ml::SvmStep),
     Fallback(fallback::FallbackStep),
 }
 
@@ -63,6 +71,12 @@ impl Lowered {
             Lowered::CopyStrided(step) => step.run(frame, worker, level),
             Lowered::Gather(step) => return step.run(frame, worker),
             Lowered::Recurrence(step) => step.run(frame, worker, level),
+            Lowered::Trees(step) => step.run(frame, worker),
+            Lowered::ToFloats(step) => step.run(frame, worker),
+            Lowered::Scaler(step) => step.run(frame, worker),
+            Lowered::Normalizer(step) => step.run(frame, worker),
+            Lowered::Linear(step) => step.run(frame, worker, level),
+            Lowered::Svm(step) => step.run(frame, worker, level),
             Lowered::Fallback(step) => return step.run(frame, worker),
         }
         Ok(())
@@ -87,6 +101,11 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
         Op::LayerNorm(op) => normalize::lower_layer_norm(builder, node, op),
         Op::Reduce(op) => normalize::lower_reduce(builder, node, op),
         Op::Recurrent(op) => recurrent::lower(builder, node, op),
+        Op::TreeEnsemble(op) => trees::lower(builder, node, op),
+        Op::Scaler(op) => ml::lower_scaler(builder, node, op),
+        Op::Normalizer(op) => ml::lower_normalizer(builder, node, op),
+        Op::Linear(op) => ml::lower_linear(builder, node, op),
+        Op::Svm(op) => ml::lower_svm(builder, node, op),
         Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Identity(_) => {
             movement::lower_view(builder, node)
         }
@@ -130,6 +149,7 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
             | Op::Split(_)
             | Op::Gather(_)
     );
+    let is_ml = matches!(node.op, Op::TreeEnsemble(_) | Op::Scaler(_) | Op::Normalizer(_) | Op::Linear(_) | Op::Svm(_));
     let kernel = match &node.op {
         Op::Shape(_) | Op::Size(_) | Op::Range(_) => return Support::Native { kernel: "shape" },
         Op::Conv(_) => "convolution",
@@ -144,6 +164,11 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::LayerNorm(_) => "layer normalization",
         Op::Reduce(op) if normalize::reduction(op.function).is_some() => "reduction",
         Op::Recurrent(_) => "recurrent",
+        Op::TreeEnsemble(_) => "trees",
+        Op::Scaler(_) => "scaler",
+        Op::Normalizer(_) => "row normalization",
+        Op::Linear(_) => "linear model",
+        Op::Svm(_) => "support vectors",
         Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Identity(_) => "view",
         Op::Dropout(_) if is_no_dropout(node) => "view",
         Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) => "strided copy",
@@ -155,6 +180,7 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Some(DType::F32) => Support::Native { kernel },
         Some(DType::String) | None => fallback("not a numeric tensor"),
         Some(_) if moves => Support::Native { kernel },
+        Some(DType::F64 | DType::I64 | DType::I32) if is_ml => Support::Native { kernel },
         Some(DType::I32 | DType::U32) if kernel == "strided copy" => Support::Native { kernel },
         Some(other) => Support::Fallback { reason: format!("no kernel for {other}") },
     }
