@@ -35,10 +35,13 @@ pub mod layout;
 pub mod movement;
 pub mod normalize;
 pub mod pool;
+pub mod quantized;
+pub mod quantized_product;
 pub mod recurrent;
 pub mod reduce;
 mod tile;
 pub mod trees;
+pub mod typed;
 pub mod vmath;
 mod window;
 
