@@ -1,8 +1,8 @@
 //! Vectors of `i32` on every rung, for the kernels of quantized values: products of small integers, and the way to floats and back.
 
-use super::{Isa, scalar::Scalar};
+use super::scalar::Scalar;
 
-/// Vectors of as many `i32` as [`Isa::V`] has floats, whose bits are also pairs of `i16` or groups of four bytes.
+/// Vectors of as many `i32` as [`super::Isa::V`] has floats, whose bits are also pairs of `i16` or groups of four bytes.
 pub trait Integers: Copy {
     type W: Copy;
     /// Whether products are best made of groups of four bytes ([`Integers::dot4`]), not of pairs of `i16`.
@@ -215,6 +215,7 @@ mod arm {
 #[cfg(test)]
 mod tests {
     use super::super::super::dispatch::{Kernel, dispatch};
+    use super::super::Isa;
     use super::super::super::{IsaLevel, testing::Random};
     use super::*;
 
