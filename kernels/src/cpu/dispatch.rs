@@ -9,6 +9,8 @@ use super::isa::scalar::Scalar;
 /// without the rung's features and would be slow.
 pub trait Kernel {
     type Output;
+    /// Whether it has a use for products of four bytes: only such kernels are compiled for the rung that has them (AVX-512 VNNI).
+    const OF_BYTES: bool = false;
     fn eval<I: Isa>(self, isa: I) -> Self::Output;
 }
 
@@ -21,6 +23,8 @@ enum Rung {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 /// A rung of the ladder that this machine can run. Values only come from [`IsaLevel::detect`], [`IsaLevel::available`] and
@@ -42,7 +46,8 @@ impl IsaLevel {
         #[cfg(target_arch = "x86_64")]
         let more = [
             super::isa::x86::Avx2::new().map(|_| IsaLevel(Rung::Avx2)),
-            super::isa::x86::Avx512::new().map(|_| IsaLevel(Rung::Avx512)),
+            super::isa::x86::Avx512::<false>::new().map(|_| IsaLevel(Rung::Avx512)),
+            super::isa::x86::Avx512::<true>::new().map(|_| IsaLevel(Rung::Avx512Vnni)),
         ];
         #[cfg(target_arch = "aarch64")]
         let more = [super::isa::neon::Neon::new().map(|_| IsaLevel(Rung::Neon))];
@@ -56,7 +61,7 @@ impl IsaLevel {
         IsaLevel::available().find(|level| level.name() == name)
     }
 
-    /// `scalar`, `neon`, `avx2` or `avx512`.
+    /// `scalar`, `neon`, `avx2`, `avx512` or `avx512vnni`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Rung::Scalar => "scalar",
@@ -66,6 +71,8 @@ impl IsaLevel {
             Rung::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Rung::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Rung::Avx512Vnni => "avx512vnni",
         }
     }
 }
@@ -79,7 +86,13 @@ pub fn dispatch<K: Kernel>(level: IsaLevel, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         Rung::Avx2 => super::isa::x86::Avx2::new().expect("a level is only made where it exists").outline(kernel),
         #[cfg(target_arch = "x86_64")]
-        Rung::Avx512 => super::isa::x86::Avx512::new().expect("a level is only made where it exists").outline(kernel),
+        Rung::Avx512Vnni if K::OF_BYTES => {
+            super::isa::x86::Avx512::<true>::new().expect("a level is only made where it exists").outline(kernel)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Rung::Avx512 | Rung::Avx512Vnni => {
+            super::isa::x86::Avx512::<false>::new().expect("a level is only made where it exists").outline(kernel)
+        }
     }
 }
 

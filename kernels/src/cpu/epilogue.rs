@@ -13,26 +13,26 @@ use super::vmath;
 ///
 /// Made from a slice it is exclusive. [`Output::alias`] lets several threads compute ranges of one output.
 #[derive(Debug)]
-pub struct Output<'a> {
-    pointer: *mut f32,
+pub struct Output<'a, T = f32> {
+    pointer: *mut T,
     len: usize,
-    memory: PhantomData<&'a mut [f32]>,
+    memory: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is as good as the `&mut [f32]` it was made from; whoever aliases it vouches for disjoint writes.
-unsafe impl Send for Output<'_> {}
+// SAFETY: it is as good as the `&mut [T]` it was made from; whoever aliases it vouches for disjoint writes.
+unsafe impl<T: Send> Send for Output<'_, T> {}
 // SAFETY: a shared reference allows nothing but `len` and the unsafe `alias`.
-unsafe impl Sync for Output<'_> {}
+unsafe impl<T: Send> Sync for Output<'_, T> {}
 
-impl<'a> Output<'a> {
-    pub fn new(memory: &'a mut [f32]) -> Output<'a> {
+impl<'a, T> Output<'a, T> {
+    pub fn new(memory: &'a mut [T]) -> Output<'a, T> {
         Output { pointer: memory.as_mut_ptr(), len: memory.len(), memory: PhantomData }
     }
 
     /// # Safety
     /// For `'a`, `len` values at `pointer` are initialised and writable, and what others access concurrently are other
     /// elements than those that the kernels given this output write.
-    pub unsafe fn from_raw(pointer: *mut f32, len: usize) -> Output<'a> {
+    pub unsafe fn from_raw(pointer: *mut T, len: usize) -> Output<'a, T> {
         Output { pointer, len, memory: PhantomData }
     }
 
@@ -40,12 +40,12 @@ impl<'a> Output<'a> {
     ///
     /// # Safety
     /// Kernels run concurrently on the two are given ranges whose outputs are disjoint.
-    pub unsafe fn alias(&self) -> Output<'a> {
+    pub unsafe fn alias(&self) -> Output<'a, T> {
         Output { pointer: self.pointer, len: self.len, memory: PhantomData }
     }
 
     /// What follows the first `elements`: where a head's columns or an image of a batch begin.
-    pub fn skip(self, elements: usize) -> Output<'a> {
+    pub fn skip(self, elements: usize) -> Output<'a, T> {
         assert!(elements <= self.len, "skipping {elements} of {} elements", self.len);
         Output { pointer: self.pointer.wrapping_add(elements), len: self.len - elements, memory: PhantomData }
     }
@@ -59,7 +59,7 @@ impl<'a> Output<'a> {
         self.len == 0
     }
 
-    pub(crate) fn pointer(&self) -> *mut f32 {
+    pub(crate) fn pointer(&self) -> *mut T {
         self.pointer
     }
 }

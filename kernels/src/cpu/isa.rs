@@ -1,10 +1,11 @@
 //! What a rung of SIMD can do, as a value: holding an [`Isa`] token proves that the instructions exist.
 //!
 //! Kernels are written once over [`Isa`]. Its methods are `inline(always)`: they become instructions only inside a function
-//! compiled with the rung's target features, which [`Isa::outline`] and [`super::dispatch`] provide. There are no integer
-//! vectors here, and no operation whose result would depend on the rung except through the number of lanes and the
+//! compiled with the rung's target features, which [`Isa::outline`] and [`super::dispatch`] provide. Vectors of
+//! integers are in [`integer`]. There is no operation whose result would depend on the rung except through the number of lanes and the
 //! rounding of [`Isa::fma`].
 
+pub mod integer;
 pub mod scalar;
 
 #[cfg(target_arch = "aarch64")]
@@ -17,7 +18,7 @@ use super::dispatch::Kernel;
 /// Vectors of `f32` on one rung of the ladder.
 ///
 /// `min` and `max` follow x86: where either operand is NaN the result is the second.
-pub trait Isa: Copy + Send + Sync + 'static {
+pub trait Isa: integer::Integers + Copy + Send + Sync + 'static {
     /// A vector of `LANES` values.
     type V: Copy;
     /// A truth value per lane.

@@ -35,11 +35,14 @@ pub mod layout;
 pub mod movement;
 pub mod normalize;
 pub mod pool;
+pub mod quantized;
+pub mod quantized_product;
 pub mod recurrent;
 pub mod reduce;
 pub mod rows;
 mod tile;
 pub mod trees;
+pub mod typed;
 pub mod vmath;
 mod window;
 

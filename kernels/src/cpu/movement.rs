@@ -1,7 +1,6 @@
 //! Moving values without changing them: transposes, strided copies, gathered rows.
 //!
-//! `f32` lanes only as far as this crate's interface goes; values of other types of four bytes may be moved as if they were `f32`, no bit
-//! is changed.
+//! Values of any type may be moved as words of their size: no bit is changed.
 
 use std::ops::Range;
 
@@ -106,15 +105,24 @@ pub(crate) unsafe fn transpose_block<I: Isa>(
     }
 }
 
+/// What can be moved: the bits of a value of 1, 2, 4 or 8 bytes.
+pub trait Word: Copy + Send + Sync + 'static {}
+
+impl Word for u8 {}
+impl Word for u16 {}
+impl Word for u32 {}
+impl Word for u64 {}
+impl Word for f32 {}
+
 /// Copies a strided view into a contiguous output: element `i` (an index per axis of `shape`) is `input[Σ i·strides]`. Any permutation of
 /// axes, slice with positive steps, or broadcast is one. The range counts output elements and may be cut anywhere.
-pub fn copy_strided(
+pub fn copy_strided<T: Word>(
     level: IsaLevel,
     shape: &[usize],
     strides: &[usize],
-    input: &[f32],
+    input: &[T],
     range: Range<usize>,
-    output: Output<'_>,
+    output: Output<'_, T>,
 ) {
     assert!(range.start <= range.end && range.end <= output.len(), "{range:?} of {} elements", output.len());
     if range.is_empty() {
@@ -127,14 +135,14 @@ pub fn copy_strided(
     dispatch(level, CopyStrided { odometer, input, range, to: output.pointer() });
 }
 
-struct CopyStrided<'a> {
+struct CopyStrided<'a, T> {
     odometer: Odometer<1>,
-    input: &'a [f32],
+    input: &'a [T],
     range: Range<usize>,
-    to: *mut f32,
+    to: *mut T,
 }
 
-impl Kernel for CopyStrided<'_> {
+impl<T: Word> Kernel for CopyStrided<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -152,10 +160,15 @@ impl Kernel for CopyStrided<'_> {
             {
                 let rows = rows.min((self.range.end - element) / row).min(UNIT_ROWS);
                 if rows >= I::LANES {
-                    // SAFETY: the entry checked the largest offset, and the range against the output.
+                    // SAFETY: the entry checked the largest offset, and the range against the output; words of four bytes are
+                    // moved as f32.
                     unsafe {
                         let from = self.input.as_ptr().add(odometer.offsets[0]);
-                        transpose_block(isa, from, stride, self.to.add(element), row, row, rows);
+                        let to = self.to.add(element);
+                        match size_of::<T>() {
+                            4 => transpose_block(isa, from.cast(), stride, to.cast(), row, row, rows),
+                            _ => turn(from, stride, to, row, row, rows),
+                        }
                     }
                     element += rows * row;
                     for _ in 0..rows {
@@ -169,11 +182,143 @@ impl Kernel for CopyStrided<'_> {
             unsafe {
                 let from = self.input.as_ptr().add(odometer.offsets[0] + position * stride);
                 let to = self.to.add(element);
-                if stride == 1 {
-                    std::ptr::copy_nonoverlapping(from, to, count);
+                match stride {
+                    1 => std::ptr::copy_nonoverlapping(from, to, count),
+                    0 => std::slice::from_raw_parts_mut(to, count).fill(from.read()),
+                    _ => (0..count).for_each(|i| to.add(i).write(from.add(i * stride).read())),
+                }
+            }
+            element += count;
+            position = 0;
+            odometer.next_row();
+        }
+    }
+}
+
+/// As [`transpose_block`], for words of any size.
+///
+/// # Safety
+/// Both are valid for that, and apart.
+#[inline(always)]
+unsafe fn turn<T: Word>(from: *const T, from_stride: usize, to: *mut T, to_stride: usize, rows: usize, columns: usize) {
+    /// Side of a square: its rows of the destination fill a cache line or more.
+    const SIDE: usize = 16;
+    for i in (0..rows).step_by(SIDE) {
+        for j in 0..columns {
+            // SAFETY: the caller.
+            unsafe {
+                let (from, to) = (from.add(i * from_stride + j), to.add(j * to_stride + i));
+                for k in 0..SIDE.min(rows - i) {
+                    to.add(k).write(from.add(k * from_stride).read());
+                }
+            }
+        }
+    }
+}
+
+/// A piece of an output that comes from consecutive elements of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Its first element in the output; it ends where the next one starts.
+    pub to: u32,
+    /// Its first element in the input, or [`Run::FILL`].
+    pub from: u32,
+}
+
+impl Run {
+    /// Not from the input: the fill value.
+    pub const FILL: u32 = u32::MAX;
+}
+
+/// Puts an output together from runs, in the order of `to`, the first at 0: padding, repetition, reversal, any selection that is known
+/// beforehand. For a range of output elements, which the runs cover.
+pub fn copy_runs<T: Word>(input: &[T], fill: T, runs: &[Run], range: Range<usize>, output: Output<'_, T>) {
+    assert!(range.start <= range.end && range.end <= output.len(), "{range:?} of {} elements", output.len());
+    let mut at = runs.partition_point(|run| run.to as usize <= range.start).saturating_sub(1);
+    let mut element = range.start;
+    while element < range.end {
+        let run = runs[at];
+        let end = runs.get(at + 1).map_or(range.end, |next| (next.to as usize).min(range.end));
+        let count = end - element;
+        // SAFETY: the range was checked against the output, a slice is bounds-checked.
+        unsafe {
+            let to = output.pointer().add(element);
+            if run.from == Run::FILL {
+                std::slice::from_raw_parts_mut(to, count).fill(fill);
+            } else {
+                let from = &input[run.from as usize + element - run.to as usize..][..count];
+                match count {
+                    1 => to.write(from[0]),
+                    _ => std::ptr::copy_nonoverlapping(from.as_ptr(), to, count),
+                }
+            }
+        }
+        element = end;
+        at += 1;
+    }
+}
+
+/// `output = condition ? a : b` by strides over `shape` (those of the condition, a and b); conditions are bytes, true unless 0. The range counts output
+/// elements.
+pub fn choose<T: Word>(
+    level: IsaLevel,
+    shape: &[usize],
+    strides: [&[usize]; 3],
+    condition: &[u8],
+    (a, b): (&[T], &[T]),
+    range: Range<usize>,
+    output: Output<'_, T>,
+) {
+    assert!(range.start <= range.end && range.end <= output.len(), "{range:?} of {} elements", output.len());
+    if range.is_empty() {
+        return;
+    }
+    let odometer = Odometer::new(shape, strides);
+    assert!(range.end <= odometer.count(), "{range:?} of {shape:?}");
+    for (strides, len) in strides.into_iter().zip([condition.len(), a.len(), b.len()]) {
+        let last: usize = shape.iter().zip(strides).map(|(n, stride)| (n - 1) * stride).sum();
+        assert!(last < len, "a view of {len} elements is read at {last}");
+    }
+    dispatch(level, Choose { odometer, condition, a, b, range, to: output.pointer() });
+}
+
+struct Choose<'a, T> {
+    odometer: Odometer<3>,
+    condition: &'a [u8],
+    a: &'a [T],
+    b: &'a [T],
+    range: Range<usize>,
+    to: *mut T,
+}
+
+impl<T: Word> Kernel for Choose<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _: I) {
+        let mut odometer = self.odometer;
+        let (row, strides) = (odometer.row(), odometer.row_strides());
+        let mut position = odometer.seek(self.range.start);
+        let mut element = self.range.start;
+        while element < self.range.end {
+            let count = (row - position).min(self.range.end - element);
+            let [c, a, b] = odometer.offsets;
+            // SAFETY: the entry checked the largest offset of each, and the range against the output.
+            unsafe {
+                let c = self.condition.as_ptr().add(c + position * strides[0]);
+                let a = self.a.as_ptr().add(a + position * strides[1]);
+                let b = self.b.as_ptr().add(b + position * strides[2]);
+                let to = self.to.add(element);
+                if strides == [1, 1, 1] {
+                    (0..count)
+                        .for_each(|i| to.add(i).write(if c.add(i).read() != 0 { a.add(i) } else { b.add(i) }.read()));
                 } else {
                     for i in 0..count {
-                        to.add(i).write(from.add(i * stride).read());
+                        let chosen = match c.add(i * strides[0]).read() {
+                            0 => b.add(i * strides[2]),
+                            _ => a.add(i * strides[1]),
+                        };
+                        to.add(i).write(chosen.read());
                     }
                 }
             }
@@ -276,6 +421,62 @@ mod tests {
                     }
                     assert_eq!(*value, input[at], "{} {shape:?} {strides:?} [{element}]", level.name());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn words_of_every_size_are_turned_and_repeated() {
+        fn check<T: Word + PartialEq + std::fmt::Debug>(from: impl Fn(usize) -> T) {
+            for level in IsaLevel::available() {
+                let mut random = Random::new(22);
+                for (rows, columns) in [(1, 1), (5, 130), (16, 16), (67, 40), (100, 3)] {
+                    let input: Vec<T> = (0..rows * columns).map(&from).collect();
+                    let shape = [2, columns, rows];
+                    let mut output = vec![input[0]; 2 * input.len()];
+                    for range in random_cuts(&mut random, output.len()) {
+                        copy_strided(level, &shape, &[0, 1, columns], &input, range, Output::new(&mut output));
+                    }
+                    for (at, value) in output.iter().enumerate() {
+                        let (j, i) = (at / rows % columns, at % rows);
+                        assert_eq!(*value, input[i * columns + j], "{} {rows} x {columns}", level.name());
+                    }
+                }
+            }
+        }
+        check(|i| (i * 7 % 251) as u8);
+        check(|i| (i * 7) as u16);
+        check(|i| i as u32);
+        check(|i| i as u64);
+    }
+
+    #[test]
+    fn runs_are_put_together_and_choices_made() {
+        let mut random = Random::new(23);
+        let input: Vec<u16> = (0..50).collect();
+        let mut expected = Vec::new();
+        let mut runs = Vec::new();
+        for _ in 0..30 {
+            let (start, count) = (random.between(0, 40), random.between(1, 9));
+            let filled = random.between(0, 3) == 0;
+            runs.push(Run { to: expected.len() as u32, from: if filled { Run::FILL } else { start as u32 } });
+            expected.extend((start..start + count).map(|i| if filled { 999 } else { input[i] }));
+        }
+        let mut output = vec![0u16; expected.len()];
+        for range in random_cuts(&mut random, expected.len()) {
+            copy_runs(&input, 999, &runs, range, Output::new(&mut output));
+        }
+        assert_eq!(output, expected);
+        for level in IsaLevel::available() {
+            let condition: Vec<u8> = (0..35).map(|i| i % 3).collect();
+            let (a, b): (Vec<u64>, Vec<u64>) = ((0..35).collect(), vec![1000, 1001, 1002, 1003, 1004]);
+            let mut output = vec![0u64; 35];
+            for range in random_cuts(&mut random, 35) {
+                let strides: [&[usize]; 3] = [&[5, 1], &[5, 1], &[0, 1]];
+                choose(level, &[7, 5], strides, &condition, (&a, &b), range, Output::new(&mut output));
+            }
+            for (i, &value) in output.iter().enumerate() {
+                assert_eq!(value, if i % 3 != 0 { i as u64 } else { 1000 + i as u64 % 5 }, "{}", level.name());
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use super::{pool::Barrier, weights::Packed};
 use crate::RunError;
-use cutover_kernels::cpu::Output;
+use cutover_kernels::cpu::{Output, movement::Word};
 use cutover_tensor::Tensor;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -74,6 +74,25 @@ impl Frame<'_> {
         assert!(pointer.cast::<f32>().is_aligned());
         // SAFETY: as in `bytes`; every bit pattern is an f32.
         unsafe { std::slice::from_raw_parts(pointer.cast(), bytes / size_of::<f32>()) }
+    }
+
+    /// The buffer as words of another size, or as integers.
+    ///
+    /// # Panics
+    /// If the buffer is not aligned for them, which the plan sees to.
+    pub fn words<T: Word>(&self, buffer: Buffer) -> &[T] {
+        let (pointer, bytes) = self.pointer(buffer);
+        assert!(pointer.cast::<T>().is_aligned());
+        // SAFETY: as in `bytes`; every bit pattern is a word.
+        unsafe { std::slice::from_raw_parts(pointer.cast(), bytes / size_of::<T>()) }
+    }
+
+    /// As [`Frame::output`], of words.
+    pub fn words_output<T: Word>(&self, buffer: Buffer) -> Output<'_, T> {
+        let (pointer, bytes) = self.pointer(buffer);
+        assert!(pointer.cast::<T>().is_aligned());
+        // SAFETY: as in `output`.
+        unsafe { Output::from_raw(pointer.cast(), bytes / size_of::<T>()) }
     }
 
     /// The buffer for kernels to write. Steps give each thread a part of its own.

@@ -131,6 +131,8 @@ pub(super) struct Builder<'a> {
     buffers: Vec<Building>,
     steps: Vec<PlannedStep>,
     packed: HashMap<Recipe, Buffer>,
+    /// What was computed of constants while planning.
+    evaluated: HashMap<ValueId, Tensor>,
     workspace_len: usize,
     current: NodeId,
     kernel: &'static str,
@@ -156,6 +158,7 @@ pub(super) fn build(
         buffers: Vec::new(),
         steps: Vec::new(),
         packed: HashMap::new(),
+        evaluated: HashMap::new(),
         workspace_len: 0,
         current: region.nodes[0],
         kernel: "",
@@ -257,7 +260,7 @@ fn byte_len(dtype: DType, shape: &[usize]) -> Result<usize, NoPlan> {
 impl Builder<'_> {
     fn lower(&mut self, node: &Node) -> Result<(), NoPlan> {
         self.kernel = lower::kernel_name(self.graph, node);
-        if lower::lower(self, node)? {
+        if lower::lower(self, node)? || lower::lower_any_type(self, node)? {
             return Ok(());
         }
         self.kernel = "reference";
@@ -351,6 +354,44 @@ impl Builder<'_> {
     pub fn scalar(&self, id: ValueId) -> Option<f32> {
         let constant = self.constant(id)?;
         (constant.tensor.element_count() == 1).then(|| constant.tensor.to_vec::<f32>().ok()?.first().copied()).flatten()
+    }
+
+    /// The tensor that `id` is known to be before the run: a constant, what was computed of constants, or what follows from shapes.
+    pub fn known_tensor(&self, id: ValueId) -> Option<Tensor> {
+        if let Some(constant) = self.graph.constant(id) {
+            return Some(constant.tensor.clone());
+        }
+        let from_shapes = || {
+            let fact = self.fact(id);
+            let values = fact.constant_value().filter(|_| fact.dtype != DType::F32)?;
+            Tensor::from_bytes(fact.dtype, self.shape(id), &bytes_of_known(fact.dtype, &values)).ok()
+        };
+        self.evaluated.get(&id).cloned().or_else(from_shapes)
+    }
+
+    /// Holds `id` as a constant of this plan.
+    pub fn hold_constant(&mut self, id: ValueId, tensor: Tensor) {
+        let tensor = tensor.aligned();
+        let buffer = self.add(Some(Place::Constant(tensor.clone())), tensor.bytes().len());
+        self.evaluated.insert(id, tensor);
+        self.hold_plain(id, buffer);
+    }
+
+    /// A constant of this plan that is no value's.
+    pub fn new_constant(&mut self, tensor: Tensor) -> Buffer {
+        let tensor = tensor.aligned();
+        let bytes = tensor.bytes().len();
+        self.add(Some(Place::Constant(tensor)), bytes)
+    }
+
+    /// Bytes that belong to no value.
+    pub fn new_bytes(&mut self, len: usize) -> Result<Buffer, NoPlan> {
+        let bytes = byte_len(DType::U8, &[len])?;
+        Ok(self.add(None, bytes))
+    }
+
+    pub fn name_kernel(&mut self, kernel: &'static str) {
+        self.kernel = kernel;
     }
 
     fn is_known(&self, id: ValueId) -> bool {
@@ -449,7 +490,8 @@ impl Builder<'_> {
         let kernel = self.kernel;
         let buffer = if let Some(strided) = held.strided {
             let to = self.new_plain(id)?;
-            let copy = lower::movement::CopyStrided { from: strided.clone(), shape: self.shape(id).to_vec(), to };
+            let size = self.fact(id).dtype.bits() / 8;
+            let copy = lower::movement::CopyStrided { from: strided.clone(), shape: self.shape(id).to_vec(), size, to };
             self.kernel = "copy";
             self.push(Lowered::CopyStrided(copy), &[strided.buffer], &[to]);
             to
@@ -484,11 +526,7 @@ impl Builder<'_> {
     /// A value that follows from shapes alone, as a constant of this plan.
     fn known(&mut self, id: ValueId, values: Vec<i64>) -> Result<Buffer, NoPlan> {
         let fact = self.fact(id);
-        let bytes: Vec<u8> = match fact.dtype {
-            DType::I64 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            DType::I32 => values.iter().flat_map(|&v| (v as i32).to_le_bytes()).collect(),
-            _ => values.iter().map(|&v| u8::from(v != 0)).collect(),
-        };
+        let bytes = bytes_of_known(fact.dtype, &values);
         let tensor = Tensor::from_bytes(fact.dtype, self.shape(id), &bytes);
         let tensor = tensor.map_err(|e| {
             NoPlan::Error(RunError::Op {
@@ -537,5 +575,13 @@ impl Builder<'_> {
             building.first = building.first.min(step);
         }
         self.steps.push(PlannedStep { lowered, node: self.current, kernel: self.kernel });
+    }
+}
+
+fn bytes_of_known(dtype: DType, values: &[i64]) -> Vec<u8> {
+    match dtype {
+        DType::I64 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DType::I32 => values.iter().flat_map(|&v| (v as i32).to_le_bytes()).collect(),
+        _ => values.iter().map(|&v| u8::from(v != 0)).collect(),
     }
 }

@@ -57,17 +57,20 @@ functions!(
 );
 
 impl BinaryFunction {
-    fn compares(self) -> bool {
+    /// Whether the result is a truth about numbers.
+    pub fn compares(self) -> bool {
         use BinaryFunction::*;
         matches!(self, Equal | Less | Greater | LessOrEqual | GreaterOrEqual)
     }
 
-    fn is_logic(self) -> bool {
+    /// Whether it is of truths.
+    pub fn is_logic(self) -> bool {
         use BinaryFunction::*;
         matches!(self, And | Or | Xor)
     }
 
-    fn compare<T: PartialOrd>(self, a: &T, b: &T) -> bool {
+    /// Of the functions that compare.
+    pub fn compare<T: PartialOrd>(self, a: &T, b: &T) -> bool {
         match self {
             BinaryFunction::Equal => a == b,
             BinaryFunction::Less => a < b,
@@ -77,7 +80,8 @@ impl BinaryFunction {
         }
     }
 
-    fn of_floats(self, a: f64, b: f64) -> Option<f64> {
+    /// `None` where it is not defined on floats.
+    pub fn of_floats(self, a: f64, b: f64) -> Option<f64> {
         use BinaryFunction::*;
         Some(match self {
             Add => a + b,
@@ -101,7 +105,8 @@ impl BinaryFunction {
         })
     }
 
-    fn of_ints(self, a: i128, b: i128) -> Result<i128, OpError> {
+    /// Before the result is wrapped to its type.
+    pub fn of_ints(self, a: i128, b: i128) -> Result<i128, OpError> {
         use BinaryFunction::*;
         Ok(match self {
             Add => a + b,

@@ -99,7 +99,7 @@ impl Operator for Reduce {
         let y = match Wide::of(x)? {
             Wide::Float(x) => Wide::Float(groups.map(len, &x, |values| self.function.of_floats(values))),
             Wide::Int(values) => {
-                let bounds = integer_bounds(x.dtype());
+                let bounds = bounds_of_integers(x.dtype());
                 Wide::Int(groups.map(len, &values, |values| self.function.of_integers(values, bounds)))
             }
             Wide::Bool(x) => {
@@ -174,7 +174,7 @@ impl ReduceFunction {
     }
 
     /// Fractions are cut off, as in an integer division.
-    fn of_integers(self, x: &[i128], (least, most): (i128, i128)) -> i128 {
+    pub fn of_integers(self, x: &[i128], (least, most): (i128, i128)) -> i128 {
         use ReduceFunction::*;
         let sum = || x.iter().fold(0i128, |a, &b| a.wrapping_add(b));
         match self {
@@ -193,7 +193,8 @@ impl ReduceFunction {
     }
 }
 
-fn integer_bounds(dtype: DType) -> (i128, i128) {
+/// Least and largest value of an integer type.
+pub fn bounds_of_integers(dtype: DType) -> (i128, i128) {
     match dtype {
         DType::I8 => (i8::MIN.into(), i8::MAX.into()),
         DType::I16 => (i16::MIN.into(), i16::MAX.into()),

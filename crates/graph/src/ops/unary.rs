@@ -304,7 +304,8 @@ impl UnaryFunction {
         }
     }
 
-    fn of_int(self, x: i128) -> Result<i128, OpError> {
+    /// Before the result is wrapped to its type.
+    pub fn of_int(self, x: i128) -> Result<i128, OpError> {
         use UnaryFunction::*;
         match self {
             Abs => Ok(x.abs()),

@@ -9,9 +9,9 @@ use crate::cpu::dispatch::Kernel;
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
 
-/// Proof that this machine has AVX-512 F, BW, DQ and VL, and AVX2 with FMA.
+/// Proof that this machine has AVX-512 F, BW, DQ and VL, and AVX2 with FMA; also VNNI, where the parameter says so.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Avx512<const VNNI: bool>(());
 
 impl Avx2 {
     pub fn new() -> Option<Avx2> {
@@ -19,9 +19,10 @@ impl Avx2 {
     }
 }
 
-impl Avx512 {
-    pub fn new() -> Option<Avx512> {
-        (Avx2::new().is_some()
+impl<const VNNI: bool> Avx512<VNNI> {
+    pub fn new() -> Option<Avx512<VNNI>> {
+        ((!VNNI || is_x86_feature_detected!("avx512vnni"))
+            && Avx2::new().is_some()
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
@@ -43,7 +44,15 @@ unsafe fn outline_avx2<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 #[inline(never)]
 unsafe fn outline_avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Avx512(()))
+    kernel.eval(Avx512::<false>(()))
+}
+
+/// # Safety
+/// The machine has the features listed.
+#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[inline(never)]
+unsafe fn outline_avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
+    kernel.eval(Avx512::<true>(()))
 }
 
 /// Lanes below `n` all ones: eight values from position `8 - n`.
@@ -263,7 +272,7 @@ impl Isa for Avx2 {
 }
 
 // SAFETY, for every block of this impl: the token proves AVX-512; memory is vouched for by the caller.
-impl Isa for Avx512 {
+impl<const VNNI: bool> Isa for Avx512<VNNI> {
     type V = __m512;
     type M = __mmask16;
     const LANES: usize = 16;
@@ -273,7 +282,7 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn outline<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token.
-        unsafe { outline_avx512(kernel) }
+        unsafe { if VNNI { outline_avx512_vnni(kernel) } else { outline_avx512(kernel) } }
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 pub(super) mod conv;
 pub(super) mod elementwise;
 pub(super) mod fallback;
+pub(super) mod indexing;
 pub(super) mod layout;
 pub(super) mod ml;
 pub(super) mod movement;
@@ -10,7 +11,9 @@ pub(super) mod normalize;
 pub(super) mod pool;
 pub(super) mod product;
 pub(super) mod recurrent;
+pub(super) mod select;
 pub(super) mod trees;
+pub(super) mod typed;
 
 use super::{
     frame::{Frame, Worker},
@@ -47,6 +50,11 @@ pub(super) enum Lowered {
     Normalizer(ml::NormalizerStep),
     Linear(ml::LinearStep),
     Svm(ml::SvmStep),
+    Typed(typed::TypedStep),
+    Lines(typed::LinesStep),
+    Runs(select::RunsStep),
+    Choose(select::ChooseStep),
+    Indexed(indexing::IndexedStep),
     Fallback(fallback::FallbackStep),
 }
 
@@ -77,6 +85,11 @@ impl Lowered {
             Lowered::Normalizer(step) => step.run(frame, worker),
             Lowered::Linear(step) => step.run(frame, worker, level),
             Lowered::Svm(step) => step.run(frame, worker, level),
+            Lowered::Typed(step) => return step.run(frame, worker, level),
+            Lowered::Lines(step) => return step.run(frame, worker, level),
+            Lowered::Runs(step) => step.run(frame, worker),
+            Lowered::Choose(step) => step.run(frame, worker, level),
+            Lowered::Indexed(step) => return step.run(frame, worker, level),
             Lowered::Fallback(step) => return step.run(frame, worker),
         }
         Ok(())
@@ -123,6 +136,52 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
 /// Whether a dropout hands its input on, and has no mask to make: nothing can ask it to train.
 fn is_no_dropout(node: &Node) -> bool {
     node.outputs.len() == 1 && node.inputs.get(2).is_none_or(Option::is_none)
+}
+
+/// As [`lower`], with the kernels that take elements of any type, slower where there is one for f32; `false` where there is none either.
+pub(super) fn lower_any_type(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
+    if let Some(kernel) = any_type_kernel(&node.op) {
+        builder.name_kernel(kernel);
+    }
+    if node.outputs.iter().all(|&output| builder.shape(output).element_count() == 0) {
+        for &output in &node.outputs {
+            builder.new_plain(output)?;
+        }
+        return Ok(true);
+    }
+    if select::lower_known(builder, node)? {
+        return Ok(true);
+    }
+    match &node.op {
+        Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Variadic(_)
+        | Op::Clip(_)
+        | Op::Predicate(_)
+        | Op::Cast(_)
+        | Op::CastLike(_) => typed::lower(builder, node),
+        Op::Reduce(op) => typed::lower_reduce(builder, node, op),
+        Op::ArgReduce(op) => typed::lower_arg_reduce(builder, node, op),
+        Op::Where(_) => select::lower_where(builder, node),
+        Op::GatherElements(_) | Op::GatherNd(_) | Op::Scatter(_) => indexing::lower(builder, node),
+        _ => select::lower_runs(builder, node),
+    }
+}
+
+/// The kernel of [`lower_any_type`] that takes such nodes.
+fn any_type_kernel(op: &Op) -> Option<&'static str> {
+    Some(match op {
+        Op::Unary(_) | Op::Binary(_) | Op::Variadic(_) | Op::Clip(_) | Op::Predicate(_) => "elementwise of any type",
+        Op::Cast(_) | Op::CastLike(_) => "cast",
+        Op::Reduce(_) => "reduction of any type",
+        Op::ArgReduce(_) => "choice along an axis",
+        Op::Where(_) => "choice",
+        Op::GatherElements(_) | Op::GatherNd(_) => "gather",
+        Op::Scatter(_) => "scatter",
+        Op::ConstantOfShape(_) => "shape",
+        op if select::moves(op) => "selection",
+        _ => return None,
+    })
 }
 
 /// What kernel a node is for, as far as its operator and types tell.
@@ -174,14 +233,21 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) => "strided copy",
         Op::Concat(_) | Op::Split(_) => "copy",
         Op::Gather(_) => "gather",
-        _ => return fallback("no kernel"),
+        op => match (any_type_kernel(op), first) {
+            (None, _) => return fallback("no kernel"),
+            (Some(_), Some(DType::String) | None) => return fallback("not a numeric tensor"),
+            (Some(kernel), _) => kernel,
+        },
     };
     match first {
         Some(DType::F32) => Support::Native { kernel },
         Some(DType::String) | None => fallback("not a numeric tensor"),
         Some(_) if moves => Support::Native { kernel },
         Some(DType::F64 | DType::I64 | DType::I32) if is_ml => Support::Native { kernel },
-        Some(DType::I32 | DType::U32) if kernel == "strided copy" => Support::Native { kernel },
+        Some(dtype) if kernel == "strided copy" && dtype.bits() % 8 == 0 => Support::Native { kernel },
+        Some(dtype) if any_type_kernel(&node.op).is_some() && typed::element_type(dtype).is_some() => {
+            Support::Native { kernel: any_type_kernel(&node.op).unwrap_or(kernel) }
+        }
         Some(other) => Support::Fallback { reason: format!("no kernel for {other}") },
     }
 }

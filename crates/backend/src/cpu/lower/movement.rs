@@ -12,7 +12,10 @@ use cutover_graph::{
     Node, OpError, ValueId,
     ops::{Concat, Gather, Split, Transpose, normalize_axis},
 };
-use cutover_kernels::cpu::{BLOCK, IsaLevel, movement};
+use cutover_kernels::cpu::{
+    BLOCK, IsaLevel,
+    movement::{self, Word},
+};
 use cutover_tensor::DType;
 
 /// Runs of bytes from rows of one buffer to rows of another.
@@ -27,10 +30,12 @@ pub(in crate::cpu) struct Copy {
     to_stride: usize,
 }
 
-/// A strided view of four-byte elements, made contiguous.
+/// A strided view, made contiguous.
 pub(in crate::cpu) struct CopyStrided {
     pub from: Strided,
     pub shape: Vec<usize>,
+    /// Bytes of an element.
+    pub size: usize,
     pub to: Buffer,
 }
 
@@ -76,16 +81,19 @@ impl Copy {
 
 impl CopyStrided {
     pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
+        match self.size {
+            1 => self.copy::<u8>(frame, worker, level),
+            2 => self.copy::<u16>(frame, worker, level),
+            4 => self.copy::<u32>(frame, worker, level),
+            _ => self.copy::<u64>(frame, worker, level),
+        }
+    }
+
+    fn copy<T: Word>(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
         let count: usize = self.shape.iter().product();
-        let Some(input) = frame.floats(self.from.buffer).get(self.from.offset..) else { return };
-        movement::copy_strided(
-            level,
-            &self.shape,
-            &self.from.strides,
-            input,
-            worker.share(count),
-            frame.output(self.to),
-        );
+        let Some(input) = frame.words::<T>(self.from.buffer).get(self.from.offset..) else { return };
+        let output = frame.words_output(self.to);
+        movement::copy_strided(level, &self.shape, &self.from.strides, input, worker.share(count), output);
     }
 }
 
@@ -132,13 +140,13 @@ pub(in crate::cpu) fn lower_view(builder: &mut Builder<'_>, node: &Node) -> Resu
     Ok(true)
 }
 
-/// Whether elements can be moved as if they were f32.
-fn is_word(builder: &Builder<'_>, id: ValueId) -> bool {
-    matches!(builder.fact(id).dtype, DType::F32 | DType::I32 | DType::U32)
+/// Whether elements can be moved as words of 1, 2, 4 or 8 bytes.
+pub(super) fn is_word(builder: &Builder<'_>, id: ValueId) -> bool {
+    matches!(builder.fact(id).dtype.bits(), 8 | 16 | 32 | 64)
 }
 
 /// The strided view that `id` is, of its row-major bytes if of nothing else.
-fn view(builder: &mut Builder<'_>, id: ValueId) -> Result<Strided, NoPlan> {
+pub(super) fn view(builder: &mut Builder<'_>, id: ValueId) -> Result<Strided, NoPlan> {
     let held = builder.held(id).clone();
     match held.strided.filter(|_| held.plain.is_none()) {
         Some(strided) => Ok(strided),

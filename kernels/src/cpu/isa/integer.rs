@@ -1,0 +1,268 @@
+//! Vectors of `i32` on every rung, for the kernels of quantized values: products of small integers, and the way to floats and back.
+
+use super::scalar::Scalar;
+
+/// Vectors of as many `i32` as [`super::Isa::V`] has floats, whose bits are also pairs of `i16` or groups of four bytes.
+pub trait Integers: Copy {
+    type W: Copy;
+    /// Whether products are best made of groups of four bytes ([`Integers::dot4`]), not of pairs of `i16`.
+    const DOT4: bool;
+
+    fn splat_w(self, x: i32) -> Self::W;
+    /// # Safety
+    /// As many values as lanes are readable at `p`.
+    unsafe fn load_w(self, p: *const i32) -> Self::W;
+    /// # Safety
+    /// As many values as lanes are writable at `p`.
+    unsafe fn store_w(self, p: *mut i32, w: Self::W);
+    /// Lane by lane `sum + a₀b₀ + a₁b₁` of pairs of `i16`, wrapping.
+    fn dot2(self, sum: Self::W, a: Self::W, b: Self::W) -> Self::W;
+    /// Lane by lane `sum + a₀b₀ + … + a₃b₃`, where a has unsigned bytes and b signed ones; wrapping, nothing saturates.
+    fn dot4(self, sum: Self::W, a: Self::W, b: Self::W) -> Self::W;
+}
+
+impl Integers for Scalar {
+    type W = [i32; 4];
+    const DOT4: bool = true;
+
+    #[inline(always)]
+    fn splat_w(self, x: i32) -> [i32; 4] {
+        [x; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load_w(self, p: *const i32) -> [i32; 4] {
+        // SAFETY: the caller.
+        unsafe { p.cast::<[i32; 4]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store_w(self, p: *mut i32, w: [i32; 4]) {
+        // SAFETY: the caller.
+        unsafe { p.cast::<[i32; 4]>().write_unaligned(w) }
+    }
+
+    #[inline(always)]
+    fn dot2(self, sum: [i32; 4], a: [i32; 4], b: [i32; 4]) -> [i32; 4] {
+        let one = |a: i32, b: i32| (a as i16 as i32) * (b as i16 as i32) + (a >> 16) * (b >> 16);
+        std::array::from_fn(|i| sum[i].wrapping_add(one(a[i], b[i])))
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: [i32; 4], a: [i32; 4], b: [i32; 4]) -> [i32; 4] {
+        let one = |a: i32, b: i32| {
+            let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
+            (0..4).map(|j| i32::from(a[j]) * i32::from(b[j] as i8)).sum::<i32>()
+        };
+        std::array::from_fn(|i| sum[i].wrapping_add(one(a[i], b[i])))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::super::x86::{Avx2, Avx512};
+    use super::Integers;
+    use std::arch::x86_64::*;
+
+    // SAFETY, for every block of this impl: the token proves AVX2; memory is vouched for by the caller.
+    impl Integers for Avx2 {
+        type W = __m256i;
+        const DOT4: bool = false;
+
+        #[inline(always)]
+        fn splat_w(self, x: i32) -> __m256i {
+            // SAFETY: the token.
+            unsafe { _mm256_set1_epi32(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_w(self, p: *const i32) -> __m256i {
+            // SAFETY: the token; the caller.
+            unsafe { _mm256_loadu_si256(p.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_w(self, p: *mut i32, w: __m256i) {
+            // SAFETY: the token; the caller.
+            unsafe { _mm256_storeu_si256(p.cast(), w) }
+        }
+
+        #[inline(always)]
+        fn dot2(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: the token.
+            unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+        }
+
+        #[inline(always)]
+        fn dot4(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+            // The even bytes and the odd ones, as pairs of i16.
+            // SAFETY: the token.
+            unsafe {
+                let low = _mm256_set1_epi16(0xff);
+                let even =
+                    _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)));
+                let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
+                _mm256_add_epi32(sum, _mm256_add_epi32(even, odd))
+            }
+        }
+    }
+
+    // SAFETY, for every block of this impl: the token proves AVX-512 (and VNNI where its parameter says so); memory is vouched for
+    // by the caller.
+    impl<const VNNI: bool> Integers for Avx512<VNNI> {
+        type W = __m512i;
+        const DOT4: bool = VNNI;
+
+        #[inline(always)]
+        fn splat_w(self, x: i32) -> __m512i {
+            // SAFETY: the token.
+            unsafe { _mm512_set1_epi32(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_w(self, p: *const i32) -> __m512i {
+            // SAFETY: the token; the caller.
+            unsafe { _mm512_loadu_si512(p.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_w(self, p: *mut i32, w: __m512i) {
+            // SAFETY: the token; the caller.
+            unsafe { _mm512_storeu_si512(p.cast(), w) }
+        }
+
+        #[inline(always)]
+        fn dot2(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: the token.
+            unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)) }
+        }
+
+        #[inline(always)]
+        fn dot4(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: the token; VNNI where its parameter says so.
+            unsafe {
+                if VNNI {
+                    return _mm512_dpbusd_epi32(sum, a, b);
+                }
+                let low = _mm512_set1_epi16(0xff);
+                let even =
+                    _mm512_madd_epi16(_mm512_and_si512(a, low), _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b)));
+                let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(a), _mm512_srai_epi16::<8>(b));
+                _mm512_add_epi32(sum, _mm512_add_epi32(even, odd))
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::super::neon::Neon;
+    use super::Integers;
+    use std::arch::aarch64::*;
+
+    // SAFETY, for every block of this impl: the token proves Advanced SIMD; memory is vouched for by the caller.
+    #[allow(unused_unsafe)]
+    impl Integers for Neon {
+        type W = int32x4_t;
+        const DOT4: bool = false;
+
+        #[inline(always)]
+        fn splat_w(self, x: i32) -> int32x4_t {
+            // SAFETY: the token.
+            unsafe { vdupq_n_s32(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_w(self, p: *const i32) -> int32x4_t {
+            // SAFETY: the token; the caller.
+            unsafe { vld1q_s32(p) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_w(self, p: *mut i32, w: int32x4_t) {
+            // SAFETY: the token; the caller.
+            unsafe { vst1q_s32(p, w) }
+        }
+
+        #[inline(always)]
+        fn dot2(self, sum: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            // SAFETY: the token.
+            unsafe {
+                let (a, b) = (vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b));
+                let (low, high) = (vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+                vaddq_s32(sum, vpaddq_s32(low, high))
+            }
+        }
+
+        #[inline(always)]
+        fn dot4(self, sum: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            // The even bytes and the odd ones, as pairs of i16.
+            // SAFETY: the token.
+            unsafe {
+                let a = vreinterpretq_u16_s32(a);
+                let even = vreinterpretq_s32_u16(vandq_u16(a, vdupq_n_u16(0xff)));
+                let odd = vreinterpretq_s32_u16(vshrq_n_u16::<8>(a));
+                let b = vreinterpretq_s16_s32(b);
+                let even_b = vreinterpretq_s32_s16(vshrq_n_s16::<8>(vshlq_n_s16::<8>(b)));
+                let odd_b = vreinterpretq_s32_s16(vshrq_n_s16::<8>(b));
+                self.dot2(self.dot2(sum, even, even_b), odd, odd_b)
+            }
+        }
+    }
+}
+
+/// Checks that every rung's products are those of plain integers.
+#[cfg(test)]
+mod tests {
+    use super::super::super::dispatch::{Kernel, dispatch};
+    use super::super::Isa;
+    use super::super::super::{IsaLevel, testing::Random};
+    use super::*;
+
+    struct Dots<'a>(&'a [i32; 16], &'a [i32; 16]);
+
+    impl Kernel for Dots<'_> {
+        type Output = ([i32; 16], [i32; 16], usize);
+
+        #[inline(always)]
+        fn eval<I: Isa>(self, isa: I) -> Self::Output {
+            let (mut two, mut four) = ([0; 16], [0; 16]);
+            // SAFETY: sixteen values are as many as lanes at least.
+            unsafe {
+                let (a, b) = (isa.load_w(self.0.as_ptr()), isa.load_w(self.1.as_ptr()));
+                isa.store_w(two.as_mut_ptr(), isa.dot2(isa.splat_w(7), a, b));
+                isa.store_w(four.as_mut_ptr(), isa.dot4(isa.splat_w(-3), a, b));
+            }
+            (two, four, I::LANES)
+        }
+    }
+
+    #[test]
+    fn products_of_small_integers_are_exact() {
+        for level in IsaLevel::available() {
+            let mut random = Random::new(50);
+            for round in 0..50 {
+                let extreme = |bits: i32| {
+                    if round == 0 {
+                        [0x7fff_7fff, -1, i32::MIN, 0x80ff_7f80u32 as i32][bits as usize & 3]
+                    } else {
+                        bits
+                    }
+                };
+                let mut values = || std::array::from_fn::<i32, 16, _>(|_| extreme(random.bits() as i32));
+                let (a, mut b) = (values(), values());
+                // The one sum of pairs that i32 does not hold is of no use: |i16| up to 32767.
+                b.iter_mut().for_each(|b| *b = (*b & 0x7fff_7fff) | 1);
+                let (two, four, lanes) = dispatch(level, Dots(&a, &b));
+                for i in 0..lanes {
+                    let pair = |x: i32| [x as i16 as i64, (x >> 16) as i64];
+                    let expected: i64 = pair(a[i]).iter().zip(pair(b[i])).map(|(a, b)| a * b).sum();
+                    assert_eq!(two[i], (7 + expected) as i32, "{}", level.name());
+                    let bytes = a[i].to_le_bytes().into_iter().zip(b[i].to_le_bytes());
+                    let expected: i32 = bytes.map(|(a, b)| i32::from(a) * i32::from(b as i8)).sum();
+                    assert_eq!(four[i], expected - 3, "{}", level.name());
+                }
+            }
+        }
+    }
+}

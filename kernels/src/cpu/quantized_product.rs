@@ -1,0 +1,612 @@
+//! Products and convolutions of 8-bit integers, exact in `i32`, with what makes floats or quantized values of the sums.
+//!
+//! Images are channels-last, `[n][height][width][channels]`; a matrix product is the convolution of one row of pixels by a window of one. The
+//! rows of A that a tile needs (the windows of its pixels) are gathered into the workspace, less their zero point, and multiplied with packed
+//! weights: pairs of `i16`, or, where the rung multiplies bytes at once, groups of four bytes, the zero point taken off the sums. Either way
+//! padding is the zero point, nothing saturates, and every sum is exact as long as it fits `i32`.
+
+use std::ops::Range;
+
+use super::IsaLevel;
+use super::conv::Axis;
+use super::dispatch::{Kernel, dispatch};
+use super::epilogue::Output;
+use super::isa::Isa;
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProductShape {
+    pub images: usize,
+    pub height: Axis,
+    pub width: Axis,
+    pub channels_in: usize,
+    pub channels_out: usize,
+    pub groups: usize,
+}
+
+impl ProductShape {
+    /// `[m, k] · [k, n]`.
+    pub fn matrices(m: usize, k: usize, n: usize) -> ProductShape {
+        let width = Axis { input: m, output: m, ..Axis::UNIT };
+        ProductShape { images: 1, height: Axis::UNIT, width, channels_in: k, channels_out: n, groups: 1 }
+    }
+
+    /// Rows of A, which are pixels of the output.
+    pub fn rows(&self) -> usize {
+        self.images * self.height.output * self.width.output
+    }
+
+    /// Terms of a sum.
+    pub fn depth(&self) -> usize {
+        self.height.kernel * self.width.kernel * self.channels_in / self.groups
+    }
+
+    /// Whether no sum of products of values and weights less their zero points leaves `i32`.
+    pub fn is_exact(&self) -> bool {
+        self.depth() <= i32::MAX as usize / (255 * 255)
+    }
+
+    fn columns(&self) -> usize {
+        self.channels_out / self.groups
+    }
+
+    /// Words of 32 bits in a row of A.
+    fn words(&self, bytes: bool) -> usize {
+        self.depth().div_ceil(if bytes { 4 } else { 2 })
+    }
+}
+
+/// Values of one byte and their zero point.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantized<'a> {
+    pub bytes: &'a [u8],
+    pub signed: bool,
+    pub zero_point: i32,
+}
+
+impl Quantized<'_> {
+    /// What makes unsigned bytes of them, and the zero point of those.
+    pub(crate) fn unsigned(&self) -> (u8, i32) {
+        if self.signed { (0x80, self.zero_point + 128) } else { (0, self.zero_point) }
+    }
+}
+
+/// What becomes of the sums. Slices have a value for every output channel.
+#[derive(Clone, Copy, Debug)]
+pub enum Epilogue<'a> {
+    /// `i32`.
+    Sums,
+    /// `f32`: `min(max(sum·(scale·factor) + bias, low), high)`.
+    Floats { scale: f32, factors: &'a [f32], bias: Option<&'a [f32]>, low: f32, high: f32 },
+    /// A byte: `min(max(round(sum·factor + offset), low), high) + zero_point`, bounds and zero point integral.
+    Bytes { factors: &'a [f32], offsets: &'a [f32], low: f32, high: f32, zero_point: i32 },
+}
+
+impl Epilogue<'_> {
+    fn size(&self) -> usize {
+        if matches!(self, Epilogue::Bytes { .. }) { 1 } else { 4 }
+    }
+}
+
+/// Rows of a register tile.
+const fn tile_rows<I: Isa>() -> usize {
+    if I::REGISTERS >= 32 { 12 } else { 6 }
+}
+
+/// Most rows and columns of a register tile.
+const TILE: usize = 12 * 32;
+
+/// Columns of a panel.
+const fn panel_columns<I: Isa>() -> usize {
+    2 * I::LANES
+}
+
+/// How a rung cuts products up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Rows of a tile.
+    pub rows: usize,
+    /// Columns of a panel.
+    pub columns: usize,
+    /// Whether weights that fit signed bytes are packed as such.
+    pub bytes: bool,
+}
+
+pub fn cut(level: IsaLevel) -> Cut {
+    struct Cuts;
+    impl Kernel for Cuts {
+        type Output = Cut;
+        const OF_BYTES: bool = true;
+        #[inline(always)]
+        fn eval<I: Isa>(self, _: I) -> Cut {
+            Cut { rows: tile_rows::<I>(), columns: panel_columns::<I>(), bytes: I::DOT4 }
+        }
+    }
+    dispatch(level, Cuts)
+}
+
+/// Panels of one group's columns.
+pub fn panels(level: IsaLevel, shape: &ProductShape) -> usize {
+    shape.columns().div_ceil(cut(level).columns)
+}
+
+/// Whether weights less their zero points are packed as bytes on this rung.
+pub fn packs_bytes(level: IsaLevel, weights: &[i16]) -> bool {
+    cut(level).bytes && weights.iter().all(|w| i8::try_from(*w).is_ok())
+}
+
+/// `f32`s of packed weights.
+pub fn packed_len(level: IsaLevel, shape: &ProductShape, bytes: bool) -> usize {
+    let columns = panels(level, shape) * cut(level).columns;
+    // The sum of every column comes last.
+    shape.groups * columns * (shape.words(bytes) + 1)
+}
+
+/// Packs weights `[channels_out][channels_in/groups][height][width]`, less their zero points.
+pub fn pack(level: IsaLevel, shape: &ProductShape, weights: &[i16], bytes: bool, packed: &mut [f32]) {
+    let (columns, words, width) = (shape.columns(), shape.words(bytes), cut(level).columns);
+    let (taps, channels) = (shape.height.kernel * shape.width.kernel, shape.channels_in / shape.groups);
+    let per_word = if bytes { 4 } else { 2 };
+    assert!(weights.len() >= shape.channels_out * shape.depth() && packed.len() >= packed_len(level, shape, bytes));
+    let group_len = panels(level, shape) * width * (words + 1);
+    for group in 0..shape.groups {
+        let (body, sums) =
+            packed[group * group_len..][..group_len].split_at_mut(group_len - panels(level, shape) * width);
+        for column in 0..columns {
+            let own = &weights[(group * columns + column) * shape.depth()..][..shape.depth()];
+            // Row-major over the window, channels innermost, as rows of A are gathered.
+            let value = |k: usize| if k < shape.depth() { own[k % channels * taps + k / channels] } else { 0 };
+            for word in 0..words {
+                let of = |i: usize| value(word * per_word + i);
+                let bits = match bytes {
+                    true => u32::from_le_bytes(std::array::from_fn(|i| of(i) as i8 as u8)),
+                    false => u32::from(of(0) as u16) | u32::from(of(1) as u16) << 16,
+                };
+                body[(column / width * words + word) * width + column % width] = f32::from_bits(bits);
+            }
+            sums[column] = f32::from_bits(own.iter().map(|&w| i32::from(w)).sum::<i32>() as u32);
+        }
+    }
+}
+
+/// Rows that are gathered at a time: some tiles' worth, which stay in the second-level cache.
+fn block_rows(rows: usize, words: usize) -> usize {
+    const BLOCK_WORDS: usize = 16 << 10;
+    rows * (BLOCK_WORDS / (rows * words.max(1))).clamp(1, 8)
+}
+
+/// `f32`s of workspace that [`product`] needs on each thread.
+pub fn workspace_len(level: IsaLevel, shape: &ProductShape) -> usize {
+    let rows = cut(level).rows;
+    let of = |bytes| block_rows(rows, shape.words(bytes)) * shape.words(bytes);
+    of(true).max(of(false))
+}
+
+/// A product to be computed.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    pub shape: ProductShape,
+    pub input: Quantized<'a>,
+    /// Packed, as bytes or as pairs of `i16`.
+    pub weights: &'a [f32],
+    pub bytes: bool,
+    pub epilogue: Epilogue<'a>,
+}
+
+/// Computes the outputs of a range of rows and, within each group, a range of panels. The output is `[rows][channels_out]`, in bytes of memory.
+pub fn product(
+    level: IsaLevel,
+    problem: &Product<'_>,
+    rows: Range<usize>,
+    panels_of: Range<usize>,
+    output: Output<'_, u8>,
+    workspace: &mut [f32],
+) {
+    let shape = &problem.shape;
+    shape.height.assert_valid();
+    shape.width.assert_valid();
+    assert!(rows.end <= shape.rows() && panels_of.end <= panels(level, shape), "{rows:?}, {panels_of:?} of {shape:?}");
+    let pixels = shape.images * shape.height.input * shape.width.input;
+    assert!(
+        problem.input.bytes.len() >= pixels * shape.channels_in,
+        "{} bytes of {shape:?}",
+        problem.input.bytes.len()
+    );
+    assert!(
+        problem.weights.len() >= packed_len(level, shape, problem.bytes)
+            && workspace.len() >= workspace_len(level, shape)
+    );
+    assert!(
+        output.len() >= shape.rows() * shape.channels_out * problem.epilogue.size(),
+        "{} bytes of {shape:?}",
+        output.len()
+    );
+    assert!(
+        (output.pointer() as usize).is_multiple_of(problem.epilogue.size()) && (!problem.bytes || cut(level).bytes)
+    );
+    let fits = |values: &[f32]| assert!(values.len() >= shape.channels_out, "{} of {shape:?}", values.len());
+    match problem.epilogue {
+        Epilogue::Sums => {}
+        Epilogue::Floats { factors, bias, .. } => [Some(factors), bias].into_iter().flatten().for_each(fits),
+        Epilogue::Bytes { factors, offsets, .. } => [factors, offsets].into_iter().for_each(fits),
+    }
+    if rows.is_empty() || panels_of.is_empty() || shape.depth() == 0 {
+        assert!(shape.depth() > 0 || rows.is_empty(), "sums of no terms");
+        return;
+    }
+    dispatch(level, Multiply { problem, rows, panels: panels_of, output: output.pointer(), workspace })
+}
+
+struct Multiply<'a> {
+    problem: &'a Product<'a>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    output: *mut u8,
+    workspace: &'a mut [f32],
+}
+
+/// An element of gathered rows of A.
+trait Part: Copy {
+    /// Of an unsigned byte.
+    fn of(x: u8, zero_point: i32) -> Self;
+    const ZERO: Self;
+}
+
+impl Part for i16 {
+    const ZERO: i16 = 0;
+    #[inline(always)]
+    fn of(x: u8, zero_point: i32) -> i16 {
+        i16::from(x) - zero_point as i16
+    }
+}
+
+impl Part for u8 {
+    const ZERO: u8 = 0;
+    #[inline(always)]
+    fn of(x: u8, _: i32) -> u8 {
+        x
+    }
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+    const OF_BYTES: bool = true;
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Multiply { problem, rows, panels, output, workspace } = self;
+        let shape = &problem.shape;
+        let (words, width, tile) = (shape.words(problem.bytes), panel_columns::<I>(), tile_rows::<I>());
+        let columns = shape.columns();
+        let panel_count = columns.div_ceil(width);
+        let group_len = panel_count * width * (words + 1);
+        let block = block_rows(tile, words);
+        let (_, zero_point) = problem.input.unsigned();
+        let mut sums = [0i32; TILE];
+        for group in 0..shape.groups {
+            let packed = &problem.weights[group * group_len..][..group_len];
+            let column_sums = &packed[panel_count * width * words..];
+            for first in rows.clone().step_by(block) {
+                let count = block.min(rows.end - first);
+                let room = &mut workspace[..block * words];
+                match problem.bytes {
+                    true => gather::<u8>(problem, group, first..first + count, room, words * 4),
+                    false => gather::<i16>(problem, group, first..first + count, room, words * 2),
+                }
+                for panel in panels.clone() {
+                    let start = panel * width;
+                    let here = width.min(columns - start);
+                    for row in (0..count).step_by(tile) {
+                        let some = tile.min(count - row);
+                        // SAFETY: the workspace holds whole tiles of rows, the panel all words of its columns.
+                        unsafe {
+                            let a = room.as_ptr().add(row * words).cast::<i32>();
+                            let b = packed.as_ptr().add(panel * words * width).cast::<i32>();
+                            match (some, tile) {
+                                (1, _) => multiply_tile::<I, 1>(isa, problem.bytes, a, words, b, &mut sums),
+                                (_, 12) => multiply_tile::<I, 12>(isa, problem.bytes, a, words, b, &mut sums),
+                                _ => multiply_tile::<I, 6>(isa, problem.bytes, a, words, b, &mut sums),
+                            }
+                        }
+                        let channel = group * columns + start;
+                        for r in 0..some {
+                            let sums = &mut sums[r * width..][..width];
+                            if problem.bytes && zero_point != 0 {
+                                let of = &column_sums[start..start + width];
+                                for j in 0..width {
+                                    sums[j] = sums[j].wrapping_sub(zero_point.wrapping_mul(of[j].to_bits() as i32));
+                                }
+                            }
+                            let at = (first + row + r) * shape.channels_out + channel;
+                            // SAFETY: the entry checked the output's length; this row and these channels are inside.
+                            unsafe {
+                                finish(
+                                    &problem.epilogue,
+                                    &sums[..here],
+                                    channel,
+                                    output.add(at * problem.epilogue.size()),
+                                )
+                            };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sums of `ROWS` rows and one panel of columns.
+///
+/// # Safety
+/// `ROWS` rows of `words` words are readable at `a`, `words` of as many as a panel's columns at `b`.
+#[inline(always)]
+unsafe fn multiply_tile<I: Isa, const ROWS: usize>(
+    isa: I,
+    bytes: bool,
+    a: *const i32,
+    words: usize,
+    b: *const i32,
+    sums: &mut [i32; TILE],
+) {
+    let mut tile = [[isa.splat_w(0); 2]; ROWS];
+    // SAFETY: the caller; a tile's sums fit the array.
+    unsafe {
+        macro_rules! accumulate {
+            ($dot:ident) => {
+                for k in 0..words {
+                    let b0 = isa.load_w(b.add(k * 2 * I::LANES));
+                    let b1 = isa.load_w(b.add(k * 2 * I::LANES + I::LANES));
+                    for r in 0..ROWS {
+                        let x = isa.splat_w(a.add(r * words + k).read());
+                        tile[r][0] = isa.$dot(tile[r][0], x, b0);
+                        tile[r][1] = isa.$dot(tile[r][1], x, b1);
+                    }
+                }
+            };
+        }
+        if I::DOT4 && bytes {
+            accumulate!(dot4)
+        } else {
+            accumulate!(dot2)
+        }
+        for r in 0..ROWS {
+            for v in 0..2 {
+                isa.store_w(sums.as_mut_ptr().add((r * 2 + v) * I::LANES), tile[r][v]);
+            }
+        }
+    }
+}
+
+/// Makes outputs of one row's sums, those of channels from `channel` on.
+///
+/// # Safety
+/// As many outputs are writable at `to`, which is aligned for them.
+#[inline(always)]
+unsafe fn finish(epilogue: &Epilogue<'_>, sums: &[i32], channel: usize, to: *mut u8) {
+    // SAFETY, below: the caller.
+    match *epilogue {
+        Epilogue::Sums => unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), to.cast(), sums.len()) },
+        Epilogue::Floats { scale, factors, bias, low, high } => {
+            let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<f32>(), sums.len()) };
+            let factors = &factors[channel..][..sums.len()];
+            match bias {
+                None => {
+                    for ((to, &sum), &factor) in to.iter_mut().zip(sums).zip(factors) {
+                        *to = clamp(sum as f32 * (scale * factor), low, high);
+                    }
+                }
+                Some(bias) => {
+                    for (((to, &sum), &factor), &bias) in to.iter_mut().zip(sums).zip(factors).zip(&bias[channel..]) {
+                        *to = clamp(sum as f32 * (scale * factor) + bias, low, high);
+                    }
+                }
+            }
+        }
+        Epilogue::Bytes { factors, offsets, low, high, zero_point } => {
+            let to = unsafe { std::slice::from_raw_parts_mut(to, sums.len()) };
+            let (factors, offsets) = (&factors[channel..][..sums.len()], &offsets[channel..][..sums.len()]);
+            for (((to, &sum), &factor), &offset) in to.iter_mut().zip(sums).zip(factors).zip(offsets) {
+                *to = quantized(sum as f32 * factor + offset, low, high, zero_point);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x < low { low } else { x };
+    if x > high { high } else { x }
+}
+
+/// `min(max(round(x), low), high) + zero_point` as a byte; NaN as 0.
+#[inline(always)]
+pub(crate) fn quantized(x: f32, low: f32, high: f32, zero_point: i32) -> u8 {
+    let x = x.round_ties_even();
+    let x = if x.is_nan() { 0.0 } else { clamp(x, low, high) };
+    // SAFETY: between bounds that are a byte's less a zero point.
+    let x = unsafe { x.to_int_unchecked::<i32>() };
+    (x + zero_point) as u8
+}
+
+/// Gathers the windows of a range of rows, `row_len` elements apart.
+#[inline(always)]
+fn gather<P: Part>(problem: &Product<'_>, group: usize, rows: Range<usize>, room: &mut [f32], row_len: usize) {
+    let shape = &problem.shape;
+    let (flip, zero_point) = problem.input.unsigned();
+    let bytes = problem.input.bytes;
+    let (height, width) = (&shape.height, &shape.width);
+    let channels = shape.channels_in / shape.groups;
+    let depth = shape.depth();
+    let padding = P::of(zero_point as u8, zero_point);
+    let put = |to: &mut [P], from: &[u8]| {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = P::of(from ^ flip, zero_point);
+        }
+    };
+    for (index, row) in rows.enumerate() {
+        // SAFETY: the workspace has as many words as whole rows have; plain numbers.
+        let to = unsafe {
+            let start = room.as_mut_ptr().cast::<P>().add(index * row_len);
+            debug_assert!((index + 1) * row_len * size_of::<P>() <= size_of_val(room));
+            std::slice::from_raw_parts_mut(start, row_len)
+        };
+        let (image, oy, ox) =
+            (row / (height.output * width.output), row / width.output % height.output, row % width.output);
+        to[depth..].fill(P::ZERO);
+        let mut at = 0;
+        for ky in 0..height.kernel {
+            let y = (oy * height.stride + ky * height.dilation).wrapping_sub(height.pad_before);
+            if y >= height.input {
+                to[at..at + width.kernel * channels].fill(padding);
+                at += width.kernel * channels;
+                continue;
+            }
+            let line = (image * height.input + y) * width.input;
+            let x0 = (ox * width.stride) as isize - width.pad_before as isize;
+            if width.dilation == 1 && shape.groups == 1 {
+                // Neighbours in the window are neighbours in memory.
+                let before = (-x0).clamp(0, width.kernel as isize) as usize;
+                let end = (width.input as isize - x0).clamp(before as isize, width.kernel as isize) as usize;
+                to[at..at + before * channels].fill(padding);
+                if end > before {
+                    let from =
+                        &bytes[(line + (x0 + before as isize) as usize) * channels..][..(end - before) * channels];
+                    put(&mut to[at + before * channels..at + end * channels], from);
+                }
+                to[at + end * channels..at + width.kernel * channels].fill(padding);
+                at += width.kernel * channels;
+                continue;
+            }
+            for kx in 0..width.kernel {
+                let x = x0.wrapping_add((kx * width.dilation) as isize) as usize;
+                let to = &mut to[at..at + channels];
+                if x < width.input {
+                    put(to, &bytes[(line + x) * shape.channels_in + group * channels..][..channels]);
+                } else {
+                    to.fill(padding);
+                }
+                at += channels;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    fn axis(random: &mut Random, input: usize) -> Axis {
+        let (kernel, stride, dilation) = (random.between(1, 3), random.between(1, 2), random.between(1, 2));
+        let (pad_before, pad_after) = (random.between(0, 2), random.between(0, 2));
+        let span = (kernel - 1) * dilation + 1;
+        let output = (input + pad_before + pad_after).saturating_sub(span) / stride + 1;
+        Axis { input, output, kernel, stride, dilation, pad_before, pad_after }
+    }
+
+    /// The sums by definition, `[rows][channels_out]`.
+    fn sums(shape: &ProductShape, input: &Quantized<'_>, weights: &[i16]) -> Vec<i32> {
+        let (height, width) = (shape.height, shape.width);
+        let (group_in, group_out) = (shape.channels_in / shape.groups, shape.channels_out / shape.groups);
+        let mut sums = Vec::new();
+        for row in 0..shape.rows() {
+            let (image, oy, ox) =
+                (row / (height.output * width.output), row / width.output % height.output, row % width.output);
+            for m in 0..shape.channels_out {
+                let mut sum = 0;
+                for c in 0..group_in {
+                    for ky in 0..height.kernel {
+                        for kx in 0..width.kernel {
+                            let y = (oy * height.stride + ky * height.dilation).wrapping_sub(height.pad_before);
+                            let x = (ox * width.stride + kx * width.dilation).wrapping_sub(width.pad_before);
+                            if y < height.input && x < width.input {
+                                let at = ((image * height.input + y) * width.input + x) * shape.channels_in;
+                                let byte = input.bytes[at + m / group_out * group_in + c];
+                                let value = if input.signed { i32::from(byte as i8) } else { i32::from(byte) };
+                                let weight = weights[((m * group_in + c) * height.kernel + ky) * width.kernel + kx];
+                                sum += (value - input.zero_point) * i32::from(weight);
+                            }
+                        }
+                    }
+                }
+                sums.push(sum);
+            }
+        }
+        sums
+    }
+
+    #[test]
+    fn sums_are_exact_and_their_epilogues_round_once() {
+        for level in IsaLevel::available() {
+            let mut random = Random::new(60);
+            for round in 0..60 {
+                let groups = random.pick(&[1, 1, 2, 3]);
+                let shape = match round % 3 {
+                    0 => ProductShape::matrices(random.between(1, 40), random.between(1, 70), random.between(1, 70)),
+                    _ => {
+                        let (h, w) = (random.between(3, 9), random.between(3, 9));
+                        let (height, width) = (axis(&mut random, h), axis(&mut random, w));
+                        let (channels_in, channels_out) =
+                            (random.between(1, 19) * groups, random.between(1, 37) * groups);
+                        ProductShape { images: random.between(1, 2), height, width, channels_in, channels_out, groups }
+                    }
+                };
+                let pixels = shape.images * shape.height.input * shape.width.input;
+                let bytes: Vec<u8> = (0..pixels * shape.channels_in).map(|_| random.bits() as u8).collect();
+                let signed = random.between(0, 1) == 1;
+                let zero_point = random.pick(&[0, 5, 127]) - if signed { 64 } else { 0 };
+                let input = Quantized { bytes: &bytes, signed, zero_point };
+                let wide = random.between(0, 3) == 0;
+                let weight = |bits: u64| if wide { (bits % 511) as i16 - 255 } else { bits as i8 as i16 };
+                let weights: Vec<i16> =
+                    (0..shape.channels_out * shape.depth()).map(|_| weight(random.bits())).collect();
+                let in_bytes = packs_bytes(level, &weights);
+                let mut packed = vec![0.0; packed_len(level, &shape, in_bytes)];
+                pack(level, &shape, &weights, in_bytes, &mut packed);
+                let expected = sums(&shape, &input, &weights);
+                let factors: Vec<f32> = random.units(shape.channels_out).iter().map(|x| x.abs() * 1e-2).collect();
+                let offsets = random.units(shape.channels_out);
+                let epilogues = [
+                    Epilogue::Sums,
+                    Epilogue::Floats {
+                        scale: 0.5,
+                        factors: &factors,
+                        bias: Some(&offsets),
+                        low: -3.0,
+                        high: f32::INFINITY,
+                    },
+                    Epilogue::Bytes { factors: &factors, offsets: &offsets, low: -10.0, high: 200.0, zero_point: 10 },
+                ];
+                for epilogue in epilogues {
+                    let problem = Product { shape, input, weights: &packed, bytes: in_bytes, epilogue };
+                    let mut output = vec![0u32; shape.rows() * shape.channels_out];
+                    let mut workspace = vec![f32::NAN; workspace_len(level, &shape)];
+                    for rows in random_cuts(&mut random, shape.rows()) {
+                        for panels in random_cuts(&mut random, panels(level, &shape)) {
+                            // SAFETY: the vector's own memory.
+                            let to = unsafe { Output::from_raw(output.as_mut_ptr().cast::<u8>(), output.len() * 4) };
+                            product(level, &problem, rows.clone(), panels, to, &mut workspace);
+                        }
+                    }
+                    let what = format!("{} {shape:?} {epilogue:?}", level.name());
+                    for (i, &sum) in expected.iter().enumerate() {
+                        let m = i % shape.channels_out;
+                        match epilogue {
+                            Epilogue::Sums => assert_eq!(output[i] as i32, sum, "{what}"),
+                            Epilogue::Floats { .. } => {
+                                let e = (sum as f32 * (0.5 * factors[m]) + offsets[m]).max(-3.0);
+                                assert_eq!(f32::from_bits(output[i]), e, "{what}");
+                            }
+                            Epilogue::Bytes { .. } => {
+                                let e =
+                                    (sum as f32 * factors[m] + offsets[m]).round_ties_even().clamp(-10.0, 200.0) + 10.0;
+                                let byte = output[i / 4].to_le_bytes()[i % 4];
+                                assert_eq!(f32::from(byte), e, "{what}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
