@@ -96,6 +96,7 @@ const UNSAFE: &[&str] = &[
     "crates/runtime/src/store/mapping.rs",
     "crates/backend/src/cpu/",
     "crates/backend/tests/no_alloc.rs",
+    "crates/graph/tests/fuzz/watch.rs",
     "crates/capi/src/",
 ];
 

@@ -8,6 +8,7 @@ mod broadcast;
 #[cfg(test)]
 pub(crate) mod cases;
 mod evaluate;
+mod fourier;
 mod heads;
 mod ml;
 mod ml_forest;
@@ -352,6 +353,7 @@ operators! {
     split::Split ["Split"];
     slice::Slice ["Slice"];
     gather::Gather ["Gather"];
+    center_crop_pad::CenterCropPad ["CenterCropPad"];
     gather_elements::GatherElements ["GatherElements"];
     gather_nd::GatherNd ["GatherND"];
     scatter::Scatter ["ScatterElements", "ScatterND", "Scatter"];
@@ -392,11 +394,24 @@ operators! {
     conv_transpose::ConvTranspose ["ConvTranspose"];
     matmul::MatMul ["MatMul"];
     gemm::Gemm ["Gemm"];
+    det::Det ["Det"];
+    deform_conv::DeformConv ["DeformConv"];
+    col2im::Col2Im ["Col2Im"];
 
     max_pool::MaxPool ["MaxPool"];
+    max_unpool::MaxUnpool ["MaxUnpool"];
+    max_roi_pool::MaxRoiPool ["MaxRoiPool"];
     average_pool::AveragePool ["AveragePool"];
     lp_pool::LpPool ["LpPool"];
     global_pool::GlobalPool ["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"];
+
+    // Signals and pictures
+    dft::Dft ["DFT"];
+    stft::Stft ["STFT"];
+    cosine_window::CosineWindow ["HannWindow", "HammingWindow", "BlackmanWindow"];
+    mel_weights::MelWeights ["MelWeightMatrix"];
+    affine_grid::AffineGrid ["AffineGrid"];
+    image_decoder::ImageDecoder ["ImageDecoder"];
 
     // Normalisation, reduction, recurrence, quantization
     softmax::Softmax ["Softmax", "LogSoftmax", "Hardmax"];
