@@ -1,6 +1,7 @@
 //! Activations that products are fused with.
 
-use super::Spelling;
+use super::{NodeReader, Spelling, UnaryFunction};
+use crate::ImportError;
 
 /// `y = f(x)` applied to every element of a product before it is stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,6 +67,40 @@ impl Activation {
         }
     }
 
+    /// Takes `activation` and `activation_params`, as ONNX Runtime's optimiser writes them on convolutions.
+    pub(super) fn read(node: &mut NodeReader) -> Result<Option<Activation>, ImportError> {
+        let name = node.string("activation", "")?;
+        let parameters = node.optional_floats("activation_params")?.unwrap_or_default();
+        let activation = match (name.as_str(), &parameters[..]) {
+            ("", []) => return Ok(None),
+            ("Relu", []) => Activation::Relu,
+            ("Sigmoid", []) => Activation::Sigmoid,
+            ("Tanh", []) => Activation::Tanh,
+            ("HardSwish", []) => Activation::HardSwish,
+            ("LeakyRelu", &[alpha]) => Activation::LeakyRelu { alpha },
+            ("Clip", &[low, high]) => Activation::Clip { low, high },
+            ("HardSigmoid", &[alpha, beta]) => Activation::HardSigmoid { alpha, beta },
+            (name, parameters) => {
+                return Err(node.unsupported(format!("activation '{name}' of {} parameters", parameters.len())));
+            }
+        };
+        Ok(Some(activation))
+    }
+
+    /// As `activation` and `activation_params` say it, where they can.
+    pub(super) fn parameters(self) -> Option<(&'static str, Vec<f32>)> {
+        Some(match self {
+            Activation::Relu => ("Relu", Vec::new()),
+            Activation::Sigmoid => ("Sigmoid", Vec::new()),
+            Activation::Tanh => ("Tanh", Vec::new()),
+            Activation::HardSwish => ("HardSwish", Vec::new()),
+            Activation::LeakyRelu { alpha } => ("LeakyRelu", vec![alpha]),
+            Activation::Clip { low, high } => ("Clip", vec![low, high]),
+            Activation::HardSigmoid { alpha, beta } => ("HardSigmoid", vec![alpha, beta]),
+            Activation::Silu | Activation::Gelu | Activation::GeluTanh => return None,
+        })
+    }
+
     /// The ONNX nodes, one input each, that mean the same.
     pub fn spelling(self) -> Spelling {
         use Activation::*;
@@ -83,5 +118,43 @@ impl Activation {
             Gelu => Spelling::new("Gelu"),
             GeluTanh => Spelling::new("Gelu").with("approximate", "tanh"),
         }
+    }
+}
+
+/// Takes `activation` and its `activation_alpha`, `activation_beta` and `activation_gamma`, as ONNX Runtime's optimiser writes them on matrix
+/// products. What the function leaves out has ONNX's default.
+pub(super) fn read_function(node: &mut NodeReader) -> Result<Option<UnaryFunction>, ImportError> {
+    let name = node.string("activation", "")?;
+    use UnaryFunction::*;
+    let mut parameter = |name: &str, default: f32| node.float(&format!("activation_{name}"), default);
+    let function = match name.as_str() {
+        "" => return Ok(None),
+        "Relu" => Relu,
+        "Sigmoid" => Sigmoid,
+        "Tanh" => Tanh,
+        "Softplus" => Softplus,
+        "Softsign" => Softsign,
+        "LeakyRelu" => LeakyRelu { alpha: parameter("alpha", 0.01)? },
+        "Elu" => Elu { alpha: parameter("alpha", 1.0)? },
+        "Celu" => Celu { alpha: parameter("alpha", 1.0)? },
+        "ThresholdedRelu" => ThresholdedRelu { alpha: parameter("alpha", 1.0)? },
+        "Selu" => Selu { alpha: parameter("alpha", 1.673_263_2)?, gamma: parameter("gamma", 1.050_701)? },
+        "HardSigmoid" => HardSigmoid { alpha: parameter("alpha", 0.2)?, beta: parameter("beta", 0.5)? },
+        other => return Err(node.unsupported(format!("activation '{other}'"))),
+    };
+    Ok(Some(function))
+}
+
+/// What [`read_function`] reads.
+pub(super) fn spell_function(spelling: Spelling, function: UnaryFunction) -> Spelling {
+    use UnaryFunction::*;
+    let spelling = spelling.with("activation", function.name());
+    match function {
+        LeakyRelu { alpha } | Elu { alpha } | Celu { alpha } | ThresholdedRelu { alpha } => {
+            spelling.with("activation_alpha", alpha)
+        }
+        Selu { alpha, gamma } => spelling.with("activation_alpha", alpha).with("activation_gamma", gamma),
+        HardSigmoid { alpha, beta } => spelling.with("activation_alpha", alpha).with("activation_beta", beta),
+        _ => spelling,
     }
 }

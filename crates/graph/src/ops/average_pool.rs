@@ -47,7 +47,7 @@ impl Operator for AveragePool {
 
 impl AveragePool {
     /// What each sum of one plane is divided by; a window with nothing to count gives 0, not 0/0.
-    fn counts(&self, geometry: &Geometry) -> Vec<f64> {
+    pub(super) fn counts(&self, geometry: &Geometry) -> Vec<f64> {
         let [z, y, x] = geometry.axes.map(|axis| {
             let mut counts = vec![0usize; axis.output];
             if self.count_include_pad {

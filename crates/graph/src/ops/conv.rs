@@ -19,9 +19,12 @@ pub struct Conv {
 
 impl Operator for Conv {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
-        node.expect_inputs(2..=3)?;
+        // ONNX Runtime's optimiser writes what it fused under names of its own.
+        let fused = node.op_type.ends_with("FusedConv");
+        node.expect_inputs(2..=if fused { 4 } else { 3 })?;
         let window = Window::read(node)?;
-        Ok(Conv { window, group: node.count("group", 1)?, activation: None }.into())
+        let activation = if fused { Activation::read(node)? } else { None };
+        Ok(Conv { window, group: node.count("group", 1)?, activation }.into())
     }
 
     fn export(&self) -> Spelling {

@@ -35,18 +35,23 @@ impl Operator for DynamicQuantizeLinear {
 
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
         let x = inputs.tensor(0)?;
-        let values = x.to_vec::<f32>()?;
-        let (low, high) = values.iter().fold((0f32, 0f32), |(low, high), &x| (low.min(x), high.max(x)));
-        let scale = if high == low { 1.0 } else { (high - low) / 255.0 };
-        let bounds = (0, 255);
-        let zero_point = saturate(f64::from(-low / scale), 0, bounds);
-        let y = values.iter().map(|x| saturate(f64::from(x / scale), zero_point, bounds)).collect();
+        let (y, scale, zero_point) = quantize(&x.to_vec::<f32>()?);
         Ok(vec![
             Wide::Int(y).narrow(DType::U8, x.shape().clone())?.into(),
             Tensor::scalar(scale).into(),
             Wide::Int(vec![zero_point]).narrow(DType::U8, Shape::scalar())?.into(),
         ])
     }
+}
+
+/// `values` in steps of their scale, moved by their zero point; that scale, and that zero point.
+pub(super) fn quantize(values: &[f32]) -> (Vec<i128>, f32, i128) {
+    let (low, high) = values.iter().fold((0f32, 0f32), |(low, high), &x| (low.min(x), high.max(x)));
+    let scale = if high == low { 1.0 } else { (high - low) / 255.0 };
+    let bounds = (0, 255);
+    let zero_point = saturate(f64::from(-low / scale), 0, bounds);
+    let steps = values.iter().map(|x| saturate(f64::from(x / scale), zero_point, bounds)).collect();
+    (steps, scale, zero_point)
 }
 
 #[cfg(test)]

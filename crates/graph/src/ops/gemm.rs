@@ -1,8 +1,8 @@
 //! General matrix product.
 
 use super::{
-    Activation, EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
-    broadcast_shape, conv::differ, matmul::Product,
+    Activation, EvalContext, Facts, FusedGemm, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide,
+    activation::read_function, broadcast_index, broadcast_shape, conv::differ, matmul::Product,
 };
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Shape, Value};
@@ -20,6 +20,7 @@ pub struct Gemm {
 impl Operator for Gemm {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(2..=3)?;
+        let fused = node.op_type == "FusedGemm";
         let gemm = Gemm {
             alpha: node.float("alpha", 1.0)?,
             beta: node.float("beta", 1.0)?,
@@ -27,7 +28,13 @@ impl Operator for Gemm {
             transpose_b: node.flag("transB", false)?,
             activation: None,
         };
-        Ok(gemm.into())
+        match if fused { read_function(node)? } else { None } {
+            None => Ok(gemm.into()),
+            Some(function) => Ok(match function.activation() {
+                Some(activation) => Gemm { activation: Some(activation), ..gemm }.into(),
+                None => FusedGemm { gemm, function }.into(),
+            }),
+        }
     }
 
     fn export(&self) -> Spelling {

@@ -14,6 +14,7 @@ mod ml;
 mod ml_forest;
 mod movement;
 mod randomness;
+mod qlinear;
 mod read;
 mod stacked;
 mod subgraph;
@@ -390,13 +391,18 @@ operators! {
     category_mapper::CategoryMapper ["ai.onnx.ml.CategoryMapper"];
 
     // Products and windows
-    conv::Conv ["Conv"];
+    conv::Conv ["Conv", "com.microsoft.FusedConv"];
+    channels_last::ChannelsLast [
+        "com.microsoft.NhwcConv", "com.microsoft.NhwcFusedConv", "com.microsoft.NhwcMaxPool", "com.microsoft.QLinearConv",
+    ];
     conv_transpose::ConvTranspose ["ConvTranspose"];
     matmul::MatMul ["MatMul"];
+    fused_matmul::FusedMatMul ["com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul", "com.microsoft.FusedMatMulActivation"];
     gemm::Gemm ["Gemm"];
     det::Det ["Det"];
     deform_conv::DeformConv ["DeformConv"];
     col2im::Col2Im ["Col2Im"];
+    fused_gemm::FusedGemm ["com.microsoft.FusedGemm"];
 
     max_pool::MaxPool ["MaxPool"];
     max_unpool::MaxUnpool ["MaxUnpool"];
@@ -432,13 +438,27 @@ operators! {
     mean_variance_norm::MeanVarianceNorm ["MeanVarianceNormalization"];
     lrn::Lrn ["LRN"];
     recurrent::Recurrent ["LSTM", "GRU", "RNN"];
-    quantize_linear::QuantizeLinear ["QuantizeLinear"];
-    dequantize_linear::DequantizeLinear ["DequantizeLinear"];
+    dynamic_quantize_lstm::DynamicQuantizeLstm ["com.microsoft.DynamicQuantizeLSTM"];
+    quantize_linear::QuantizeLinear ["QuantizeLinear", "com.microsoft.QuantizeLinear"];
+    dequantize_linear::DequantizeLinear ["DequantizeLinear", "com.microsoft.DequantizeLinear"];
     dynamic_quantize_linear::DynamicQuantizeLinear ["DynamicQuantizeLinear"];
     matmul_integer::MatMulInteger ["MatMulInteger"];
     conv_integer::ConvInteger ["ConvInteger"];
     qlinear_conv::QLinearConv ["QLinearConv"];
     qlinear_matmul::QLinearMatMul ["QLinearMatMul"];
+    matmul_integer_to_float::MatMulIntegerToFloat ["com.microsoft.MatMulIntegerToFloat"];
+    dynamic_quantize_matmul::DynamicQuantizeMatMul ["com.microsoft.DynamicQuantizeMatMul"];
+    matmul_nbits::MatMulNBits ["com.microsoft.MatMulNBits"];
+    gather_block_quantized::GatherBlockQuantized ["com.microsoft.GatherBlockQuantized"];
+    qgemm::QGemm ["com.microsoft.QGemm"];
+    qlinear_binary::QLinearBinary ["com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"];
+    qlinear_unary::QLinearUnary ["com.microsoft.QLinearSigmoid", "com.microsoft.QLinearLeakyRelu"];
+    qlinear_softmax::QLinearSoftmax ["com.microsoft.QLinearSoftmax"];
+    qlinear_concat::QLinearConcat ["com.microsoft.QLinearConcat"];
+    qlinear_where::QLinearWhere ["com.microsoft.QLinearWhere"];
+    qlinear_average_pool::QLinearAveragePool ["com.microsoft.QLinearAveragePool"];
+    qlinear_global_average_pool::QLinearGlobalAveragePool ["com.microsoft.QLinearGlobalAveragePool"];
+    qlinear_reduce_mean::QLinearReduceMean ["com.microsoft.QLinearReduceMean"];
 
     // Training
     loss::Loss ["NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"];

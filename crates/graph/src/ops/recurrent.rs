@@ -114,23 +114,7 @@ impl Operator for Recurrent {
             _ => Cell::Rnn,
         };
         node.expect_inputs(3..=if matches!(cell, Cell::Lstm { .. }) { 8 } else { 6 })?;
-        let direction = match node.string("direction", "forward")?.as_str() {
-            "forward" => Direction::Forward,
-            "reverse" => Direction::Reverse,
-            "bidirectional" => Direction::Bidirectional,
-            other => return Err(node.corrupt(format!("direction '{other}' is not defined"))),
-        };
-        let hidden_size = match node.count("hidden_size", 0)? {
-            0 => None,
-            size => Some(size),
-        };
-        let activations = read_activations(node, cell, direction)?;
-        let clip = node.optional_float("clip")?;
-        if clip.is_some_and(|clip| clip.is_nan() || clip < 0.0) {
-            return Err(node.corrupt(format!("clip must not be negative, got {clip:?}")));
-        }
-        let batch_first = node.flag("layout", false)?;
-        Ok(Recurrent { cell, direction, hidden_size, activations, clip, batch_first }.into())
+        Ok(Recurrent::read(node, cell)?.into())
     }
 
     fn export(&self) -> Spelling {
@@ -266,6 +250,29 @@ impl Operator for Recurrent {
     }
 }
 
+impl Recurrent {
+    /// The attributes of every kind of cell.
+    pub(super) fn read(node: &mut NodeReader, cell: Cell) -> Result<Recurrent, ImportError> {
+        let direction = match node.string("direction", "forward")?.as_str() {
+            "forward" => Direction::Forward,
+            "reverse" => Direction::Reverse,
+            "bidirectional" => Direction::Bidirectional,
+            other => return Err(node.corrupt(format!("direction '{other}' is not defined"))),
+        };
+        let hidden_size = match node.count("hidden_size", 0)? {
+            0 => None,
+            size => Some(size),
+        };
+        let activations = read_activations(node, cell, direction)?;
+        let clip = node.optional_float("clip")?;
+        if clip.is_some_and(|clip| clip.is_nan() || clip < 0.0) {
+            return Err(node.corrupt(format!("clip must not be negative, got {clip:?}")));
+        }
+        let batch_first = node.flag("layout", false)?;
+        Ok(Recurrent { cell, direction, hidden_size, activations, clip, batch_first })
+    }
+}
+
 /// The extents of one run, its input and the lengths of its sequences.
 struct Run {
     steps: usize,
@@ -321,15 +328,15 @@ impl Run {
 }
 
 /// The weights of one direction.
-struct Weights {
-    features: usize,
-    hidden: usize,
-    w: Vec<f64>,
-    r: Vec<f64>,
-    w_bias: Vec<f64>,
-    r_bias: Vec<f64>,
+pub(super) struct Weights {
+    pub features: usize,
+    pub hidden: usize,
+    pub w: Vec<f64>,
+    pub r: Vec<f64>,
+    pub w_bias: Vec<f64>,
+    pub r_bias: Vec<f64>,
     /// Of the input, output and forget gate.
-    peepholes: Vec<f64>,
+    pub peepholes: Vec<f64>,
 }
 
 impl Weights {
@@ -375,17 +382,17 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// A cell of one direction, with room for its gates.
-struct CellRun<'a> {
+pub(super) struct CellRun<'a> {
     cell: Cell,
     weights: &'a Weights,
     activations: &'a [CellActivation],
     clip: f64,
-    gates: Vec<f64>,
+    pub gates: Vec<f64>,
     reset_state: Vec<f64>,
 }
 
 impl<'a> CellRun<'a> {
-    fn new(op: &'a Recurrent, weights: &'a Weights, direction: usize) -> Self {
+    pub fn new(op: &'a Recurrent, weights: &'a Weights, direction: usize) -> Self {
         let count = op.cell.activation_count();
         CellRun {
             cell: op.cell,
@@ -432,23 +439,28 @@ impl<'a> CellRun<'a> {
                     *h = (1.0 - update) * self.gates[2 * hidden + j] + update * *h;
                 }
             }
-            Cell::Lstm { coupled } => {
-                let p = &weights.peepholes;
+            Cell::Lstm { .. } => {
                 for row in 0..4 * hidden {
                     self.gates[row] = sum(row, h);
                 }
-                for j in 0..hidden {
-                    let (input, output) = (self.gates[j], self.gates[hidden + j]);
-                    let (forget, candidate) = (self.gates[2 * hidden + j], self.gates[3 * hidden + j]);
-                    let input = self.activate(0, input + p[j] * c[j]);
-                    let forget =
-                        if coupled { 1.0 - input } else { self.activate(0, forget + p[2 * hidden + j] * c[j]) };
-                    c[j] = forget * c[j] + input * self.activate(1, candidate);
-                    let output = self.activate(0, output + p[hidden + j] * c[j]);
-                    // The state itself is not clipped: so do ONNX Runtime and the models exported for it.
-                    h[j] = output * self.activations[2].apply(c[j]);
-                }
+                self.finish_lstm(h, c);
             }
+        }
+    }
+
+    /// The end of an LSTM's step: from the sums that [`CellRun::gates`] hold.
+    pub fn finish_lstm(&mut self, h: &mut [f64], c: &mut [f64]) {
+        let (p, hidden) = (&self.weights.peepholes, self.weights.hidden);
+        let coupled = matches!(self.cell, Cell::Lstm { coupled: true });
+        for j in 0..hidden {
+            let (input, output) = (self.gates[j], self.gates[hidden + j]);
+            let (forget, candidate) = (self.gates[2 * hidden + j], self.gates[3 * hidden + j]);
+            let input = self.activate(0, input + p[j] * c[j]);
+            let forget = if coupled { 1.0 - input } else { self.activate(0, forget + p[2 * hidden + j] * c[j]) };
+            c[j] = forget * c[j] + input * self.activate(1, candidate);
+            let output = self.activate(0, output + p[hidden + j] * c[j]);
+            // The state itself is not clipped: so do ONNX Runtime and the models exported for it.
+            h[j] = output * self.activations[2].apply(c[j]);
         }
     }
 }
