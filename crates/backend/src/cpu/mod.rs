@@ -2,10 +2,12 @@
 //!
 //! A graph is cut into regions whose shapes follow from those of what enters them, and nodes that are interpreted between them
 //! ([`schedule`]); most models are one region. For every set of input shapes a region has a *shape plan* ([`plan`]): concrete steps,
-//! layouts and offsets, made once and kept in a bounded cache. Its run wakes the threads once; they walk the steps together, each computing
-//! its part of every output. What no kernel here takes runs by the operator's reference evaluation, and the placement says so.
+//! layouts and offsets, made once and kept in a bounded cache. Operators that are only several others in one become these before
+//! ([`compose`]). A region's run wakes the threads once; they walk the steps together, each computing its part of every output. What no
+//! kernel here takes runs by the operator's reference evaluation, and the placement says so.
 #![allow(unsafe_code)] // arena slicing and the thread pool
 
+mod compose;
 mod eager;
 mod executable;
 mod frame;
@@ -83,7 +85,10 @@ impl Backend for Cpu {
     }
 
     fn supports(&self, graph: &Graph, node: &Node) -> Support {
-        lower::support(graph, node)
+        match compose::is_composed(graph, node) {
+            true => Support::Native { kernel: compose::KERNEL },
+            false => lower::support(graph, node),
+        }
     }
 
     fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {
@@ -91,7 +96,8 @@ impl Backend for Cpu {
             let message = format!("the CPU computes in f32, {:?} is not there yet", options.precision);
             return Err(CompileError::Options(message));
         }
-        Ok(executable::CpuExecutable::new(Arc::clone(&self.device), plan)?)
+        let plan = compose::compose(plan)?;
+        Ok(executable::CpuExecutable::new(Arc::clone(&self.device), &plan)?)
     }
 }
 

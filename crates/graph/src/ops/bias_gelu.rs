@@ -44,3 +44,21 @@ impl Operator for BiasGelu {
         Ok(vec![Wide::Float(y).narrow(a.dtype(), shape)?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.BiasGelu", 1)
+            .wave(&[2, 3])
+            .wave(&[3])
+            .gives([f32s(&[2, 3], &[-0.0701035, 1.6799, -0.100323, 0.580029, 1.39979, -0.154269])]);
+        case("com.microsoft.FastGelu", 1)
+            .wave(&[2, 3])
+            .wave(&[3])
+            .gives([f32s(&[2, 3], &[-0.0702046, 1.6798, -0.100325, 0.579961, 1.39957, -0.154286])]);
+        case("com.microsoft.FastGelu", 1).wave(&[3]).gives([f32s(&[3], &[-0.132286, 0.345714, -0.154286])]);
+    }
+}

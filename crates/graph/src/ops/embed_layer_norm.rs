@@ -122,3 +122,45 @@ impl Operator for EmbedLayerNorm {
         Ok(vec![y.into(), Tensor::from_vec([batch], counts)?.into(), sum.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.EmbedLayerNormalization", 1)
+            .with("epsilon", 0.01f32)
+            .input(tensor::<i32>(&[2, 2], &[0, 2, 1, 1]))
+            .input(tensor::<i32>(&[2, 2], &[0, 1, 1, 0]))
+            .wave(&[3, 2])
+            .wave(&[2, 2])
+            .wave(&[2, 2])
+            .wave(&[2])
+            .wave(&[2])
+            .input(tensor::<i32>(&[2, 2], &[1, 1, 1, 0]))
+            .gives([
+                f32s(&[2, 2, 2], &[0.304783, 0.476086, 0.749204, -1.74602, 0.250554, 0.747231, 0.749204, -1.74602]),
+                tensor::<i32>(&[2], &[2, 1]),
+                f32s(&[2, 2, 2], &[0.25, 0.0, -2.25, 0.25, 1.75, -1.25, -1.0, 1.5]),
+            ]);
+        case("com.microsoft.EmbedLayerNormalization", 1)
+            .input(tensor::<i32>(&[1, 2], &[0, 2]))
+            .omitted()
+            .wave(&[3, 2])
+            .wave(&[3, 2])
+            .omitted()
+            .wave(&[2])
+            .wave(&[2])
+            .omitted()
+            .input(tensor::<i32>(&[1, 2], &[2, 1]))
+            .gives([f32s(&[1, 2, 2], &[0.25, 0.75, 0.75, -1.75]), tensor::<i32>(&[1], &[0])]);
+    }
+
+    #[test]
+    fn ids_have_embeddings() {
+        let ids = tensor::<i32>(&[1, 1], &[3]);
+        let of = case("com.microsoft.EmbedLayerNormalization", 1).input(ids).omitted().wave(&[3, 2]).wave(&[1, 2]);
+        of.omitted().wave(&[2]).wave(&[2]).fails("word 3 of 3");
+    }
+}

@@ -16,7 +16,7 @@ use cutover_tensor::Value;
 /// values `[b, m, c, h]`; of each sample, how many keys there are with the new ones, less 1; the largest of these numbers, not less 1;
 /// cosines and sines `[max, r / 2]`; positions `[b, s]`; what is added to scores `[b or 1, n or 1, s, t]`; sinks `[n]`; of each sample,
 /// how many of the `s` there are (14 is the input's index). Outputs: `[b, s, n·h]`, the caches with what is new, as long as they were or
-/// as `t`, and the scores `[b, n, s, t]`.
+/// as `t`, and the scores `[b, n, s, t]`, 0 of keys that take no part.
 ///
 /// The last of `k` keys stands at `k − 1`, and so does the last query. Queries past the number of a sample give zeros.
 #[derive(Clone, Debug, PartialEq)]
@@ -179,6 +179,8 @@ impl Operator for GroupQueryAttention {
                 Ok(match &given {
                     // Nobody reads what is rotated past the number there is.
                     _ if at >= count.queries => 0,
+                    // So ONNX Runtime has it of a first prompt.
+                    Some(given) if length == total => given[0].saturating_add(at as i64),
                     Some(given) => given[sample * length + at],
                     None => (count.before + at) as i64,
                 })
@@ -234,7 +236,8 @@ impl Operator for GroupQueryAttention {
                 *x = soft_cap(*x * scale, self.soft_cap) + bias.as_ref().map_or(0.0, |bias| bias.at(row, key));
             }
             if with_scores && self.scores == 1 {
-                scores.extend_from_slice(&weights[..total]);
+                // 0, not −∞, of keys that take no part.
+                scores.extend(weights[..total].iter().map(|&x| if x == f64::NEG_INFINITY { 0.0 } else { x }));
             }
             softmax(weights, sinks.as_ref().map(|sinks| sinks[row.head]).or(self.smooth.then_some(0.0)));
             if with_scores && self.scores == 2 {
@@ -279,5 +282,100 @@ impl GroupQueryAttention {
             Ok(Counts { keys, before: keys - queries, queries })
         };
         (0..batch).map(count).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.GroupQueryAttention", 1)
+            .with("softcap", 0.5f32)
+            .with("local_window_size", 1)
+            .with("num_heads", 2)
+            .with("kv_num_heads", 1)
+            .wave(&[1, 2, 16])
+            .wave(&[1, 2, 8])
+            .wave(&[1, 2, 8])
+            .omitted()
+            .omitted()
+            .input(tensor::<i32>(&[1], &[1]))
+            .input(tensor::<i32>(&[], &[2]))
+            .gives([
+                f32s(
+                    &[1, 2, 16],
+                    &[
+                        0.25, -0.75, 1.0, 0.0, -1.0, 0.75, -0.25, -1.25, 0.25, -0.75, 1.0, 0.0, -1.0, 0.75, -0.25,
+                        -1.25, 0.5, -0.5, 1.25, 0.25, -0.75, 1.0, 0.0, -1.0, 0.5, -0.5, 1.25, 0.25, -0.75, 1.0, 0.0,
+                        -1.0,
+                    ],
+                ),
+                f32s(
+                    &[1, 1, 2, 8],
+                    &[-0.5, 1.25, 0.25, -0.75, 1.0, 0.0, -1.0, 0.75, -0.25, -1.25, 0.5, -0.5, 1.25, 0.25, -0.75, 1.0],
+                ),
+                f32s(
+                    &[1, 1, 2, 8],
+                    &[0.25, -0.75, 1.0, 0.0, -1.0, 0.75, -0.25, -1.25, 0.5, -0.5, 1.25, 0.25, -0.75, 1.0, 0.0, -1.0],
+                ),
+            ]);
+        case("com.microsoft.GroupQueryAttention", 1)
+            .with("qk_output", 1)
+            .with("scale", 0.25f32)
+            .with("num_heads", 2)
+            .with("kv_num_heads", 1)
+            .wave(&[1, 1, 16])
+            .wave(&[1, 1, 8])
+            .wave(&[1, 1, 8])
+            .wave(&[1, 1, 3, 8])
+            .wave(&[1, 1, 3, 8])
+            .input(tensor::<i32>(&[1], &[1]))
+            .input(tensor::<i32>(&[], &[2]))
+            .omitted()
+            .omitted()
+            .omitted()
+            .wave(&[1, 2, 1, 2])
+            .wave(&[2])
+            .gives([
+                f32s(
+                    &[1, 1, 16],
+                    &[
+                        -0.723281, 0.449445, -0.0257944, -0.955776, 0.21695, -0.25829, 0.914436, -0.0155459, 0.0893732,
+                        -0.390282, 0.561097, -0.067868, -0.547523, 0.403856, -0.0757996, -0.704764,
+                    ],
+                ),
+                f32s(
+                    &[1, 1, 3, 8],
+                    &[
+                        1.0, 0.0, -1.0, 0.75, -0.25, -1.25, 0.5, -0.5, -0.5, 1.25, 0.25, -0.75, 1.0, 0.0, -1.0, 0.75,
+                        0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+                    ],
+                ),
+                f32s(
+                    &[1, 1, 3, 8],
+                    &[
+                        -1.0, 0.75, -0.25, -1.25, 0.5, -0.5, 1.25, 0.25, 0.25, -0.75, 1.0, 0.0, -1.0, 0.75, -0.25,
+                        -1.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+                    ],
+                ),
+                f32s(&[1, 2, 1, 2], &[1.14062, -0.390625, -1.42188, 0.9375]),
+            ]);
+    }
+
+    #[test]
+    fn caches_hold_what_they_are_asked_for() {
+        let of = |last: i32, total: i32| {
+            let heads = case("com.microsoft.GroupQueryAttention", 1).with("num_heads", 1).with("kv_num_heads", 1);
+            let new = heads.wave(&[1, 1, 2]).wave(&[1, 1, 2]).wave(&[1, 1, 2]).wave(&[1, 1, 2, 2]).wave(&[1, 1, 2, 2]);
+            new.input(tensor::<i32>(&[1], &[last])).input(tensor::<i32>(&[], &[total]))
+        };
+        of(3, 4).fails("a cache of 2 keys, 3 expected");
+        of(4, 4).fails("keys up to 4, of 4 in all");
+        of(-1, 4).fails("keys up to -1");
+        of(1, -1).fails("-1 keys in all");
+        of(1, 2).with("k_quant_type", "PER_TENSOR").fails("k_quant_type PER_TENSOR");
+        of(1, 2).with("sliding_window_cache", 1).fails("sliding_window_cache 1");
     }
 }

@@ -236,3 +236,59 @@ impl Operator for MultiHeadAttention {
         Ok(outputs)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.MultiHeadAttention", 1)
+            .with("num_heads", 1)
+            .with("unidirectional", 1)
+            .with("mask_filter_value", -3.0f32)
+            .wave(&[1, 2, 2])
+            .wave(&[1, 2, 2])
+            .wave(&[1, 2, 2])
+            .wave(&[6])
+            .input(tensor::<i32>(&[1, 3], &[1, 0, 1]))
+            .wave(&[1, 1, 2, 3])
+            .wave(&[1, 1, 1, 2])
+            .wave(&[1, 1, 1, 2])
+            .gives([
+                f32s(&[1, 2, 2], &[1.17577, 0.116393, 0.644303, -1.12865]),
+                f32s(&[1, 1, 3, 2], &[0.5, -0.5, -1.5, 2.0, -0.75, 0.0]),
+                f32s(&[1, 1, 3, 2], &[1.25, 0.25, 0.0, -2.0, 0.75, -1.25]),
+                f32s(&[1, 1, 2, 3], &[-0.515165, -3.27773, -3.40282e+38, -0.765165, -0.512563, -0.015165]),
+            ]);
+        case("com.microsoft.MultiHeadAttention", 1)
+            .with("num_heads", 1)
+            .wave(&[1, 2, 2])
+            .wave(&[1, 1, 2, 2])
+            .wave(&[1, 1, 2, 2])
+            .wave(&[6])
+            .input(tensor::<i32>(&[1, 2, 2], &[1, 0, 1, 1]))
+            .gives([f32s(&[1, 2, 2], &[0.25, -0.75, 0.386528, -0.613472])]);
+    }
+
+    #[test]
+    fn what_is_packed_is_as_what_is_not() {
+        // One head of two: queries and keys of zeros, so that values are averaged.
+        let values = [1.0, 2.0, 3.0, 6.0];
+        let expected = || f32s(&[1, 2, 2], &[2.0, 4.0, 2.0, 4.0]);
+        let of = || case("com.microsoft.MultiHeadAttention", 1).with("num_heads", 1);
+        let packed = |parts: usize| {
+            let rows = values.chunks(2).flat_map(|row| [vec![0.0; 2 * parts - 2], row.to_vec()].concat());
+            f32s(&[1, 2, 1, parts, 2], &rows.collect::<Vec<_>>())
+        };
+        of().input(packed(3)).gives([expected()]);
+        of().input(f32s(&[1, 2, 2], &[0.0; 4])).input(packed(2)).gives([expected()]);
+        of().wave(&[1, 2, 6]).fails("[b, s, 1, 3, h]");
+    }
+
+    #[test]
+    fn a_causal_query_stands_at_its_key() {
+        let of = case("com.microsoft.MultiHeadAttention", 1).with("num_heads", 1).with("unidirectional", 1);
+        of.wave(&[1, 2, 2]).wave(&[1, 3, 2]).wave(&[1, 3, 2]).fails("unidirectional with 2 queries and 3 new keys");
+    }
+}

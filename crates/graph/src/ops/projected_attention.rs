@@ -157,3 +157,55 @@ impl Operator for ProjectedAttention {
         Ok(outputs)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.Attention", 1)
+            .with("num_heads", 1)
+            .with("unidirectional", 1)
+            .with("mask_filter_value", -2.0f32)
+            .wave(&[1, 2, 2])
+            .wave(&[2, 6])
+            .wave(&[6])
+            .input(tensor::<i32>(&[1], &[1]))
+            .wave(&[2, 1, 1, 1, 2])
+            .gives([
+                f32s(&[1, 2, 2], &[-0.725377, -0.774622, -0.407969, -1.02336]),
+                f32s(
+                    &[2, 1, 1, 3, 2],
+                    &[-1.0, 0.75, 0.5625, 0.3125, 0.5625, -1.1875, -0.25, -1.25, -2.0, 0.5, -0.875, 0.125],
+                ),
+            ]);
+        case("com.microsoft.Attention", 1)
+            .with("num_heads", 2)
+            .with("qkv_hidden_sizes", vec![2i64, 2, 4])
+            .with("scale", 0.5f32)
+            .wave(&[1, 2, 2])
+            .wave(&[2, 8])
+            .wave(&[8])
+            .input(tensor::<i32>(&[1, 2, 2], &[1, 0, 1, 1]))
+            .omitted()
+            .wave(&[1, 2, 2, 2])
+            .gives([f32s(&[1, 2, 4], &[-1.625, 0.875, 0.625, -1.6875, -1.15345, 0.927394, -0.632363, -0.430137])]);
+        case("com.microsoft.Attention", 1)
+            .with("num_heads", 2)
+            .wave(&[2, 2, 2])
+            .wave(&[2, 6])
+            .omitted()
+            .input(tensor::<i32>(&[4], &[2, 2, 1, 0]))
+            .gives([f32s(&[2, 2, 2], &[0.125, -0.625, 0.125, -0.625, 0.4375, 0.15275, 0.4375, 0.325138])]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        let of = || case("com.microsoft.Attention", 1).with("num_heads", 1).wave(&[1, 2, 2]).wave(&[2, 6]);
+        of().with("do_rotary", 1).fails("do_rotary 1");
+        of().with("past_present_share_buffer", 1).fails("past_present_share_buffer 1");
+        of().omitted().input(tensor::<i32>(&[1, 3], &[1; 3])).fails("a mask [1, 3]");
+        of().omitted().input(tensor::<i32>(&[1, 1, 2, 2], &[1; 4])).fails("a mask of four axes");
+    }
+}

@@ -73,3 +73,48 @@ impl Operator for SkipLayerNorm {
         Ok(vec![y.into(), statistics(means)?.into(), statistics(inverses)?.into(), sum.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.SkipLayerNormalization", 1)
+            .with("epsilon", 0.01f32)
+            .wave(&[1, 2, 3])
+            .wave(&[2, 3])
+            .wave(&[3])
+            .wave(&[3])
+            .wave(&[3])
+            .gives([
+                f32s(&[1, 2, 3], &[0.709695, -0.958008, -1.11612, 0.873367, -1.04472, -1.88643]),
+                f32s(&[1, 2, 1], &[-0.25, 0.166667]),
+                f32s(&[1, 2, 1], &[0.464489, 0.759798]),
+                f32s(&[1, 2, 3], &[-2.75, 2.5, -0.5, -0.5, 2.0, -1.0]),
+            ]);
+        case("com.microsoft.SkipSimplifiedLayerNormalization", 1)
+            .with("epsilon", 0.01f32)
+            .wave(&[1, 2, 3])
+            .wave(&[1, 2, 3])
+            .wave(&[3])
+            .wave(&[3])
+            .gives([
+                f32s(&[1, 2, 3], &[-0.142177, -0.995242, -0.94785, 0.247178, -0.617945, -1.1535]),
+                f32s(&[1, 2, 1], &[0.0, 0.0]),
+                f32s(&[1, 2, 1], &[0.75828, 0.659142]),
+                f32s(&[1, 2, 3], &[-0.75, 1.75, -1.25, 1.5, 1.25, -1.75]),
+            ]);
+        case("com.microsoft.SkipLayerNormalization", 1)
+            .wave(&[1, 2, 3])
+            .wave(&[1, 2, 3])
+            .wave(&[3])
+            .gives([f32s(&[1, 2, 3], &[-0.290619, -0.959043, -0.116248, 0.0505076, -0.833376, -1.3132])]);
+    }
+
+    #[test]
+    fn what_is_added_broadcasts_to_the_input() {
+        let of = |skip: &[usize]| case("com.microsoft.SkipLayerNormalization", 1).wave(&[1, 3]).wave(skip).wave(&[3]);
+        of(&[2, 3]).fails("[2, 3] does not broadcast to [1, 3]");
+    }
+}

@@ -365,6 +365,14 @@ pub(crate) fn erf(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn those_of_onnx_runtime() {
+        case("com.microsoft.QuickGelu", 1).wave(&[3]).gives([f32s(&[3], &[-0.133066, 0.350388, -0.149612])]);
+        case("com.microsoft.Gelu", 1).wave(&[3]).gives([f32s(&[3], &[-0.132062, 0.345731, -0.154269])]);
+    }
+
     #[test]
     fn erf_is_accurate() {
         let cases = [

@@ -99,3 +99,15 @@ const PASSES: &[&dyn Pass] = &[
 pub fn declutter(graph: Graph, options: &PassOptions) -> Result<(Graph, PassReport), GraphError> {
     driver::run(graph, PASSES, options)
 }
+
+/// As [`declutter`], with `passes` of the caller's own: what a backend writes its plan with.
+///
+/// # Errors
+/// As [`declutter`].
+pub fn rewrite(
+    graph: Graph,
+    passes: &[&dyn Pass],
+    options: &PassOptions,
+) -> Result<(Graph, PassReport), GraphError> {
+    driver::run(graph, passes, options)
+}
