@@ -1,7 +1,7 @@
 //! Whether an answer is the one that a case stores.
 //!
 //! Numbers must be within `atol + rtol·|expected|`; the ONNX project's own runner takes 1e-7 and 1e-3. Types and shapes must be equal, and
-//! so must strings, booleans and integers.
+//! so must strings, booleans and integers. Of drawn numbers, which no two implementations share, it is compared what they are drawn from.
 
 use cutover::{
     Tensor, Value,
@@ -18,9 +18,28 @@ const DATA: &str = include_str!("../../onnx/cases.toml");
 pub struct Judge {
     #[serde(default)]
     tolerance: BTreeMap<String, Tolerance>,
-    /// Cases with random outputs, and why they are: type, shape and statistics are compared.
+    /// Cases with random outputs.
     #[serde(default)]
-    random: BTreeMap<String, String>,
+    random: BTreeMap<String, Random>,
+}
+
+#[derive(Deserialize)]
+struct Random {
+    draws: Draws,
+    /// Why the stored outputs are not the only right ones.
+    #[expect(dead_code, reason = "whoever reads the file wants to know")]
+    reason: String,
+}
+
+/// What is drawn, and what is right whichever numbers came.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Draws {
+    /// Zeros and ones: as many ones as the probabilities, the first input, make likely.
+    Coins,
+    /// The first input with elements dropped, as many as the second input (0.5 without it) makes likely, and the rest divided by
+    /// what that leaves of 1; then where it was kept.
+    Dropout,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -36,19 +55,39 @@ impl Judge {
         toml::from_str(DATA).expect("tests/onnx/cases.toml is data of this repository")
     }
 
+    /// Whether `actual`, with the names of the outputs, are right for the model's `inputs`.
+    ///
     /// # Errors
     /// What differs.
-    pub fn compare(&self, case: &str, actual: &Value, expected: &Value) -> Result<(), String> {
+    pub fn compare(
+        &self,
+        case: &str,
+        inputs: &[Value],
+        actual: &[(&str, &Value)],
+        expected: &[Value],
+    ) -> Result<(), String> {
+        for ((name, actual), expected) in actual.iter().zip(expected) {
+            let judged = match self.random.contains_key(case) {
+                true => same_kind(actual, expected),
+                false => self.values(case, actual, expected),
+            };
+            judged.map_err(|difference| format!("output '{name}': {difference}"))?;
+        }
+        let drawn: Vec<&Value> = actual.iter().map(|(_, value)| *value).collect();
+        self.random.get(case).map_or(Ok(()), |random| random.draws.check(inputs, &drawn))
+    }
+
+    fn values(&self, case: &str, actual: &Value, expected: &Value) -> Result<(), String> {
         match (actual, expected) {
             (Value::Tensor(actual), Value::Tensor(expected)) => self.tensors(case, actual, expected),
             (Value::Sequence(actual), Value::Sequence(expected)) if actual.len() == expected.len() => {
-                actual.iter().zip(expected).try_for_each(|(a, e)| self.compare(case, a, e))
+                actual.iter().zip(expected).try_for_each(|(a, e)| self.values(case, a, e))
             }
             (Value::Sequence(actual), Value::Sequence(expected)) => {
                 Err(format!("{} elements in a sequence, expected {}", actual.len(), expected.len()))
             }
             (Value::Optional(None), Value::Optional(None)) => Ok(()),
-            (Value::Optional(Some(actual)), Value::Optional(Some(expected))) => self.compare(case, actual, expected),
+            (Value::Optional(Some(actual)), Value::Optional(Some(expected))) => self.values(case, actual, expected),
             (Value::Map { keys, values }, Value::Map { keys: expected_keys, values: expected }) => {
                 same_keys(keys, expected_keys)?;
                 self.tensors(case, values, expected)
@@ -69,9 +108,6 @@ impl Judge {
             };
         }
         let (actual, expected) = (numbers(actual)?, numbers(expected)?);
-        if self.random.contains_key(case) {
-            return statistics(&actual, &expected);
-        }
         let Tolerance { rtol, atol } = self.tolerance.get(case).copied().unwrap_or(DEFAULT);
         let near = |a: f64, e: f64| a == e || (a.is_nan() && e.is_nan()) || (a - e).abs() <= atol + rtol * e.abs();
         let apart = actual.iter().zip(&expected).filter(|&(&a, &e)| !near(a, e)).count();
@@ -118,20 +154,59 @@ fn f64_of(bytes: &[u8]) -> f64 {
     f64::from_le_bytes(bytes.try_into().expect("eight bytes"))
 }
 
-/// Whether two samples can be of one distribution: means within five standard errors, spreads within a factor.
-fn statistics(actual: &[f64], expected: &[f64]) -> Result<(), String> {
-    let moments = |values: &[f64]| {
-        let count = values.len().max(1) as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
-        (mean, variance, count)
-    };
-    let ((mean, variance, count), (expected_mean, expected_variance, _)) = (moments(actual), moments(expected));
-    let allowed = 5.0 * (variance.max(expected_variance) * 2.0 / count).sqrt() + 1e-6;
-    if (mean - expected_mean).abs() <= allowed {
-        return Ok(());
+/// Whether both are tensors of one type and shape.
+fn same_kind(actual: &Value, expected: &Value) -> Result<(), String> {
+    match (actual, expected) {
+        (Value::Tensor(a), Value::Tensor(e)) if (a.dtype(), a.shape()) == (e.dtype(), e.shape()) => Ok(()),
+        _ => Err(format!("{actual:?}, expected {expected:?}")),
     }
-    Err(format!("mean {mean}, expected {expected_mean} within {allowed}"))
+}
+
+impl Draws {
+    fn check(self, inputs: &[Value], outputs: &[&Value]) -> Result<(), String> {
+        let numbers_of = |value: Option<&Value>| {
+            let tensor = value.and_then(Value::as_tensor).ok_or("a tensor is missing")?;
+            numbers(tensor)
+        };
+        let (x, y) = (numbers_of(inputs.first())?, numbers_of(outputs.first().copied())?);
+        match self {
+            Draws::Coins => {
+                if let Some(other) = y.iter().find(|&&y| y != 0.0 && y != 1.0) {
+                    return Err(format!("{other} is neither 0 nor 1"));
+                }
+                likely(y.iter().filter(|&&y| y == 1.0).count(), &x)
+            }
+            Draws::Dropout => {
+                let ratio = match inputs.get(1) {
+                    Some(ratio) => numbers_of(Some(ratio))?.first().copied().ok_or("a ratio is missing")?,
+                    None => 0.5,
+                };
+                let kept: Vec<bool> = match outputs.get(1) {
+                    Some(mask) => numbers_of(Some(mask))?.into_iter().map(|m| m != 0.0).collect(),
+                    None => x.iter().zip(&y).map(|(&x, &y)| x == 0.0 || y != 0.0).collect(),
+                };
+                let right = |at: &usize| {
+                    let scaled = x[*at] / (1.0 - ratio);
+                    // The quotient was rounded to the type of the output, an f32 at least.
+                    if kept[*at] { (y[*at] - scaled).abs() <= 1e-6 * scaled.abs() } else { y[*at] == 0.0 }
+                };
+                if let Some(at) = (0..y.len()).find(|at| !right(at)) {
+                    return Err(format!("element {at} is {}, kept: {}, of {}", y[at], kept[at], x[at]));
+                }
+                likely(kept.iter().filter(|&&kept| kept).count(), &vec![1.0 - ratio; kept.len()])
+            }
+        }
+    }
+}
+
+/// Whether so many of coins of these probabilities can have fallen on 1: within five standard deviations.
+fn likely(ones: usize, probabilities: &[f64]) -> Result<(), String> {
+    let mean: f64 = probabilities.iter().sum();
+    let allowed = 5.0 * probabilities.iter().map(|p| p * (1.0 - p)).sum::<f64>().sqrt();
+    match (ones as f64 - mean).abs() <= allowed {
+        true => Ok(()),
+        false => Err(format!("{ones} of {} draws, expected {mean} within {allowed}", probabilities.len())),
+    }
 }
 
 #[cfg(test)]
@@ -157,9 +232,24 @@ mod tests {
     }
 
     #[test]
-    fn samples_of_another_distribution_are_told() {
-        let coin = |share: usize| (0..200).map(|i| f64::from(u8::from(i % 10 < share))).collect::<Vec<_>>();
-        assert!(statistics(&coin(5), &coin(5)).is_ok());
-        assert!(statistics(&coin(1), &coin(9)).is_err());
+    fn draws_must_be_of_their_distribution() {
+        let value = |v: Vec<f32>| Value::from(Tensor::from_vec([v.len()], v).unwrap());
+        let coins = |p: f32, share: usize| {
+            let drawn = value((0..200).map(|i| f32::from(u8::from(i % 10 < share))).collect());
+            Draws::Coins.check(&[value(vec![p; 200])], &[&drawn]).is_ok()
+        };
+        assert!(coins(0.5, 5) && coins(0.1, 1));
+        assert!(!coins(0.1, 9) && !coins(0.0, 1) && !coins(1.0, 9));
+        assert!(Draws::Coins.check(&[value(vec![0.5])], &[&value(vec![0.5])]).is_err());
+
+        let dropped = |ratio: f32, y: &[f32]| {
+            Draws::Dropout.check(&[value(vec![1.0; y.len()]), value(vec![ratio])], &[&value(y.to_vec())]).is_ok()
+        };
+        assert!(dropped(0.75, &[4.0, 0.0, 0.0, 0.0]) && dropped(0.0, &[1.0, 1.0]));
+        assert!(!dropped(0.75, &[1.0, 0.0]) && !dropped(0.0, &[1.0, 0.0]) && !dropped(0.5, &[0.0; 100]));
+        let (x, y) = (value(vec![1.0, 1.0]), value(vec![2.0, 0.0]));
+        let mask = |kept: [bool; 2]| Value::from(Tensor::from_bools([2], &kept).unwrap());
+        let with_mask = |kept| Draws::Dropout.check(std::slice::from_ref(&x), &[&y, &mask(kept)]).is_ok();
+        assert!(with_mask([true, false]) && !with_mask([true, true]) && !with_mask([false, true]));
     }
 }
