@@ -203,13 +203,21 @@ fn attention_as_onnx_runtime_has_it() {
         let mut case = Case::new(seed, op);
         let (b, s, l) = (Of("b", b), Of("s", s), Of(name, l));
         case.floats(&[b, s, Known(n * h)]).floats(&[b, l, Known(n * h)]).floats(&[b, l, Known(n * v)]);
-        if biased { case.floats(&[Known(n * (2 * h + v))]) } else { case.omit() };
+        if biased {
+            case.floats(&[Known(n * (2 * h + v))])
+        } else {
+            case.omit()
+        };
         match (r.upto(3), past) {
             (1, false) => case.integers(&[b, l], |r, _| i64::from(r.coin()), DType::I32),
             (2, _) => case.integers(&[b], |r, _| r.upto(4) as i64, DType::I32),
             _ => drop(case.omit()),
         }
-        if !past && r.coin() { case.floats(&[Known(1), Known(n), s, l]) } else { case.omit() };
+        if !past && r.coin() {
+            case.floats(&[Known(1), Known(n), s, l])
+        } else {
+            case.omit()
+        };
         if past {
             case.floats(&[b, Known(n), Of("p", p), Known(h)]).floats(&[b, Known(n), Of("p", p), Known(v)]);
             case.outputs = 3;
@@ -229,7 +237,11 @@ fn attention_that_projects() {
         let sizes = (v != h).then_some((n * h, n * v));
         let mut case = Case::new(seed, ProjectedAttention { heads: n, sizes, masked: masked(&mut r, is_causal) });
         case.floats(&[b, s, Known(d)]).floats(&[Known(d), Known(n * (2 * h + v))]);
-        if r.coin() { case.floats(&[Known(n * (2 * h + v))]) } else { case.omit() };
+        if r.coin() {
+            case.floats(&[Known(n * (2 * h + v))])
+        } else {
+            case.omit()
+        };
         match (r.upto(3), past) {
             (1, false) => case.integers(&[b, s], |r, _| i64::from(r.coin()), DType::I32),
             (2, _) => case.integers(&[b], |r, _| r.upto(4) as i64, DType::I32),
@@ -251,7 +263,8 @@ fn rotation() {
         let (packed, positions, rest) = (r.coin(), r.coin(), if r.coin() { 0 } else { 3 });
         let size = (rest > 0).then_some(2 * half);
         let rotation = Rotation { size, interleaved: r.coin() };
-        let mut case = Case::new(seed, RotaryEmbedding { heads: packed.then_some(n), rotation, positions_second: false });
+        let mut case =
+            Case::new(seed, RotaryEmbedding { heads: packed.then_some(n), rotation, positions_second: false });
         let h = 2 * half + rest;
         match packed {
             true => case.floats(&[b, s, Known(n * h)]),
@@ -276,7 +289,11 @@ fn normalisation() {
         let centred = r.coin();
         let mut case = Case::new(seed, SkipLayerNorm { epsilon: 1e-3, centred });
         case.floats(&[b, s, d]);
-        if r.coin() { case.floats(&[b, s, d]) } else { case.floats(&[Known(1), s, d]) };
+        if r.coin() {
+            case.floats(&[b, s, d])
+        } else {
+            case.floats(&[Known(1), s, d])
+        };
         case.floats(&[d]);
         if centred {
             case.floats(&[d]);

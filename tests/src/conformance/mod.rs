@@ -135,7 +135,8 @@ fn check(case: &Case, backend: &dyn Backend, judge: &Judge, outcome: &mut Outcom
         let named = signature.inputs.iter().map(|b| b.name.as_str()).zip(&inputs);
         let answers = session.run_values(named, &RunContext::default()).map_err(text)?;
         let expected = data.outputs.iter().zip(&signature.outputs);
-        let expected: Vec<Value> = expected.map(|(file, binding)| read(file, &binding.fact)).collect::<Result<_, _>>()?;
+        let expected: Vec<Value> =
+            expected.map(|(file, binding)| read(file, &binding.fact)).collect::<Result<_, _>>()?;
         let answers: Vec<(&str, &Value)> = answers.iter().collect();
         judge.compare(&case.name, &inputs, &answers, &expected)?;
     }

@@ -3,6 +3,7 @@
 use super::{
     Device,
     frame::Place,
+    lower::Lowered,
     plan::ShapePlan,
     program::{Program, Run},
     segment::Memory,
@@ -57,8 +58,8 @@ fn footprint(program: &Program, first: Option<&ShapePlan>) -> Footprint {
             _ => {}
         }
     }
-    let forests = shapes.steps.iter().filter_map(|step| match &step.lowered {
-        lower::Lowered::Trees(step) => Some(step),
+    let forests = plan.steps.iter().filter_map(|step| match &step.lowered {
+        Lowered::Trees(step) => Some(step),
         _ => None,
     });
     for step in forests {

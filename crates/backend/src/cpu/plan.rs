@@ -186,11 +186,7 @@ pub(super) fn build(
 }
 
 /// Concrete facts of everything a region computes, from those of its inputs.
-pub(super) fn infer(
-    setting: Setting<'_>,
-    region: &Region,
-    inputs: &[TensorFact],
-) -> Result<Vec<Option<Fact>>, NoPlan> {
+pub(super) fn infer(setting: Setting<'_>, region: &Region, inputs: &[TensorFact]) -> Result<Vec<Option<Fact>>, NoPlan> {
     let graph = setting.graph;
     let mut facts: Vec<Option<Fact>> = vec![None; graph.value_count()];
     for (&id, fact) in region.inputs.iter().zip(inputs) {

@@ -110,7 +110,9 @@ fn cut(
     for piece in pieces.iter().rev() {
         let values: Vec<ValueId> = match piece {
             Piece::Segment(segment) => segment.region.inputs.iter().chain(&segment.region.outputs).copied().collect(),
-            Piece::Node(id) => graph.node(*id).inputs.iter().flatten().chain(&graph.node(*id).outputs).copied().collect(),
+            Piece::Node(id) => {
+                graph.node(*id).inputs.iter().flatten().chain(&graph.node(*id).outputs).copied().collect()
+            }
         };
         released.push(values.into_iter().filter(|&v| graph.constant(v).is_none() && read.insert(v)).collect());
     }

@@ -234,7 +234,8 @@ impl Memory {
             output_at.push(tensor.bytes_mut().as_mut_ptr());
             owned.push(tensor);
         }
-        let frame = Frame { placed: &plan.placed, arena, inputs: input_at, outputs: output_at, error: Mutex::new(None) };
+        let frame =
+            Frame { placed: &plan.placed, arena, inputs: input_at, outputs: output_at, error: Mutex::new(None) };
         walk.run(&frame, workspace_bytes);
         if let Some(error) = frame.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);

@@ -243,7 +243,8 @@ impl<'a> Writer<'a> {
             return Err(ExportError::Node { node: node.name.clone(), message });
         };
         if let Some(last) = spelling.until.filter(|_| spelling.domain.is_empty()) {
-            let message = format!("this form of {} ended with opset {last}, and {EXPORT_OPSET} is written", node.op.name());
+            let message =
+                format!("this form of {} ended with opset {last}, and {EXPORT_OPSET} is written", node.op.name());
             return Err(ExportError::Node { node: node.name.clone(), message });
         }
         let name = |id: &Option<ValueId>| id.map_or(String::new(), |id| self.name(id));

@@ -71,8 +71,7 @@ impl Tape<'_> {
                 continue;
             }
             let known: Vec<Option<ValueId>> = step.outputs.iter().map(|o| gradients.get(o).copied()).collect();
-            let needed: Vec<bool> =
-                step.inputs.iter().map(|i| i.is_some_and(|i| variable.contains(&i))).collect();
+            let needed: Vec<bool> = step.inputs.iter().map(|i| i.is_some_and(|i| variable.contains(&i))).collect();
             for (at, gradient) in self.rule(step, &known, &needed)? {
                 let Some(input) = step.inputs[at].filter(|_| needed[at]) else { continue };
                 let sum = match gradients.get(&input) {
@@ -90,14 +89,12 @@ impl Tape<'_> {
     }
 
     /// The nodes between what is `replaced` and `y`, written again for the replacements; `replaced` then has all their outputs.
-    fn function(
-        &mut self,
-        y: ValueId,
-        replaced: &mut HashMap<ValueId, ValueId>,
-    ) -> Result<Vec<Step>, ImportError> {
+    fn function(&mut self, y: ValueId, replaced: &mut HashMap<ValueId, ValueId>) -> Result<Vec<Step>, ImportError> {
         let (mut needed, mut waiting) = (HashSet::new(), vec![y]);
         while let Some(value) = waiting.pop() {
-            let Some((node, _)) = self.graph.producer(value).filter(|_| !replaced.contains_key(&value)) else { continue };
+            let Some((node, _)) = self.graph.producer(value).filter(|_| !replaced.contains_key(&value)) else {
+                continue;
+            };
             if needed.insert(node) {
                 waiting.extend(self.graph.node(node).inputs.iter().flatten());
             }
@@ -108,7 +105,8 @@ impl Tape<'_> {
                 continue;
             }
             let node = self.graph.node(id).clone();
-            let inputs: Vec<_> = node.inputs.iter().map(|i| i.map(|i| replaced.get(&i).copied().unwrap_or(i))).collect();
+            let inputs: Vec<_> =
+                node.inputs.iter().map(|i| i.map(|i| replaced.get(&i).copied().unwrap_or(i))).collect();
             if inputs == node.inputs {
                 continue;
             }
@@ -153,7 +151,9 @@ impl Tape<'_> {
                 let mut gains = Vec::new();
                 for (at, operand) in [(0, x), (1, b)] {
                     if needed[at] {
-                        let Some(gain) = self.operand(op.function, at, [x, b, y], dy)? else { return refused(self, "") };
+                        let Some(gain) = self.operand(op.function, at, [x, b, y], dy)? else {
+                            return refused(self, "");
+                        };
                         gains.push((at, self.summed_to(gain, operand)?));
                     }
                 }
@@ -182,7 +182,10 @@ impl Tape<'_> {
             }
             Op::MatMul(_) => {
                 let Some(b) = input(1) else { return refused(self, " without its second input") };
-                if [x, b].iter().any(|&v| self.graph.value(v).fact.as_tensor().and_then(TensorFact::rank).is_none_or(|r| r < 2)) {
+                if [x, b]
+                    .iter()
+                    .any(|&v| self.graph.value(v).fact.as_tensor().and_then(TensorFact::rank).is_none_or(|r| r < 2))
+                {
                     return refused(self, " of vectors, or of unknown ranks");
                 }
                 let product = |tape: &mut Self, a, b| tape.node(MatMul { activation: None }, &[a, b]);
@@ -257,7 +260,8 @@ impl Tape<'_> {
                     let extent = axis.and_then(|axis| fact.shape.as_ref()?[axis].as_const());
                     let Some(extent) = extent else { return refused(self, " of unknown extents") };
                     if needed[at] {
-                        let [from, to, axis] = [start, start.saturating_add(extent), op.axis].map(|v| self.integers(&[v]));
+                        let [from, to, axis] =
+                            [start, start.saturating_add(extent), op.axis].map(|v| self.integers(&[v]));
                         gains.push((at, self.node(Slice, &[dy, from, to, axis])?));
                     }
                     start = start.saturating_add(extent);
@@ -267,22 +271,25 @@ impl Tape<'_> {
             Op::Softmax(op) if !op.coerced && op.function != SoftmaxFunction::Hardmax => {
                 let axis = self.integers(&[op.axis]);
                 let sum = Reduce { function: ReduceFunction::Sum, keep_dims: true, noop_with_empty_axes: false };
-                vec![(0, match op.function {
-                    // y · (dy − Σ dy · y)
-                    SoftmaxFunction::Softmax => {
-                        let weighted = self.binary(B::Mul, dy, y)?;
-                        let sum = self.node(sum, &[weighted, axis])?;
-                        let rest = self.binary(B::Sub, dy, sum)?;
-                        self.binary(B::Mul, rest, y)?
-                    }
-                    // dy − exp(y) · Σ dy
-                    _ => {
-                        let sum = self.node(sum, &[dy, axis])?;
-                        let p = self.apply(U::Exp, y)?;
-                        let weighted = self.binary(B::Mul, p, sum)?;
-                        self.binary(B::Sub, dy, weighted)?
-                    }
-                })]
+                vec![(
+                    0,
+                    match op.function {
+                        // y · (dy − Σ dy · y)
+                        SoftmaxFunction::Softmax => {
+                            let weighted = self.binary(B::Mul, dy, y)?;
+                            let sum = self.node(sum, &[weighted, axis])?;
+                            let rest = self.binary(B::Sub, dy, sum)?;
+                            self.binary(B::Mul, rest, y)?
+                        }
+                        // dy − exp(y) · Σ dy
+                        _ => {
+                            let sum = self.node(sum, &[dy, axis])?;
+                            let p = self.apply(U::Exp, y)?;
+                            let weighted = self.binary(B::Mul, p, sum)?;
+                            self.binary(B::Sub, dy, weighted)?
+                        }
+                    },
+                )]
             }
             _ => return refused(self, ""),
         })
@@ -606,7 +613,22 @@ mod tests {
     fn functions_of_one_number() {
         use crate::ops::UnaryFunction::*;
         let all = [
-            Neg, Abs, Exp, Log, Sqrt, Reciprocal, Sin, Cos, Sinh, Cosh, Tanh, Sigmoid, Softplus, Erf, Relu, Floor,
+            Neg,
+            Abs,
+            Exp,
+            Log,
+            Sqrt,
+            Reciprocal,
+            Sin,
+            Cos,
+            Sinh,
+            Cosh,
+            Tanh,
+            Sigmoid,
+            Softplus,
+            Erf,
+            Relu,
+            Floor,
             LeakyRelu { alpha: 0.1 },
         ];
         for function in all {

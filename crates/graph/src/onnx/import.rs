@@ -573,7 +573,9 @@ impl<'a> Importer<'a> {
         let mut tape = Tape { graph: &mut building.graph, names: &mut names, place, nodes_left: left };
         let made = tape.gradients(y, &arguments, xs.len())?;
         self.nodes += left - tape.nodes_left;
-        for ((given, output), id) in node.output.iter().zip(outputs).zip(made).filter(|((given, _), _)| !given.is_empty()) {
+        for ((given, output), id) in
+            node.output.iter().zip(outputs).zip(made).filter(|((given, _), _)| !given.is_empty())
+        {
             let building = self.building();
             let node = building.node_names.fresh(format!("{name}.{given}"));
             let node = building.graph.add_node(node, Identity.into(), vec![Some(id)], vec![output])?;

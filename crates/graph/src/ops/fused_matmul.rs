@@ -32,7 +32,10 @@ impl Operator for FusedMatMul {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(2..=2)?;
         let mut order = |batch: &str, transpose: &str| {
-            Ok::<_, ImportError>(FactorOrder { batch: node.flag(batch, false)?, transpose: node.flag(transpose, false)? })
+            Ok::<_, ImportError>(FactorOrder {
+                batch: node.flag(batch, false)?,
+                transpose: node.flag(transpose, false)?,
+            })
         };
         let (a, b) = (order("transBatchA", "transA")?, order("transBatchB", "transB")?);
         let alpha = node.float("alpha", 1.0)?;

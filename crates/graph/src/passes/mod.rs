@@ -104,10 +104,6 @@ pub fn declutter(graph: Graph, options: &PassOptions) -> Result<(Graph, PassRepo
 ///
 /// # Errors
 /// As [`declutter`].
-pub fn rewrite(
-    graph: Graph,
-    passes: &[&dyn Pass],
-    options: &PassOptions,
-) -> Result<(Graph, PassReport), GraphError> {
+pub fn rewrite(graph: Graph, passes: &[&dyn Pass], options: &PassOptions) -> Result<(Graph, PassReport), GraphError> {
     driver::run(graph, passes, options)
 }

@@ -103,7 +103,10 @@ impl Builder {
                 let [scale, bias, mean] = [(); 3].map(|()| self.weight(&[channels]));
                 let variance = (0..channels).map(|_| self.random.float().abs() + 0.5).collect();
                 let variance = self.constant(Tensor::from_vec([channels], variance).unwrap());
-                self.node(BatchNorm { epsilon: 1e-3, training: None, per_element: false }, &[x, scale, bias, mean, variance])
+                self.node(
+                    BatchNorm { epsilon: 1e-3, training: None, per_element: false },
+                    &[x, scale, bias, mean, variance],
+                )
             }
             12 | 13 if rank >= 2 => {
                 let columns = self.extent(x, rank - 1)?;

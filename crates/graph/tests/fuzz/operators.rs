@@ -203,7 +203,8 @@ fn add_attribute(node: &mut Message, name: &str, cases: &Cases, random: &mut Ran
     let name = attribute.text(1);
     let mut node_without = node.clone();
     node_without.0.retain(|(number, field)| {
-        *number != 5 || !matches!(field, Field::Bytes(bytes) if Message::parse(bytes).is_some_and(|a| a.text(1) == name))
+        *number != 5
+            || !matches!(field, Field::Bytes(bytes) if Message::parse(bytes).is_some_and(|a| a.text(1) == name))
     });
     *node = node_without.with(5, attribute.clone());
 }
@@ -269,7 +270,9 @@ fn unpacked(attribute: &Message) -> Vec<u64> {
                 while !rest.is_empty() {
                     let end = rest.iter().position(|byte| *byte < 0x80).map_or(rest.len(), |at| at + 1);
                     let number = [&[8], &rest[..end]].concat();
-                    if let Some(Field::Varint(value)) = Message::parse(&number).and_then(|m| m.0.into_iter().next().map(|f| f.1)) {
+                    if let Some(Field::Varint(value)) =
+                        Message::parse(&number).and_then(|m| m.0.into_iter().next().map(|f| f.1))
+                    {
                         values.push(value);
                     }
                     rest = &rest[end..];
@@ -373,7 +376,8 @@ fn type_message(tensor: &Tensor, name: &str, declared: Declared) -> Message {
             Declared::Exactly => Message::default().with(1, extent as u64),
             _ => Message::default().with(2, format!("{name}.{axis}").as_str()),
         };
-        let shape = tensor.shape().iter().enumerate().map(dim).fold(Message::default(), |shape, dim| shape.with(1, dim));
+        let shape =
+            tensor.shape().iter().enumerate().map(dim).fold(Message::default(), |shape, dim| shape.with(1, dim));
         of = of.with(2, shape);
     }
     Message::default().with(1, of)
@@ -442,7 +446,12 @@ fn evaluate(plan: &Plan, inputs: &[Value], bindings: &Bindings) -> Result<Option
     }
     for &id in plan.order() {
         let node = graph.node(id);
-        let context = EvalContext { outputs: node.outputs.len(), max_elements: ELEMENTS_MAX, max_trips: 64, ..EvalContext::default() };
+        let context = EvalContext {
+            outputs: node.outputs.len(),
+            max_elements: ELEMENTS_MAX,
+            max_trips: 64,
+            ..EvalContext::default()
+        };
         let inputs: Vec<Option<&Value>> =
             node.inputs.iter().map(|input| input.and_then(|id| values[id.index()].as_ref())).collect();
         let Ok(results) = node.op.eval(Inputs(&inputs), &context) else { return Ok(None) };
@@ -493,7 +502,9 @@ fn fits(fact: &Fact, value: &Value, bindings: &Bindings) -> Result<(), &'static 
             Ok(())
         }
         (Fact::Sequence(of), Value::Sequence(values)) => values.iter().try_for_each(|value| fits(of, value, bindings)),
-        (Fact::Optional(of), Value::Optional(value)) => value.as_ref().map_or(Ok(()), |value| fits(of, value, bindings)),
+        (Fact::Optional(of), Value::Optional(value)) => {
+            value.as_ref().map_or(Ok(()), |value| fits(of, value, bindings))
+        }
         (Fact::Map { .. }, Value::Map { .. }) => Ok(()),
         _ => Err("another kind"),
     }

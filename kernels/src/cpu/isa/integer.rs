@@ -215,8 +215,8 @@ mod arm {
 #[cfg(test)]
 mod tests {
     use super::super::super::dispatch::{Kernel, dispatch};
-    use super::super::Isa;
     use super::super::super::{IsaLevel, testing::Random};
+    use super::super::Isa;
     use super::*;
 
     struct Dots<'a>(&'a [i32; 16], &'a [i32; 16]);

@@ -4,8 +4,8 @@ use super::{Composing, known};
 use cutover_graph::{
     Dim, Patch, PatchValue,
     ops::{
-        Attention, Binary, BinaryFunction, Cast, MultiHeadAttention, Predicate, ProjectedAttention,
-        Range, Reduce, ReduceFunction, Shape, UnaryFunction, Variadic, VariadicFunction, Where,
+        Attention, Binary, BinaryFunction, Cast, MultiHeadAttention, Predicate, ProjectedAttention, Range, Reduce,
+        ReduceFunction, Shape, UnaryFunction, Variadic, VariadicFunction, Where,
     },
 };
 use cutover_tensor::{DType, Tensor};
