@@ -75,7 +75,6 @@ def numbers():
         add(f"forest_{name}_ml1", forest, y, opset={"": 15, "ai.onnx.ml": 1}, zipmap=False)
         add(f"extra_{name}", ensemble.ExtraTreesClassifier(9, max_depth=5, random_state=1), y, zipmap=False)
         add(f"boosting_{name}", ensemble.GradientBoostingClassifier(n_estimators=12), y, zipmap=False)
-        add(f"hist_boosting_{name}", ensemble.HistGradientBoostingClassifier(max_iter=12), y, GAPS, zipmap=False)
         add(f"tree_{name}", tree.DecisionTreeClassifier(max_depth=6), y, zipmap=True)
         add(f"bagging_{name}", ensemble.BaggingClassifier(n_estimators=4), y, zipmap=False)
         add(f"ada_{name}", ensemble.AdaBoostClassifier(n_estimators=5), y, zipmap=False)
@@ -95,8 +94,8 @@ def numbers():
         add(f"calibrated_{name}", calibration.CalibratedClassifierCV(svm.LinearSVC(), cv=2), y, zipmap=False)
         add(f"gaussian_process_{name}", gaussian_process.GaussianProcessClassifier(), y[:60], X[:60], zipmap=False)
         voting = [("a", logistic), ("b", tree.DecisionTreeClassifier(max_depth=3)), ("c", naive_bayes.GaussianNB())]
-        add(f"voting_{name}", ensemble.VotingClassifier(voting, voting="soft"), y, zipmap=False)
-        add(f"voting_hard_{name}", ensemble.VotingClassifier(voting, voting="hard"), y, zipmap=False)
+        add(f"voting_{name}", ensemble.VotingClassifier(voting, voting="soft", flatten_transform=False), y, zipmap=False)
+        add(f"voting_hard_{name}", ensemble.VotingClassifier(voting, voting="hard", flatten_transform=False), y, zipmap=False)
         add(f"stacking_{name}", ensemble.StackingClassifier(voting, cv=2), y, zipmap=False)
         for kernel in ("linear", "poly", "rbf", "sigmoid"):
             for probability in (False, True):
@@ -118,9 +117,8 @@ def numbers():
             "ransac": linear_model.RANSACRegressor(random_state=1), "theil": linear_model.TheilSenRegressor(),
             "forest": ensemble.RandomForestRegressor(12), "extra": ensemble.ExtraTreesRegressor(9),
             "boosting": ensemble.GradientBoostingRegressor(n_estimators=12),
-            "hist_boosting": ensemble.HistGradientBoostingRegressor(max_iter=12),
             "tree": tree.DecisionTreeRegressor(max_depth=6), "bagging": ensemble.BaggingRegressor(n_estimators=4),
-            "ada": ensemble.AdaBoostRegressor(n_estimators=5), "mlp": neural_network.MLPRegressor((12, ), max_iter=80),
+            "ada": ensemble.AdaBoostRegressor(n_estimators=5), "mlp": neural_network.MLPRegressor(hidden_layer_sizes=(12, ), max_iter=80),
             "knn": neighbors.KNeighborsRegressor(4), "radius": neighbors.RadiusNeighborsRegressor(3.0),
             "svr_rbf": svm.SVR(), "svr_poly": svm.SVR(kernel="poly", degree=2), "svr_linear": svm.SVR(kernel="linear"),
             "svr_sigmoid": svm.SVR(kernel="sigmoid"), "nu_svr": svm.NuSVR(), "linear_svr": svm.LinearSVR(),
@@ -133,7 +131,7 @@ def numbers():
     }.items():
         opset = {"": 15, "ai.onnx.ml": 3} if name in ("lightgbm", "xgboost") else None
         positive = np.abs(T) if name in ("poisson", ) else T
-        x = GAPS if name in ("lightgbm", "xgboost", "hist_boosting") else X
+        x = GAPS if name in ("lightgbm", "xgboost") else X
         add(f"regress_{name}", model, positive, x, opset)
         if name in ("linear", "forest", "boosting", "mlp", "knn", "svr_rbf", "gaussian_process", "tree"):
             add(f"regress_{name}_double", model, positive, X.astype(np.float64))
@@ -143,7 +141,7 @@ def numbers():
     add("regress_pls", cross_decomposition.PLSRegression(2), T2)
     add("forest_counts", ensemble.RandomForestClassifier(12), Y3, COUNTS, zipmap=False)
     add("isotonic_free", linear_model.LinearRegression(), T, COUNTS)
-    add("isolation", ensemble.IsolationForest(n_estimators=12, random_state=1))
+    add("isolation", ensemble.IsolationForest(n_estimators=12, random_state=1), opset={"": 15, "ai.onnx.ml": 3})
     add("local_outlier", neighbors.LocalOutlierFactor(novelty=True))
     add("one_class", svm.OneClassSVM(nu=0.2))
     add("kmeans", cluster.KMeans(4, n_init=1))
@@ -151,7 +149,6 @@ def numbers():
     add("mixture", mixture.GaussianMixture(3, random_state=1))
     add("bayes_mixture", mixture.BayesianGaussianMixture(n_components=3, random_state=1))
     add("forest_mlcat", ensemble.RandomForestClassifier(9, max_depth=4), np.stack([Y2, Y3], 1), zipmap=False)
-    add("nearest", neighbors.NearestNeighbors(n_neighbors=3))
 
 
 def transformers():
@@ -159,13 +156,14 @@ def transformers():
             "standard": preprocessing.StandardScaler(), "minmax": preprocessing.MinMaxScaler(clip=True),
             "maxabs": preprocessing.MaxAbsScaler(), "robust": preprocessing.RobustScaler(),
             "normalizer_l1": preprocessing.Normalizer("l1"), "normalizer_l2": preprocessing.Normalizer("l2"),
-            "normalizer_max": preprocessing.Normalizer("max"), "binarizer": preprocessing.Binarizer(threshold=0.2),
+            "normalizer_max": preprocessing.Normalizer("max"),
+            "binarizer": preprocessing.Binarizer(threshold=0.2),
             "polynomial": preprocessing.PolynomialFeatures(3), "power": preprocessing.PowerTransformer(),
             "bins": preprocessing.KBinsDiscretizer(4, encode="onehot-dense"),
             "bins_ordinal": preprocessing.KBinsDiscretizer(4, encode="ordinal"),
             "spline_free": preprocessing.FunctionTransformer(), "pca": decomposition.PCA(3, whiten=True),
             "incremental_pca": decomposition.IncrementalPCA(3), "svd": decomposition.TruncatedSVD(3),
-            "kernel_pca": decomposition.KernelPCA(3, kernel="rbf"), "ica": decomposition.FastICA(3),
+            "kernel_pca": decomposition.KernelPCA(3, kernel="rbf"),
             "projection": random_projection.GaussianRandomProjection(3),
             "nystroem_free": pipeline.make_pipeline(preprocessing.StandardScaler(), decomposition.PCA(2)),
     }.items():
@@ -188,9 +186,9 @@ def transformers():
     add("transform_target", preprocessing.TargetEncoder(), Y2, both)
     add("transform_labels", preprocessing.LabelEncoder(), None, COLOURS[:, 0])
     add("transform_label_binarizer", preprocessing.LabelBinarizer(), None, COUNTS[:, :1])
-    add("transform_count", feature_extraction.text.CountVectorizer(ngram_range=(1, 2)), None, TEXTS[:, 0])
-    add("transform_tfidf", feature_extraction.text.TfidfVectorizer(stop_words=["the"]), None, TEXTS[:, 0])
-    add("transform_chars", feature_extraction.text.CountVectorizer(analyzer="char", ngram_range=(1, 3)), None, TEXTS[:, 0])
+    add("transform_count", feature_extraction.text.CountVectorizer(ngram_range=(1, 2)), None, TEXTS[:, 0], locale="C")
+    add("transform_tfidf", feature_extraction.text.TfidfVectorizer(stop_words=["the"]), None, TEXTS[:, 0], locale="C")
+    add("transform_chars", feature_extraction.text.CountVectorizer(analyzer="char", ngram_range=(1, 3)), None, TEXTS[:, 0], locale="C")
 
 
 def pipelines():

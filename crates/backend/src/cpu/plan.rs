@@ -296,6 +296,7 @@ impl Builder<'_> {
             PlannedOutput { dtype: fact.dtype, shape: self.shape(*id) }
         };
         let touched = self.buffers.iter().filter(|b| b.last >= b.first).map(|b| b.bytes);
+        let touched = touched.chain(self.steps.iter().map(|step| step.lowered.bytes_beside_buffers()));
         Ok(ShapePlan {
             input_shapes: region.inputs.iter().map(|&id| self.shape(id)).collect(),
             is_small: touched.fold(0, usize::saturating_add) <= SMALL_BYTES,

@@ -139,7 +139,7 @@ fn golden(graph: &Graph, inputs: Option<&Path>) -> Result<(Golden, Option<String
     let answers = |inputs: &Named| {
         let mut outputs = super::run::output_tensors(super::run::run(&mut model.session()?, inputs)?)?;
         // The file of golden vectors has no strings: scores speak for names of classes.
-        outputs.retain(|(_, tensor)| tensor.dtype() != DType::String);
+        outputs.retain(|(_, tensor)| tensor.dtype() != cutover::DType::String);
         Ok(outputs)
     };
     if let Some(path) = inputs {

@@ -255,6 +255,10 @@ impl NormalizerStep {
 }
 
 impl LinearStep {
+    pub fn bytes_read(&self) -> usize {
+        self.rows.saturating_mul(size_of_val(&*self.op.coefficients))
+    }
+
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
         let mine = worker.share(self.rows);
         let (raw, rest) = worker.workspace.split_at_mut(self.op.targets());
@@ -279,6 +283,10 @@ impl LinearStep {
 }
 
 impl SvmStep {
+    pub fn bytes_read(&self) -> usize {
+        self.rows.saturating_mul(size_of_val(&*self.op.vectors))
+    }
+
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
         let mine = worker.share(self.rows);
         let (kernels, rest) = worker.workspace.split_at_mut(self.op.vector_count());

@@ -59,6 +59,16 @@ pub(super) enum Lowered {
 }
 
 impl Lowered {
+    /// What a run reads that lies in no buffer, as far as it counts: that of models of rows, for each row again.
+    pub fn bytes_beside_buffers(&self) -> usize {
+        match self {
+            Lowered::Trees(step) => step.bytes_read(),
+            Lowered::Linear(step) => step.bytes_read(),
+            Lowered::Svm(step) => step.bytes_read(),
+            _ => 0,
+        }
+    }
+
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) -> Result<(), RunError> {
         match self {
             Lowered::Reorder(step) => step.run(frame, worker, level),

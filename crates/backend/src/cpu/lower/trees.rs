@@ -308,6 +308,12 @@ impl TreesStep {
         bytes as u64
     }
 
+    /// As many as are read in the time that the rows take: a row takes a tree about as long as it takes to read this much.
+    pub fn bytes_read(&self) -> usize {
+        const BYTES_A_TREE: usize = 128;
+        self.rows.saturating_mul(self.op.forest.roots.len()).saturating_mul(BYTES_A_TREE)
+    }
+
     /// Whether another plan holds them too.
     pub fn is_shared(&self) -> bool {
         let holders = match &self.trees {
