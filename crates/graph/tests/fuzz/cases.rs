@@ -67,7 +67,8 @@ impl Cases {
         // Even what is not read yet says how an operator is spelled.
         let inputs = import_bytes(bytes.clone().into(), None, &options()).ok().and_then(|graph| {
             let read = |(at, &id): (usize, &cutover_graph::ValueId)| {
-                let bytes = files.get(&format!("test_data_set_0/input_{at}.pb")).filter(|bytes| bytes.len() < 1 << 16)?;
+                let bytes =
+                    files.get(&format!("test_data_set_0/input_{at}.pb")).filter(|bytes| bytes.len() < 1 << 16)?;
                 let fact = graph.value(id).fact.clone();
                 let value = read_value(bytes.clone().into(), &fact, &options()).ok()?;
                 Some((fact, value))
