@@ -37,6 +37,10 @@ enum Atom {
     CeilDiv(Dim, Dim),
     Min(Dim, Dim),
     Max(Dim, Dim),
+    /// `⌊extent · factor⌋` in f32, as a resized extent is defined. Floats are kept by their bits.
+    Scaled(Dim, u32),
+    /// A number that is no integer, by the bits of its f32: an element of a constant that extents are scaled by.
+    Fraction(u32),
     /// An expression above [`WEIGHT_LIMIT`], of which a digest and a bound are kept: equal ones are still equal, and nothing
     /// can be evaluated.
     Opaque {
@@ -77,6 +81,36 @@ impl Dim {
 
     pub fn maximum(&self, other: &Dim) -> Dim {
         self.extremum(other, false)
+    }
+
+    /// A float as an element of a fact: an integer where it is one, else a number that is good for [`Dim::scaled_by`] only. `None` of
+    /// what is not finite or too large for a float to be exact.
+    pub fn of_float(value: f32) -> Option<Dim> {
+        match value.fract() {
+            _ if !(value.abs() < 16_777_216.0) => None,
+            0.0 => Some(Dim::Const(value as i64)),
+            _ => Some(Dim::atom(Atom::Fraction(value.to_bits()))),
+        }
+    }
+
+    /// `⌊self · factor⌋`, the product rounded to f32 as ONNX's shape inference does.
+    pub fn scaled_by(&self, factor: &Dim) -> Dim {
+        match (self, factor.as_fraction()) {
+            (Dim::Const(extent), Some(factor)) => Dim::Const((*extent as f32 * factor).floor() as i64),
+            (_, Some(factor)) => Dim::atom(Atom::Scaled(self.clone(), factor.to_bits())),
+            _ => self.clone() * factor.clone(),
+        }
+    }
+
+    fn as_fraction(&self) -> Option<f32> {
+        let Dim::Expr(polynomial) = self else { return None };
+        match polynomial.0.iter().next() {
+            Some((atoms, 1)) if polynomial.0.len() == 1 => match atoms.as_slice() {
+                [Atom::Fraction(bits)] => Some(f32::from_bits(*bits)),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
     /// A value this is never below, with every symbol ≥ 0; `None` where none is known.
@@ -132,7 +166,8 @@ impl Dim {
                     a.collect_symbols(symbols);
                     b.collect_symbols(symbols);
                 }
-                Atom::Opaque { .. } => {}
+                Atom::Scaled(a, _) => a.collect_symbols(symbols),
+                Atom::Fraction(_) | Atom::Opaque { .. } => {}
             }
         }
     }
@@ -301,7 +336,8 @@ impl Atom {
             Atom::FloorDiv(a, b) | Atom::CeilDiv(a, b) | Atom::Min(a, b) | Atom::Max(a, b) => {
                 1 + a.weight() + b.weight()
             }
-            Atom::Opaque { .. } => 1,
+            Atom::Scaled(a, _) => 1 + a.weight(),
+            Atom::Fraction(_) | Atom::Opaque { .. } => 1,
         }
     }
 
@@ -315,6 +351,9 @@ impl Atom {
             }
             Atom::Min(a, b) => Some(a.lower_bound()?.min(b.lower_bound()?)),
             Atom::Max(a, b) => a.lower_bound().max(b.lower_bound()),
+            // Factors are positive.
+            Atom::Scaled(a, _) => a.lower_bound().filter(|&low| low >= 0).map(|_| 0),
+            Atom::Fraction(_) => None,
             Atom::Opaque { lower_bound, .. } => *lower_bound,
         }
     }
@@ -330,7 +369,10 @@ impl Atom {
             }
             Atom::Min(a, b) => pair(a, b).map(|(a, b)| a.min(b)),
             Atom::Max(a, b) => pair(a, b).map(|(a, b)| a.max(b)),
-            Atom::Opaque { .. } => None,
+            Atom::Scaled(a, factor) => {
+                Dim::Const(a.eval(bindings)?).scaled_by(&Dim::atom(Atom::Fraction(*factor))).as_const()
+            }
+            Atom::Fraction(_) | Atom::Opaque { .. } => None,
         }
     }
 
@@ -341,7 +383,8 @@ impl Atom {
             Atom::CeilDiv(a, b) => a.substitute(lookup).ceil_div(&b.substitute(lookup)),
             Atom::Min(a, b) => a.substitute(lookup).minimum(&b.substitute(lookup)),
             Atom::Max(a, b) => a.substitute(lookup).maximum(&b.substitute(lookup)),
-            Atom::Opaque { .. } => Dim::atom(self.clone()),
+            Atom::Scaled(a, factor) => a.substitute(lookup).scaled_by(&Dim::atom(Atom::Fraction(*factor))),
+            Atom::Fraction(_) | Atom::Opaque { .. } => Dim::atom(self.clone()),
         }
     }
 }
@@ -458,6 +501,8 @@ impl fmt::Display for Dim {
                     Atom::CeilDiv(a, b) => write!(f, "ceil({a} / {b})")?,
                     Atom::Min(a, b) => write!(f, "min({a}, {b})")?,
                     Atom::Max(a, b) => write!(f, "max({a}, {b})")?,
+                    Atom::Scaled(a, factor) => write!(f, "floor({a} * {})", f32::from_bits(*factor))?,
+                    Atom::Fraction(bits) => write!(f, "{}", f32::from_bits(*bits))?,
                     Atom::Opaque { digest, .. } => write!(f, "expression:{:016x}", u128::from_be_bytes(*digest) >> 64)?,
                 }
             }
@@ -502,6 +547,22 @@ mod tests {
         assert_eq!((n.clone() + 1.into()).minimum(&n), n);
         assert_eq!(n.clone() - n.clone(), Dim::Const(0));
         assert_eq!((n.clone() * 3.into() - s.clone() + 1.into()).to_string(), "3*N - S + 1");
+    }
+
+    #[test]
+    fn extents_are_scaled_by_floats() {
+        let factor = |f: f32| Dim::of_float(f).unwrap();
+        assert_eq!(Dim::of_float(3.0), Some(Dim::Const(3)));
+        assert_eq!((Dim::of_float(f32::NAN), Dim::of_float(1e30)), (None, None));
+        // As f32 gives it: 1.3 is stored as 1.29999995.
+        assert_eq!(Dim::Const(10).scaled_by(&factor(1.3)), Dim::Const(13));
+        let n = Dim::symbol("N");
+        let scaled = n.scaled_by(&factor(1.5)) + 1.into();
+        assert_eq!(scaled.to_string(), "floor(N * 1.5) + 1");
+        assert_eq!(scaled.eval(&Bindings::from([("N".into(), 3)])), Some(5));
+        assert_eq!(scaled.substitute(&|_| Some(7.into())), Dim::Const(11));
+        assert_eq!(n.scaled_by(&factor(2.0)), n.clone() * 2.into());
+        assert_eq!(factor(1.5).eval(&Bindings::new()), None);
     }
 
     #[test]

@@ -25,8 +25,7 @@ pub struct TensorFact {
     /// `None` where even the rank is unknown.
     pub shape: Option<Vec<Dim>>,
     /// Elements in row-major order, booleans as 0 and 1. Known for integer and boolean tensors of at most
-    /// [`TensorFact::VALUE_LIMIT`] elements whose shape is constant, and for f32 constants (scales to resize by) where all
-    /// elements are whole numbers.
+    /// [`TensorFact::VALUE_LIMIT`] elements whose shape is constant, and for f32 constants (scales to resize by).
     pub value: Option<Vec<Dim>>,
 }
 
@@ -55,7 +54,7 @@ impl TensorFact {
                 DType::I32 => {
                     tensor.to_vec::<i32>().ok().map(|v| v.into_iter().map(|x| Dim::Const(x.into())).collect())
                 }
-                DType::F32 => tensor.to_vec::<f32>().ok().and_then(whole_numbers),
+                DType::F32 => tensor.to_vec::<f32>().ok().and_then(|v| v.into_iter().map(Dim::of_float).collect()),
                 DType::Bool => tensor.to_bools().ok().map(|v| v.into_iter().map(|x| Dim::Const(x.into())).collect()),
                 _ => None,
             };
@@ -94,11 +93,6 @@ impl TensorFact {
     pub fn element_count(&self) -> Option<Dim> {
         Some(self.shape.as_ref()?.iter().fold(Dim::Const(1), |n, d| n * d.clone()))
     }
-}
-
-fn whole_numbers(values: Vec<f32>) -> Option<Vec<Dim>> {
-    let whole = |x: f32| (x.fract() == 0.0 && x.abs() < 16_777_216.0).then_some(Dim::Const(x as i64));
-    values.into_iter().map(whole).collect()
 }
 
 impl Fact {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Constant, Dim, Fact, Graph, GraphError, ImportError, Op, Source, TensorFact, ValueId,
-    ops::{Attribute, CustomOp, Identity, NodeReader, OPERATOR_NAMES, Subgraph},
+    ops::{Attribute, CustomOp, Identity, NodeReader, OPERATOR_NAMES, Subgraph, Unsqueeze, trailing_axes},
 };
 use cutover_tensor::{DType, Shape, Tensor};
 use prost::{Message, bytes::Bytes};
@@ -476,6 +476,9 @@ impl<'a> Importer<'a> {
                 for &at in reader.inserted_inputs() {
                     inputs.insert(at.min(inputs.len()), None);
                 }
+                for &(at, axis) in reader.aligned_inputs() {
+                    self.align(&mut inputs, at, axis, &name, &place)?;
+                }
                 let captured = std::mem::take(&mut reader.subgraphs);
                 for (at, tensor) in reader.finish()? {
                     let building = self.building();
@@ -582,6 +585,40 @@ impl<'a> Importer<'a> {
             let id = building.graph.node(node).outputs[0];
             self.name_value(given, id, place)?;
         }
+        Ok(())
+    }
+
+    /// Gives input `at` of a node the trailing axes by which its first axis meets axis `axis` of input 0.
+    fn align(
+        &mut self,
+        inputs: &mut [Option<ValueId>],
+        at: usize,
+        axis: i64,
+        name: &str,
+        place: &str,
+    ) -> Result<(), ImportError> {
+        let (Some(&Some(first)), Some(&Some(aligned))) = (inputs.first(), inputs.get(at)) else { return Ok(()) };
+        let building = self.building();
+        let rank = |id: ValueId| building.graph.value(id).fact.as_tensor().and_then(TensorFact::rank);
+        let (Some(first), Some(rank)) = (rank(first), rank(aligned)) else {
+            let message = format!("input {at} meets axis {axis} of input 0, and their ranks are unknown");
+            return Err(ImportError::Unsupported { place: place.to_string(), message });
+        };
+        let Some(axes) = trailing_axes(first, rank, axis) else {
+            return corrupt(place, format!("input {at} of {rank} axes cannot meet axis {axis} of {first}"));
+        };
+        if axes.is_empty() {
+            return Ok(());
+        }
+        let axes = Tensor::from_vec([axes.len()], axes).expect("as many as there are");
+        let value = building.value_names.fresh(format!("{name}.axes"));
+        let axes = building.graph.add_constant(value, Constant::new(axes));
+        let (node, value) = (
+            building.node_names.fresh(format!("{name}.aligned")),
+            building.value_names.fresh(format!("{name}.aligned{at}")),
+        );
+        let node = building.graph.add_node(node, Unsqueeze.into(), vec![Some(aligned), Some(axes)], vec![value])?;
+        inputs[at] = Some(building.graph.node(node).outputs[0]);
         Ok(())
     }
 
@@ -716,7 +753,8 @@ impl<'a> Importer<'a> {
         })
     }
 
-    /// Where inference knows less than the file declares of a value, the declaration is taken.
+    /// Where inference does not know a value's rank, the declared one is taken. Not the extents: exporters that trace a model declare
+    /// those of the example's shapes.
     fn declared(&mut self, graph: &GraphProto) {
         for info in graph.value_info.iter().chain(&graph.output) {
             let Some(&Some(id)) = self.scope().values.get(&info.name) else { continue };
@@ -727,7 +765,8 @@ impl<'a> Importer<'a> {
                 && known.shape.is_none()
                 && known.dtype == declared.dtype
             {
-                known.shape = declared.shape;
+                let extent = |axis: usize| Dim::symbol(format!("{}.{axis}", info.name));
+                known.shape = declared.rank().map(|rank| (0..rank).map(extent).collect());
             }
         }
     }

@@ -183,8 +183,11 @@ impl Operator for Binary {
         if node.opset < 7 {
             node.optional_ints("consumed_inputs")?;
             node.flag("broadcast", false)?;
-            if node.has_attribute("axis") {
-                return Err(node.unsupported("attribute 'axis' of before opset 7"));
+            if let Some(axis) = node.optional_int("axis")? {
+                node.align_input(1, axis);
+            } else if node.op_type == "PRelu" {
+                // A slope per channel; one slope for all broadcasts any way.
+                node.align_input(1, 1);
             }
         }
         let name = node.op_type.clone();
@@ -267,5 +270,32 @@ impl Operator for Binary {
         };
         let dtype = if f.compares() || f.is_logic() { DType::Bool } else { a.dtype() };
         Ok(vec![y.narrow(dtype, shape)?.into()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s};
+
+    #[test]
+    fn before_opset_7_axes_meet_where_the_node_says() {
+        let old = |axis: i64| {
+            case("Add", 6).with("broadcast", 1).with("axis", axis).input(f32s(&[2, 2, 1], &[1.0, 2.0, 3.0, 4.0]))
+        };
+        old(0).input(f32s(&[2], &[10.0, 20.0])).gives([f32s(&[2, 2, 1], &[11.0, 12.0, 23.0, 24.0])]);
+        old(1).input(f32s(&[2], &[10.0, 20.0])).gives([f32s(&[2, 2, 1], &[11.0, 22.0, 13.0, 24.0])]);
+        old(-2).input(f32s(&[2, 1], &[10.0, 20.0])).gives([f32s(&[2, 2, 1], &[11.0, 22.0, 13.0, 24.0])]);
+        old(2).input(f32s(&[2, 1], &[10.0, 20.0])).fails("do not meet");
+        old(3).input(f32s(&[1], &[10.0])).fails("do not meet");
+        case("PRelu", 6)
+            .input(f32s(&[1, 2, 2], &[-1.0, 2.0, -3.0, -4.0]))
+            .input(f32s(&[2], &[10.0, 20.0]))
+            .gives([f32s(&[1, 2, 2], &[-10.0, 2.0, -60.0, -80.0])]);
+        case("Gemm", 6)
+            .with("broadcast", 1)
+            .wave(&[2, 3])
+            .wave(&[3, 2])
+            .input(f32s(&[2], &[1.0, 2.0]))
+            .gives([f32s(&[2, 2], &[1.25, 0.0625, -0.3125, 3.375])]);
     }
 }

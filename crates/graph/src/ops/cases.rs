@@ -129,6 +129,15 @@ impl Case {
         let read = Op::import(op, &mut node).unwrap_or_else(|| panic!("{op} is not listed"));
         let read = read.map_err(|error| error.to_string())?;
         node.inserted_inputs().iter().for_each(|&index| inputs.insert(index, None));
+        for &(index, axis) in node.aligned_inputs() {
+            let rank = |input: &Option<Value>| input.as_ref().and_then(Value::as_tensor).map(|t| t.shape().rank());
+            let (first, rank) = (rank(&inputs[0]).unwrap_or(0), rank(&inputs[index]).unwrap_or(0));
+            let axes = trailing_axes(first, rank, axis).ok_or("the axes do not meet")?;
+            if let Some(Value::Tensor(tensor)) = &mut inputs[index] {
+                let dims: Vec<usize> = tensor.shape().iter().copied().chain(axes.iter().map(|_| 1)).collect();
+                *tensor = tensor.reshape(dims).map_err(|error| error.to_string())?;
+            }
+        }
         for (index, constant) in node.finish().map_err(|error| error.to_string())? {
             inputs.resize(inputs.len().max(index + 1), None);
             inputs[index] = Some(constant.into());

@@ -1,7 +1,7 @@
 //! Conversion between element types.
 
 use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, evaluate::from_codes};
-use crate::{Fact, ImportError, OpError, TensorFact};
+use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{
     DType, Tensor, Value,
     small_float::{RoundMode, encode, is_small_float},
@@ -73,6 +73,9 @@ impl Operator for Cast {
         let x = inputs.tensor(0)?;
         let value = match self.to {
             // Elements fit the wider type, and a symbol stands for an extent, which fits i32 wherever a model uses one so.
+            DType::I64 | DType::I32 if x.dtype == DType::F32 => {
+                x.constant_value().map(|v| v.into_iter().map(Dim::from).collect())
+            }
             DType::I64 | DType::I32 => x.value.clone(),
             DType::Bool => x.constant_value().map(|v| v.iter().map(|&v| i64::from(v != 0).into()).collect()),
             _ => None,

@@ -21,6 +21,10 @@ impl Operator for Gemm {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(2..=3)?;
         let fused = node.op_type == "FusedGemm";
+        if node.opset < 7 {
+            // Without it C has the result's shape, which broadcasts too.
+            node.flag("broadcast", false)?;
+        }
         let gemm = Gemm {
             alpha: node.float("alpha", 1.0)?,
             beta: node.float("beta", 1.0)?,

@@ -145,6 +145,8 @@ impl GridSample {
         if !(low..=high).contains(&x) {
             match self.padding {
                 GridSamplePadding::Zeros => {}
+                // The elements a cubic is made of are clamped one by one below, not its place.
+                GridSamplePadding::Border if self.mode == GridSampleMode::Cubic => {}
                 GridSamplePadding::Border => x = x.clamp(0.0, last),
                 GridSamplePadding::Reflection => x = reflect(x, low, high),
             }

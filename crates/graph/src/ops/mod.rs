@@ -29,6 +29,7 @@ pub use evaluate::{
 pub use ml::{ClassLabels, PostTransform};
 pub use ml_forest::{Forest, Test, TestKind};
 pub use read::NodeReader;
+pub(crate) use read::trailing_axes;
 pub use subgraph::Subgraph;
 pub use window::{Padding, Window, WindowAxis};
 

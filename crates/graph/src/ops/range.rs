@@ -24,7 +24,11 @@ impl Operator for Range {
         if let Some(other) = facts.iter().find(|f| f.dtype != dtype) {
             return Err(OpError::input(format!("types {dtype} and {} differ", other.dtype)));
         }
-        let one = |f: &TensorFact| f.value.as_ref().and_then(|v| v.first().cloned());
+        // Integers, and floats that are whole.
+        let one = |f: &TensorFact| {
+            let element = f.value.as_ref()?.first()?;
+            (dtype != DType::F32 || element.as_const().is_some()).then(|| element.clone())
+        };
         let (Some(start), Some(limit), Some(delta)) = (one(facts[0]), one(facts[1]), one(facts[2])) else {
             return Ok(vec![TensorFact::new(dtype, [context.fresh("count")]).into()]);
         };

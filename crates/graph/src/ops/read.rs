@@ -22,6 +22,7 @@ pub struct NodeReader {
     attributes: BTreeMap<String, Attribute>,
     constants: Vec<(usize, Tensor)>,
     inserted: Vec<usize>,
+    aligned: Vec<(usize, i64)>,
     /// The attributes whose graphs were taken, in that order.
     pub(crate) subgraphs: Vec<String>,
     /// Leading inputs that the newest opset does not have.
@@ -49,6 +50,7 @@ impl NodeReader {
             attributes,
             constants: Vec::new(),
             inserted: Vec::new(),
+            aligned: Vec::new(),
             subgraphs: Vec::new(),
             removed: 0,
         }
@@ -179,6 +181,16 @@ impl NodeReader {
         self.inserted.push(index);
     }
 
+    /// Broadcasts input `index` as opsets before 7 did: its first axis meets axis `axis` of input 0. It gets trailing axes of extent 1.
+    pub fn align_input(&mut self, index: usize, axis: i64) {
+        self.aligned.push((index, axis));
+    }
+
+    /// Which inputs the importer aligns, and with which axis of input 0.
+    pub(crate) fn aligned_inputs(&self) -> &[(usize, i64)] {
+        &self.aligned
+    }
+
     /// How many leading inputs the importer leaves out, before it inserts any.
     pub(crate) fn removed_inputs(&self) -> usize {
         self.removed
@@ -226,4 +238,15 @@ impl NodeReader {
             },
         }
     }
+}
+
+/// The axes of extent 1 behind those of a value of `rank` that let its first axis meet axis `axis` of one of `first` axes; `None` where there
+/// is no such axis, or not enough after it.
+pub(crate) fn trailing_axes(first: usize, rank: usize, axis: i64) -> Option<Vec<i64>> {
+    if first <= 1 {
+        return Some(Vec::new());
+    }
+    let axis = super::normalize_axis(axis, first).ok()?;
+    let trailing = (first - axis).checked_sub(rank)?;
+    Some((rank..rank + trailing).map(|axis| axis as i64).collect())
 }

@@ -141,7 +141,7 @@ impl Operator for Resize {
         for (position, &axis) in axes.iter().enumerate() {
             let element = list.value.as_ref().and_then(|values| values.get(position));
             shape[axis] = match element {
-                Some(scale) if scales.is_some() => dims[axis].clone() * scale.clone(),
+                Some(scale) if scales.is_some() => dims[axis].scaled_by(scale),
                 Some(size) if self.aspect == AspectPolicy::Stretch => size.clone(),
                 _ => context.fresh(&format!("d{axis}")),
             };
@@ -180,8 +180,8 @@ impl Operator for Resize {
 struct ResampledAxis {
     input: usize,
     output: usize,
-    scale: f64,
-    roi: (f64, f64),
+    scale: f32,
+    roi: (f32, f32),
     /// Not one of [`Resize::axes`], or of scale 1: elements stay where they are.
     kept: bool,
 }
@@ -236,10 +236,10 @@ impl Resize {
         let axes = self.axis_indices(shape.rank())?;
         let kept = |&input: &usize| ResampledAxis { input, output: input, scale: 1.0, roi: (0.0, 1.0), kept: true };
         let mut result: Vec<ResampledAxis> = shape.iter().map(kept).collect();
-        let floats = |index: usize, len: usize| -> Result<Option<Vec<f64>>, OpError> {
+        let floats = |index: usize, len: usize| -> Result<Option<Vec<f32>>, OpError> {
             match inputs.optional_tensor(index)? {
                 Some(tensor) if tensor.element_count() > 0 => {
-                    let values = Wide::floats(tensor)?;
+                    let values: Vec<f32> = Wide::floats(tensor)?.into_iter().map(|v| v as f32).collect();
                     match values.len() == len {
                         true => Ok(Some(values)),
                         false => {
@@ -257,8 +257,8 @@ impl Resize {
         match (floats(SCALES, axes.len())?, sizes) {
             (Some(scales), None) => {
                 for (&axis, scale) in axes.iter().zip(scales) {
-                    let output = (result[axis].input as f64 * scale).floor();
-                    if !(scale > 0.0 && output < u32::MAX.into()) {
+                    let output = (result[axis].input as f32 * scale).floor();
+                    if !(scale > 0.0 && output < u32::MAX as f32) {
                         return Err(OpError::input(format!("axis {axis} of {shape} cannot be scaled by {scale}")));
                     }
                     let kept = scale == 1.0;
@@ -270,16 +270,16 @@ impl Resize {
                 if !valid {
                     return Err(OpError::input(format!("expected {} sizes, got {sizes:?}", axes.len())));
                 }
-                let ratios = axes.iter().zip(&sizes).map(|(&axis, &size)| size as f64 / result[axis].input as f64);
+                let ratios = axes.iter().zip(&sizes).map(|(&axis, &size)| size as f32 / result[axis].input as f32);
                 let common = match self.aspect {
                     AspectPolicy::Stretch => None,
-                    AspectPolicy::NotLarger => ratios.reduce(f64::min),
-                    AspectPolicy::NotSmaller => ratios.reduce(f64::max),
+                    AspectPolicy::NotLarger => ratios.reduce(f32::min),
+                    AspectPolicy::NotSmaller => ratios.reduce(f32::max),
                 };
                 for (&axis, &size) in axes.iter().zip(&sizes) {
-                    let input = result[axis].input as f64;
+                    let input = result[axis].input as f32;
                     let (output, scale) = match common {
-                        None => (size as usize, size as f64 / input),
+                        None => (size as usize, size as f32 / input),
                         Some(scale) => ((scale * input + 0.5).floor() as usize, scale),
                     };
                     let kept = output == result[axis].input;
@@ -300,9 +300,10 @@ impl Resize {
         Ok(result)
     }
 
-    /// The place in the input, in elements from the centre of its first, of element `index` of the result.
-    fn coordinate(&self, axis: &ResampledAxis, index: usize) -> f64 {
-        let (x, input, output) = (index as f64, axis.input as f64, axis.output as f64);
+    /// The place in the input, in elements from the centre of its first, of element `index` of the result. Computed in f32, the type of
+    /// scales: 17 / 1.7 is 10 there, and just below it where 1.7 is widened first.
+    fn coordinate(&self, axis: &ResampledAxis, index: usize) -> f32 {
+        let (x, input, output) = (index as f32, axis.input as f32, axis.output as f32);
         let half_pixel = (x + 0.5) / axis.scale - 0.5;
         match self.coordinates {
             CoordinateMode::HalfPixel => half_pixel,
@@ -337,7 +338,8 @@ impl Resize {
         }
     }
 
-    fn nearest_index(&self, axis: &ResampledAxis, coordinate: f64) -> usize {
+    fn nearest_index(&self, axis: &ResampledAxis, coordinate: f32) -> usize {
+        let coordinate = f64::from(coordinate);
         let index = match self.nearest {
             NearestMode::RoundPreferFloor => (coordinate - 0.5).ceil(),
             NearestMode::RoundPreferCeil => (coordinate + 0.5).floor(),
@@ -399,13 +401,14 @@ impl Resize {
 
     fn taps(&self, axis: &ResampledAxis, index: usize) -> Taps {
         let coordinate = self.coordinate(axis, index);
-        let last = axis.input as f64 - 1.0;
+        let last = axis.input as f32 - 1.0;
         let outside = self.coordinates == CoordinateMode::TfCropAndResize && !(0.0..=last).contains(&coordinate);
         if self.mode == ResizeMode::Nearest {
             return Taps { weights: vec![(self.nearest_index(axis, coordinate), 1.0)], outside };
         }
+        let coordinate = f64::from(coordinate);
         // Widened by 1/scale where the result is smaller, and normalised again.
-        let narrowing = if self.antialias { axis.scale.min(1.0) } else { 1.0 };
+        let narrowing = if self.antialias { f64::from(axis.scale.min(1.0)) } else { 1.0 };
         let reach = match self.mode {
             ResizeMode::Cubic => 2.0,
             _ => 1.0,
@@ -448,6 +451,15 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
+        // In f32 17 / 1.7 is 10, and 10 · 1.3 is 13.
+        let ten = |scale: f32| {
+            let values: Vec<f32> = (0..10).map(|i| i as f32).collect();
+            let resize = case("Resize", 13).with("coordinate_transformation_mode", "asymmetric");
+            resize.with("nearest_mode", "floor").input(f32s(&[10], &values)).omitted().input(f32s(&[1], &[scale]))
+        };
+        let expected = [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 4.0, 4.0, 5.0, 5.0, 6.0, 7.0, 7.0, 8.0, 8.0, 9.0];
+        ten(1.7).gives([f32s(&[17], &expected)]);
+        ten(1.3).gives([f32s(&[13], &[0.0, 0.0, 1.0, 2.0, 3.0, 3.0, 4.0, 5.0, 6.0, 6.0, 7.0, 8.0, 9.0])]);
         case("Resize", 13)
             .with("mode", "nearest")
             .wave(&[1, 1, 2, 2])
