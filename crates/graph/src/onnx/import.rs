@@ -490,7 +490,7 @@ impl<'a> Importer<'a> {
                 op
             }
             (None, None) => {
-                return Err(ImportError::UnknownOp { node: name, op: qualified, opset, hint: hint(&node.op_type) });
+                return Err(ImportError::UnknownOp { node: name, op: qualified, opset, hint: hint(domain, &node.op_type) });
             }
         };
         let output_names = (0..named)
@@ -791,7 +791,11 @@ fn constant(attributes: &mut BTreeMap<String, Attribute>, place: &str) -> Result
 }
 
 /// What may help whoever met an unknown operator.
-fn hint(op_type: &str) -> String {
+fn hint(domain: &str, op_type: &str) -> String {
+    if domain == "com.microsoft.nchwc" {
+        return "; a memory layout of one machine, which ONNX Runtime writes at its optimisation level 'all': save the model at 'extended'"
+            .to_string();
+    }
     let similar = OPERATOR_NAMES.iter().find(|n| n.rsplit('.').next().is_some_and(|n| n.eq_ignore_ascii_case(op_type)));
     similar.map(|n| format!("; there is {n}")).unwrap_or_default()
 }

@@ -147,8 +147,11 @@ impl Case {
 
     fn check_spelling(&self, op: &Op, inputs: &[Option<Value>]) {
         let spelling = op.spelling().expect("a built-in operator has a spelling");
-        // Forms that the default domain dropped are not written.
-        if spelling.coerced_at.is_some() || (spelling.domain.is_empty() && spelling.until.is_some()) {
+        // What is written as several nodes is read as several operators, and forms that the default domain dropped are not written.
+        let is_several = spelling.coerced_at.is_some()
+            || !spelling.then.is_empty()
+            || spelling.added_input.is_some_and(|at| at < inputs.len());
+        if is_several || (spelling.domain.is_empty() && spelling.until.is_some()) {
             return;
         }
         let attributes = spelling.attributes.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();

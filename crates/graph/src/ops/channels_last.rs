@@ -109,3 +109,80 @@ impl ChannelsLast {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.NhwcMaxPool", 1)
+            .with("kernel_shape", vec![2i64, 2])
+            .with("strides", vec![1i64, 2])
+            .input(tensor::<u8>(
+                &[1, 3, 4, 2],
+                &[
+                    229, 103, 109, 223, 214, 32, 3, 221, 183, 236, 102, 55, 127, 43, 50, 182, 237, 72, 51, 223, 143,
+                    171, 152, 183,
+                ],
+            ))
+            .gives([tensor::<u8>(&[1, 2, 2, 2], &[229, 236, 214, 221, 237, 236, 152, 183])]);
+        case("com.microsoft.NhwcMaxPool", 1)
+            .with("kernel_shape", vec![3i64, 3])
+            .with("pads", vec![1i64, 1, 1, 1])
+            .with("strides", vec![2i64, 2])
+            .input(tensor::<i8>(&[1, 3, 3, 1], &[91, -106, -9, 82, 84, 87, 6, -64, 116]))
+            .gives([tensor::<i8>(&[1, 2, 2, 1], &[91, 87, 84, 116])]);
+        case("com.microsoft.QLinearConv", 1)
+            .with("channels_last", 1)
+            .with("kernel_shape", vec![2i64, 1])
+            .with("pads", vec![0i64, 0, 1, 0])
+            .input(tensor::<u8>(&[1, 3, 2, 2], &[239, 183, 111, 233, 78, 241, 186, 205, 184, 31, 26, 31]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[10]))
+            .input(tensor::<u8>(&[3, 2, 2, 1], &[244, 157, 235, 69, 135, 98, 184, 44, 200, 195, 170, 218]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[100]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<u8>(&[], &[90]))
+            .input(tensor::<i32>(&[3], &[100, 0, -300]))
+            .gives([tensor::<u8>(
+                &[1, 3, 2, 3],
+                &[196, 109, 227, 187, 112, 220, 191, 131, 173, 194, 133, 160, 146, 106, 127, 100, 95, 96],
+            )]);
+        case("com.microsoft.QLinearConv", 1)
+            .with("group", 2)
+            .with("kernel_shape", vec![2i64, 1])
+            .input(tensor::<u8>(&[1, 2, 3, 2], &[255, 33, 212, 132, 214, 101, 17, 202, 37, 119, 182, 187]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[10]))
+            .input(tensor::<u8>(&[2, 1, 2, 1], &[12, 144, 22, 250]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[100]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<u8>(&[], &[90]))
+            .gives([tensor::<u8>(&[1, 2, 2, 2], &[65, 97, 72, 77, 97, 93, 137, 126])]);
+    }
+
+    #[test]
+    fn a_residual_and_an_activation_come_after_the_sum() {
+        // Of ONNX Runtime's own kernels none runs this on a CPU: it is FusedConv with its images transposed.
+        case("com.microsoft.NhwcFusedConv", 1)
+            .with("activation", "LeakyRelu")
+            .with("activation_params", vec![0.5f32])
+            .input(f32s(&[1, 1, 2, 2], &[1.0, 2.0, 3.0, 4.0]))
+            .input(f32s(&[1, 2, 1, 1], &[1.0, -2.0]))
+            .input(f32s(&[1], &[0.5]))
+            .input(f32s(&[1, 1, 2, 1], &[3.0, 0.5]))
+            .gives([f32s(&[1, 1, 2, 1], &[0.5, -2.0])]);
+        case("com.microsoft.NhwcConv", 1)
+            .input(f32s(&[1, 1, 2, 2], &[1.0, 2.0, 3.0, 4.0]))
+            .input(f32s(&[1, 2, 1, 1], &[1.0, -2.0]))
+            .gives([f32s(&[1, 1, 2, 1], &[-3.0, -5.0])]);
+    }
+
+    #[test]
+    fn images_have_a_batch_and_channels() {
+        case("com.microsoft.NhwcMaxPool", 1).with("kernel_shape", vec![1i64]).wave(&[2, 2]).fails("expected");
+    }
+}

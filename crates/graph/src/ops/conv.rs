@@ -255,6 +255,57 @@ mod tests {
     }
 
     #[test]
+    fn what_onnx_runtime_fused_is_read() {
+        case("com.microsoft.FusedConv", 1)
+            .with("activation", "Relu")
+            .input(f32s(&[1, 1, 2, 2], &[0.1257, -0.1321, 0.6404, 0.1049]))
+            .input(f32s(&[1, 1, 1, 2], &[-0.5357, 0.3616]))
+            .input(f32s(&[1], &[0.5]))
+            .input(f32s(&[1, 1, 2, 1], &[1.304, 0.9471]))
+            .gives([f32s(&[1, 1, 2, 1], &[1.6889, 1.14197])]);
+        case("com.microsoft.FusedConv", 1)
+            .input(f32s(&[1, 1, 2, 2], &[0.1257, -0.1321, 0.6404, 0.1049]))
+            .input(f32s(&[1, 1, 1, 2], &[-0.5357, 0.3616]))
+            .omitted()
+            .input(f32s(&[1, 1, 2, 1], &[1.304, 0.9471]))
+            .gives([f32s(&[1, 1, 2, 1], &[1.1889, 0.64197])]);
+        case("com.microsoft.FusedConv", 1)
+            .with("activation", "LeakyRelu")
+            .with("activation_params", vec![0.25f32])
+            .input(f32s(&[1, 1, 2, 2], &[0.1257, -0.1321, 0.6404, 0.1049]))
+            .input(f32s(&[1, 1, 1, 2], &[-0.5357, 0.3616]))
+            .input(f32s(&[1], &[0.5]))
+            .gives([f32s(&[1, 1, 2, 1], &[0.384895, 0.19487])]);
+        case("com.microsoft.FusedConv", 1)
+            .with("activation", "Clip")
+            .with("activation_params", vec![-0.5f32, 0.5])
+            .input(f32s(&[1, 1, 2, 2], &[0.1257, -0.1321, 0.6404, 0.1049]))
+            .input(f32s(&[1, 1, 1, 2], &[-0.5357, 0.3616]))
+            .gives([f32s(&[1, 1, 2, 1], &[-0.115105, -0.30513])]);
+        case("com.microsoft.FusedConv", 1)
+            .with("activation", "HardSigmoid")
+            .with("activation_params", vec![0.3f32, 0.4])
+            .input(f32s(&[1, 1, 2, 2], &[0.1257, -0.1321, 0.6404, 0.1049]))
+            .input(f32s(&[1, 1, 1, 2], &[-0.5357, 0.3616]))
+            .gives([f32s(&[1, 1, 2, 1], &[0.365469, 0.308461])]);
+        case("com.microsoft.FusedConv", 1)
+            .with("activation", "Tanh")
+            .input(f32s(&[1, 1, 2, 2], &[0.1257, -0.1321, 0.6404, 0.1049]))
+            .input(f32s(&[1, 1, 1, 2], &[-0.5357, 0.3616]))
+            .gives([f32s(&[1, 1, 2, 1], &[-0.114599, -0.296001])]);
+        case("com.microsoft.FusedConv", 1)
+            .with("activation", "Sigmoid")
+            .input(f32s(&[1, 1, 2, 2], &[0.1257, -0.1321, 0.6404, 0.1049]))
+            .input(f32s(&[1, 1, 1, 2], &[-0.5357, 0.3616]))
+            .gives([f32s(&[1, 1, 2, 1], &[0.471256, 0.424304])]);
+        case("com.microsoft.FusedConv", 1)
+            .with("activation", "Elu")
+            .wave(&[1, 1, 2])
+            .wave(&[1, 1, 1])
+            .fails("activation 'Elu'");
+    }
+
+    #[test]
     fn contradictions_are_errors() {
         case("Conv", 11).wave(&[1, 3, 4]).wave(&[2, 2, 3]).fails("has 3 channels");
         case("Conv", 11)

@@ -87,6 +87,17 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
+        case("com.microsoft.DequantizeLinear", 1)
+            .input(tensor::<u16>(&[2], &[1, 60000]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<u16>(&[], &[30000]))
+            .gives([f32s(&[2], &[-14999.5, 15000.0])]);
+        case("com.microsoft.DequantizeLinear", 1)
+            .with("axis", -1)
+            .input(tensor::<i8>(&[1, 2], &[1, -2]))
+            .input(f32s(&[2], &[0.5, 0.25]))
+            .input(tensor::<i8>(&[2], &[1, 2]))
+            .gives([f32s(&[1, 2], &[0.0, -1.0])]);
         case("DequantizeLinear", 13)
             .input(tensor::<u8>(&[3], &[0, 128, 255]))
             .input(f32s(&[], &[0.5]))

@@ -51,3 +51,31 @@ impl Operator for DynamicQuantizeMatMul {
         Ok(vec![scaled(&product, sums, scale.into(), b_scale, bias, DType::F32)?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.DynamicQuantizeMatMul", 1)
+            .input(f32s(&[2, 3], &[-1.427, -0.135, -0.7695, -1.423, 0.2585, -0.5685]))
+            .input(tensor::<u8>(&[3, 2], &[66, 195, 207, 15, 143, 116]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[7]))
+            .input(f32s(&[2], &[0.3587, 1.322]))
+            .gives([f32s(&[2, 2], &[-10.3888, -16.3301, -5.12116, -15.0313])]);
+        case("com.microsoft.DynamicQuantizeMatMul", 1)
+            .input(f32s(&[2, 1, 3], &[-0.01391, 1.042, 1.402, 1.15, -2.365, 1.229]))
+            .input(tensor::<i8>(&[3, 2], &[-28, 56, -46, 40, -12, -59]))
+            .input(f32s(&[2], &[0.05, 0.01]))
+            .gives([f32s(&[2, 1, 2], &[-3.23371, -0.416734, 3.08746, -1.02359])]);
+        case("com.microsoft.DynamicQuantizeMatMul", 1)
+            .input(f32s(&[1, 2], &[0.0, 0.0]))
+            .input(tensor::<u8>(&[2, 2], &[232, 240, 11, 151]))
+            .input(f32s(&[2], &[0.05, 0.01]))
+            .input(tensor::<u8>(&[2], &[7, 9]))
+            .input(f32s(&[2], &[1.0, 2.0]))
+            .gives([f32s(&[1, 2], &[1.0, 2.0])]);
+    }
+}

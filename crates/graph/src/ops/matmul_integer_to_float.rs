@@ -68,3 +68,35 @@ pub(super) fn scaled(
     }
     Wide::Float(y).narrow(dtype, product.output.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.MatMulIntegerToFloat", 1)
+            .input(tensor::<u8>(&[2, 3], &[210, 58, 122, 83, 59, 228]))
+            .input(tensor::<u8>(&[3, 2], &[205, 35, 236, 248, 68, 109]))
+            .input(f32s(&[], &[0.02]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[120]))
+            .input(tensor::<u8>(&[], &[7]))
+            .input(f32s(&[2], &[0.873, -1.28]))
+            .gives([f32s(&[2, 2], &[4.617, -13.498, -13.834, -6.001])]);
+        case("com.microsoft.MatMulIntegerToFloat", 1)
+            .input(tensor::<i8>(&[2, 2, 3], &[9, 49, -118, 80, 59, -82, 29, 0, -121, 109, 56, -49]))
+            .input(tensor::<i8>(&[3, 2], &[-62, -53, 33, -45, 1, 51]))
+            .input(f32s(&[], &[0.02]))
+            .input(f32s(&[2], &[0.05, 0.01]))
+            .input(tensor::<i8>(&[], &[3]))
+            .input(tensor::<i8>(&[2], &[0, 0]))
+            .gives([f32s(&[2, 2, 2], &[1.025, -1.7118, -3.011, -2.1872, -1.835, -1.5134, -4.875, -2.131])]);
+        case("com.microsoft.MatMulIntegerToFloat", 1)
+            .input(tensor::<u8>(&[1, 4], &[237, 68, 16, 126]))
+            .input(tensor::<u8>(&[4, 3], &[215, 159, 17, 166, 88, 57, 110, 223, 247, 36, 143, 194]))
+            .input(f32s(&[], &[0.5]))
+            .input(f32s(&[], &[0.25]))
+            .gives([f32s(&[1, 3], &[8567.38, 8156.62, 4537.62])]);
+    }
+}

@@ -6,7 +6,7 @@ use super::{
     matmul::Product,
     matmul_integer::{Side, per_side, shifted},
     qlinear::{DOMAIN, Target, scale},
-    quantize_linear::{integers, saturate},
+    quantize_linear::integers,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Shape, Tensor, Value};
@@ -89,16 +89,16 @@ impl Operator for QGemm {
         let (b_scale, a_scale) = (inputs.tensor(4)?, scale(inputs, 1)?);
         let b_scales = Wide::floats(b_scale)?;
         let sources = per_side(b_scale.shape(), &product.output, Side::Columns)?;
-        let scaled = sums.iter().zip(sources).map(|(&sum, at)| (sum, f64::from(self.alpha) * a_scale * b_scales[at]));
+        let scaled = sums.iter().zip(sources).map(|(&sum, at)| (sum, b_scales[at]));
         if inputs.get(7).is_none() {
-            let y = scaled.map(|(sum, scale)| sum as f64 * scale).collect();
+            let scale = f64::from(self.alpha) * a_scale;
+            let y = scaled.map(|(sum, b_scale)| sum as f64 * scale * b_scale).collect();
             return Ok(vec![Wide::Float(y).narrow(DType::F32, product.output.clone())?.into()]);
         }
         let dtype = inputs.optional_tensor(8)?.map_or(a.dtype(), Tensor::dtype);
         let target = Target::read(inputs, 7, dtype)?;
-        let y = scaled
-            .map(|(sum, scale)| saturate(sum as f64 * (scale / target.scale), target.zero_point, target.bounds))
-            .collect();
+        let factor = |b_scale: f64| self.alpha * a_scale as f32 * b_scale as f32 / target.scale as f32;
+        let y = scaled.map(|(sum, b_scale)| target.requantize(sum, factor(b_scale))).collect();
         Ok(vec![target.tensor(y, product.output.clone())?.into()])
     }
 }
@@ -107,5 +107,57 @@ impl QGemm {
     fn gemm(&self) -> Gemm {
         let (transpose_a, transpose_b) = (self.transpose_a, self.transpose_b);
         Gemm { alpha: 1.0, beta: 1.0, transpose_a, transpose_b, activation: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.QGemm", 1)
+            .with("alpha", 0.5f32)
+            .input(tensor::<u8>(&[2, 3], &[210, 202, 106, 220, 212, 29]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[120]))
+            .input(tensor::<u8>(&[3, 2], &[2, 26, 93, 28, 20, 66]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[7]))
+            .input(tensor::<i32>(&[2], &[300, -400]))
+            .input(f32s(&[], &[0.9]))
+            .input(tensor::<u8>(&[], &[100]))
+            .gives([tensor::<u8>(&[2, 2], &[104, 101, 104, 99])]);
+        case("com.microsoft.QGemm", 1)
+            .with("transA", 1)
+            .with("transB", 1)
+            .input(tensor::<i8>(&[3, 2], &[39, 6, -58, 115, 51, 34]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<i8>(&[], &[1]))
+            .input(tensor::<i8>(&[2, 3], &[56, 36, -48, -60, 46, -12]))
+            .input(f32s(&[2], &[0.25, 0.5]))
+            .input(tensor::<i8>(&[2], &[0, 0]))
+            .omitted()
+            .input(f32s(&[], &[32.0]))
+            .input(tensor::<i8>(&[], &[-3]))
+            .gives([tensor::<i8>(&[2, 2], &[-12, -47, 8, 33])]);
+        case("com.microsoft.QGemm", 1)
+            .with("transB", 1)
+            .input(tensor::<u8>(&[2, 3], &[15, 122, 97, 110, 110, 80]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[120]))
+            .input(tensor::<u8>(&[2, 3], &[125, 125, 249, 177, 198, 2]))
+            .input(f32s(&[2], &[0.05, 0.02]))
+            .input(tensor::<u8>(&[2], &[7, 200]))
+            .input(tensor::<i32>(&[2, 1], &[300, -400]))
+            .gives([f32s(&[2, 2], &[-17.42, 2.906, -12.44, 3.108])]);
+        case("com.microsoft.QGemm", 1)
+            .input(tensor::<u8>(&[2, 2], &[79, 251, 69, 130]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[120]))
+            .input(tensor::<u8>(&[2, 2], &[220, 163, 225, 42]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[0]))
+            .gives([f32s(&[2, 2], &[20.455, -1.181, -8.97, -7.893])]);
     }
 }

@@ -14,6 +14,7 @@ pub(super) const DOMAIN: &str = "com.microsoft";
 pub(super) struct Quantized<'a> {
     pub tensor: &'a Tensor,
     pub values: Vec<i64>,
+    pub zero_point: i64,
     pub scale: f64,
 }
 
@@ -26,7 +27,7 @@ impl<'a> Quantized<'a> {
             None => 0,
         };
         let values = factors(tensor)?.into_iter().map(|x| x - zero_point).collect();
-        Ok(Quantized { tensor, values, scale: scale(inputs, at + 1)? })
+        Ok(Quantized { tensor, values, zero_point, scale: scale(inputs, at + 1)? })
     }
 
     /// As `DequantizeLinear` gives them: f32.
@@ -44,7 +45,7 @@ impl<'a> Quantized<'a> {
 pub(super) struct Target {
     pub scale: f64,
     pub zero_point: i128,
-    pub bounds: (i128, i128),
+    bounds: (i128, i128),
     dtype: DType,
 }
 
@@ -64,9 +65,15 @@ impl Target {
         saturate(f64::from(x / self.scale as f32), self.zero_point, self.bounds)
     }
 
-    /// `steps`, a value in units of the scale, moved by the zero point before it is rounded to nearest even.
-    pub fn round_moved(&self, steps: f64) -> i128 {
-        saturate(steps + self.zero_point as f64, 0, self.bounds)
+    /// `steps`, a value in units of the scale that was moved by the zero point already, to nearest even.
+    pub fn round(&self, steps: f32) -> i128 {
+        saturate(f64::from(steps), 0, self.bounds)
+    }
+
+    /// `sum` in units of `factor`, rounded to nearest even, then moved by the zero point. The product is rounded to f32 first, as kernels
+    /// and ONNX Runtime do: where it lies midway between two steps, that decides.
+    pub fn requantize(&self, sum: i64, factor: f32) -> i128 {
+        saturate(f64::from(sum as f32 * factor), self.zero_point, self.bounds)
     }
 
     pub fn tensor(&self, values: Vec<i128>, shape: impl Into<Shape>) -> Result<Tensor, OpError> {

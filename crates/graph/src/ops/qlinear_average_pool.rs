@@ -7,7 +7,6 @@ use super::{
         DOMAIN, Quantized, Target, channels_first, channels_last, fact, move_channels, quantized_fact,
         read_channels_last, target_dtype,
     },
-    quantize_linear::saturate,
     window::for_each_tap,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
@@ -67,9 +66,64 @@ impl Operator for QLinearAveragePool {
         let counts = self.pool.counts(&geometry);
         let steps = y.iter().zip(counts.iter().cycle()).map(|(&y, &count)| {
             let steps = y / count as f32 / target.scale as f32;
-            saturate(f64::from(steps + target.zero_point as f32), 0, target.bounds)
+            target.round(steps + target.zero_point as f32)
         });
         let y = target.tensor(steps.collect(), geometry.output)?;
         Ok(vec![if self.channels_last { move_channels(&y, true)? } else { y }.into()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.QLinearAveragePool", 1)
+            .with("kernel_shape", vec![2i64, 2])
+            .input(tensor::<u8>(
+                &[1, 2, 3, 3],
+                &[61, 202, 224, 20, 14, 171, 86, 146, 38, 220, 115, 229, 203, 180, 59, 196, 13, 145],
+            ))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[10]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[9]))
+            .gives([tensor::<u8>(&[1, 2, 2, 2], &[73, 152, 66, 91, 178, 145, 147, 98])]);
+        case("com.microsoft.QLinearAveragePool", 1)
+            .with("kernel_shape", vec![3i64, 3])
+            .with("pads", vec![1i64, 1, 1, 1])
+            .with("strides", vec![2i64, 2])
+            .input(tensor::<i8>(&[1, 1, 3, 4], &[-25, 127, -78, 114, -105, 31, 20, 102, -52, 102, 44, 99]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<i8>(&[], &[1]))
+            .input(f32s(&[], &[0.03]))
+            .input(tensor::<i8>(&[], &[-9]))
+            .gives([tensor::<i8>(&[1, 1, 2, 2], &[1, 77, -21, 100])]);
+        case("com.microsoft.QLinearAveragePool", 1)
+            .with("kernel_shape", vec![3i64, 2])
+            .with("pads", vec![1i64, 1, 1, 1])
+            .with("count_include_pad", 1)
+            .input(tensor::<u8>(&[1, 1, 3, 4], &[51, 194, 241, 12, 93, 162, 27, 130, 161, 195, 237, 104]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[20]))
+            .input(f32s(&[], &[0.03]))
+            .input(tensor::<u8>(&[], &[19]))
+            .gives([tensor::<u8>(
+                &[1, 1, 3, 5],
+                &[48, 136, 170, 111, 47, 87, 223, 255, 194, 71, 78, 166, 169, 135, 73],
+            )]);
+        case("com.microsoft.QLinearAveragePool", 1)
+            .with("kernel_shape", vec![2i64, 2])
+            .with("channels_last", 1)
+            .input(tensor::<u8>(
+                &[1, 3, 3, 2],
+                &[112, 121, 244, 50, 127, 12, 108, 242, 158, 89, 254, 154, 242, 4, 117, 213, 193, 104],
+            ))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[10]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[9]))
+            .gives([tensor::<u8>(&[1, 2, 2, 2], &[154, 125, 195, 75, 155, 136, 180, 139])]);
     }
 }

@@ -10,7 +10,8 @@ use cutover_tensor::Value;
 
 /// `C = saturate(round((A' ∘ B') / C_scale + C_zero_point))`, to nearest even, where `A' = A_scale · (A − A_zero_point)`, `B'` likewise,
 /// and `∘` is the function. Inputs `A`, `A_scale`, `A_zero_point`, the same of `B`, `C_scale` and `C_zero_point`; `A` and `B`
-/// broadcast, and zero points may be omitted. ONNX Runtime computes in f32, which is off by a step for some of a million values.
+/// broadcast, and zero points may be omitted. Results often lie midway between two steps, and which one they become, f32 decides:
+/// both are computed in it, in ONNX Runtime's order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QLinearBinary {
     pub function: QLinearBinaryFunction,
@@ -52,13 +53,84 @@ impl Operator for QLinearBinary {
         let shape = broadcast_shape(&[a.tensor.shape(), b.tensor.shape()])?;
         context.bounded_len(&shape)?;
         let sources = broadcast_index(a.tensor.shape(), &shape).zip(broadcast_index(b.tensor.shape(), &shape));
-        let c = sources.map(|(i, j)| {
-            let (x, y) = (a.values[i] as f64, b.values[j] as f64);
-            target.round_moved(match self.function {
-                QLinearBinaryFunction::Add => (a.scale * x + b.scale * y) / target.scale,
-                QLinearBinaryFunction::Mul => a.scale * b.scale * (x * y) / target.scale,
-            })
-        });
+        let (a_scale, b_scale, c_scale) = (a.scale as f32, b.scale as f32, target.scale as f32);
+        let zero_point = target.zero_point as f32;
+        let (a_point, b_point) = (a.zero_point, b.zero_point);
+        let steps: Box<dyn Fn(i64, i64) -> f32> = match self.function {
+            QLinearBinaryFunction::Add => {
+                let (of_a, of_b) = (a_scale / c_scale, b_scale / c_scale);
+                let offset = zero_point - (of_a * a_point as f32 + of_b * b_point as f32);
+                Box::new(move |x, y| {
+                    let b = ((y + b_point) as f32).mul_add(of_b, offset);
+                    ((x + a_point) as f32).mul_add(of_a, b)
+                })
+            }
+            QLinearBinaryFunction::Mul => {
+                let factor = a_scale * b_scale / c_scale;
+                Box::new(move |x, y| (x * y) as f32 * factor + zero_point)
+            }
+        };
+        let c = sources.map(|(i, j)| target.round(steps(a.values[i], b.values[j])));
         Ok(vec![target.tensor(c.collect(), shape.clone())?.into()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.QLinearAdd", 1)
+            .input(tensor::<u8>(&[2, 3], &[217, 163, 130, 69, 78, 10]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[120]))
+            .input(tensor::<u8>(&[3], &[19, 4, 44]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[7]))
+            .input(f32s(&[], &[0.04]))
+            .input(tensor::<u8>(&[], &[99]))
+            .gives([tensor::<u8>(&[2, 3], &[162, 117, 150, 88, 74, 90])]);
+        case("com.microsoft.QLinearAdd", 1)
+            .input(tensor::<i8>(&[2, 1], &[80, 38]))
+            .input(f32s(&[], &[0.25]))
+            .input(tensor::<i8>(&[], &[-3]))
+            .input(tensor::<i8>(&[1, 3], &[105, 0, 27]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<i8>(&[], &[5]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<i8>(&[], &[1]))
+            .gives([tensor::<i8>(&[2, 3], &[127, 38, 64, 122, 16, 44])]);
+        case("com.microsoft.QLinearMul", 1)
+            .input(tensor::<u8>(&[2, 3], &[248, 186, 161, 139, 143, 239]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[120]))
+            .input(tensor::<u8>(&[2, 3], &[71, 208, 171, 0, 100, 219]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[7]))
+            .input(f32s(&[], &[0.04]))
+            .input(tensor::<u8>(&[], &[99]))
+            .gives([tensor::<u8>(&[2, 3], &[255, 255, 255, 96, 152, 255])]);
+        case("com.microsoft.QLinearMul", 1)
+            .input(tensor::<i8>(&[4], &[1, 3, -1, -3]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<i8>(&[], &[0]))
+            .input(tensor::<i8>(&[1], &[1]))
+            .input(f32s(&[], &[1.0]))
+            .input(tensor::<i8>(&[], &[0]))
+            .input(f32s(&[], &[1.0]))
+            .input(tensor::<i8>(&[], &[1]))
+            .gives([tensor::<i8>(&[4], &[2, 2, 0, 0])]);
+    }
+
+    #[test]
+    fn a_tensor_has_one_scale() {
+        let (x, zero_point) = (tensor::<u8>(&[2], &[1, 2]), tensor::<u8>(&[], &[0]));
+        let add = case("com.microsoft.QLinearAdd", 1)
+            .input(x.clone())
+            .input(f32s(&[2], &[0.5, 0.25]))
+            .input(zero_point.clone());
+        let add = add.input(x).input(f32s(&[], &[0.5])).input(zero_point.clone());
+        add.input(f32s(&[], &[0.5])).input(zero_point).fails("expected one scale");
     }
 }

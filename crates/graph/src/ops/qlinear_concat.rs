@@ -49,3 +49,45 @@ impl Operator for QLinearConcat {
         Ok(vec![concatenate(&parts.iter().collect::<Vec<_>>(), self.axis, context)?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.QLinearConcat", 1)
+            .with("axis", 1)
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[10]))
+            .input(tensor::<u8>(&[2, 2], &[146, 65, 82, 184]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[10]))
+            .input(tensor::<u8>(&[2, 1], &[152, 129]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[128]))
+            .gives([tensor::<u8>(&[2, 3], &[146, 65, 20, 82, 184, 10])]);
+        case("com.microsoft.QLinearConcat", 1)
+            .with("axis", -1)
+            .input(f32s(&[], &[1.0]))
+            .input(tensor::<i8>(&[], &[1]))
+            .input(tensor::<i8>(&[3], &[-42, 66, -28]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<i8>(&[], &[0]))
+            .input(tensor::<i8>(&[2], &[-44, 99]))
+            .input(f32s(&[], &[0.25]))
+            .input(tensor::<i8>(&[], &[-7]))
+            .input(tensor::<i8>(&[1], &[-61]))
+            .input(f32s(&[], &[2.0]))
+            .input(tensor::<i8>(&[], &[3]))
+            .gives([tensor::<i8>(&[6], &[-20, 34, -13, -8, 27, -127])]);
+    }
+
+    #[test]
+    fn parts_come_with_their_scales() {
+        let (x, scale, zero_point) = (tensor::<u8>(&[1], &[1]), f32s(&[], &[1.0]), tensor::<u8>(&[], &[0]));
+        let concat =
+            case("com.microsoft.QLinearConcat", 1).with("axis", 0).input(scale.clone()).input(zero_point.clone());
+        concat.input(x.clone()).input(scale).input(zero_point).input(x).fails("three for each part");
+    }
+}

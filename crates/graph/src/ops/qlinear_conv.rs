@@ -4,7 +4,8 @@ use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, Window,
     conv::{Geometry, infer_shape},
     conv_integer::less_zero_point,
-    quantize_linear::{integer_bounds, integers, saturate},
+    qlinear::Target,
+    quantize_linear::integers,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::Value;
@@ -53,16 +54,14 @@ impl Operator for QLinearConv {
                 false => Err(OpError::input(format!("input {index} has {} scales, expected {counts:?}", scales.len()))),
             }
         };
-        let (x_scale, w_scale, y_scale) = (scale(1, &[1])?[0], scale(4, &[1, channels])?, scale(6, &[1])?[0]);
-        let dtype = y_zero_point.dtype();
-        let bounds = integer_bounds(dtype).ok_or_else(|| OpError::unsupported(format!("quantization to {dtype}")))?;
-        let zero_point = *integers(y_zero_point)?.first().ok_or_else(|| OpError::input("the zero point is empty"))?;
+        let (x_scale, w_scale) = (scale(1, &[1])?[0], scale(4, &[1, channels])?);
+        let target = Target::read(inputs, 6, y_zero_point.dtype())?;
         let plane = geometry.plane_len().max(1);
         let y = sums.into_iter().enumerate().map(|(i, sum)| {
             let w_scale = w_scale[if w_scale.len() == 1 { 0 } else { i / plane % channels }];
-            saturate(sum as f64 * (x_scale * w_scale / y_scale), zero_point, bounds)
+            target.requantize(sum, x_scale as f32 * w_scale as f32 / target.scale as f32)
         });
-        Ok(vec![Wide::Int(y.collect()).narrow(dtype, geometry.output)?.into()])
+        Ok(vec![target.tensor(y.collect(), geometry.output)?.into()])
     }
 }
 

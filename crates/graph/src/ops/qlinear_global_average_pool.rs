@@ -6,7 +6,6 @@ use super::{
         DOMAIN, Quantized, Target, channels_first, channels_last, fact, move_channels, quantized_fact,
         read_channels_last, target_dtype,
     },
-    quantize_linear::saturate,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Shape, Value};
@@ -64,12 +63,44 @@ impl Operator for QLinearGlobalAveragePool {
         let output: Vec<usize> = [*n, *c].into_iter().chain(spatial.iter().map(|_| 1)).collect();
         let planes = context.bounded_len(&output)?;
         let plane: usize = spatial.iter().product();
+        let factor = x.scale as f32 / (plane as f32 * target.scale as f32);
         let y = (0..planes).map(|index| {
             let sum: i64 = values[index * plane..][..plane].iter().sum();
-            saturate(sum as f64 * x.scale / plane as f64 / target.scale, target.zero_point, target.bounds)
+            target.requantize(sum, factor)
         });
         let shape: Shape = if self.channels_last { channels_last(&output) } else { output.clone() }.into();
         // One element per channel: moving the axis moves no element.
         Ok(vec![target.tensor(y.collect(), shape)?.into()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.QLinearGlobalAveragePool", 1)
+            .with("channels_last", 0)
+            .input(tensor::<u8>(
+                &[2, 2, 3, 2],
+                &[
+                    127, 107, 135, 58, 201, 19, 106, 72, 188, 191, 182, 236, 238, 47, 29, 33, 186, 248, 237, 171, 247,
+                    223, 3, 30,
+                ],
+            ))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[10]))
+            .input(f32s(&[], &[0.03]))
+            .input(tensor::<u8>(&[], &[9]))
+            .gives([tensor::<u8>(&[2, 2, 1, 1], &[172, 255, 209, 245])]);
+        case("com.microsoft.QLinearGlobalAveragePool", 1)
+            .with("channels_last", 1)
+            .input(tensor::<i8>(&[1, 3, 2, 2], &[93, -107, 123, 83, 117, -36, -90, 4, 120, -34, 99, -30]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<i8>(&[], &[1]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<i8>(&[], &[-9]))
+            .gives([tensor::<i8>(&[1, 1, 1, 2], &[67, -30])]);
     }
 }

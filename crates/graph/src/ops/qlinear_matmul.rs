@@ -4,7 +4,7 @@ use super::{
     EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide,
     matmul::{Product, infer_shape},
     matmul_integer::{Side, per_side, shifted},
-    quantize_linear::{integer_bounds, integers, saturate},
+    qlinear::Target,
 };
 use crate::{Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::Value;
@@ -50,15 +50,12 @@ impl Operator for QLinearMatMul {
             &shifted(a, Some(inputs.tensor(2)?), Side::Rows)?,
             &shifted(b, Some(inputs.tensor(5)?), Side::Columns)?,
         );
-        let dtype = y_zero_point.dtype();
-        let bounds = integer_bounds(dtype).ok_or_else(|| OpError::unsupported(format!("quantization to {dtype}")))?;
-        let single = || OpError::input("the scale and zero point of the result must be one each");
-        let zero_point = *integers(y_zero_point)?.first().ok_or_else(single)?;
-        let y_scale = *Wide::floats(inputs.tensor(6)?)?.first().ok_or_else(single)?;
+        let target = Target::read(inputs, 6, y_zero_point.dtype())?;
         let factors = scales(1, Side::Rows)?.zip(scales(4, Side::Columns)?);
         let y = sums.into_iter().zip(factors);
-        let y = y.map(|(sum, (a, b))| saturate(sum as f64 * (a * b / y_scale), zero_point, bounds));
-        Ok(vec![Wide::Int(y.collect()).narrow(dtype, product.output.clone())?.into()])
+        let y_scale = target.scale as f32;
+        let y = y.map(|(sum, (a, b))| target.requantize(sum, a as f32 * b as f32 / y_scale));
+        Ok(vec![target.tensor(y.collect(), product.output.clone())?.into()])
     }
 }
 

@@ -52,3 +52,66 @@ impl QLinearSoftmax {
         Softmax { function: SoftmaxFunction::Softmax, axis: self.axis, coerced: self.coerced }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.QLinearSoftmax", 1)
+            .with("opset", 13)
+            .input(tensor::<u8>(&[2, 3], &[165, 65, 157, 195, 98, 117]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[120]))
+            .input(f32s(&[], &[0.00390625]))
+            .input(tensor::<u8>(&[], &[0]))
+            .gives([tensor::<u8>(&[2, 3], &[129, 17, 110, 189, 27, 40])]);
+        case("com.microsoft.QLinearSoftmax", 1)
+            .with("opset", 13)
+            .with("axis", 1)
+            .input(tensor::<i8>(&[2, 2, 2], &[127, 78, 123, -31, 47, 115, 38, 87]))
+            .input(f32s(&[], &[0.01]))
+            .input(tensor::<i8>(&[], &[12]))
+            .input(f32s(&[], &[0.00390625]))
+            .input(tensor::<i8>(&[], &[-128]))
+            .gives([tensor::<i8>(&[2, 2, 2], &[3, 64, -3, -64, 6, 18, -6, -18])]);
+        case("com.microsoft.QLinearSoftmax", 1)
+            .with("opset", 12)
+            .with("axis", 1)
+            .input(tensor::<u8>(&[2, 2, 2], &[176, 180, 99, 224, 34, 148, 184, 216]))
+            .input(f32s(&[], &[0.01]))
+            .input(tensor::<u8>(&[], &[12]))
+            .input(f32s(&[], &[0.005]))
+            .input(tensor::<u8>(&[], &[3]))
+            .gives([tensor::<u8>(&[2, 2, 2], &[52, 54, 25, 81, 17, 45, 64, 87])]);
+        case("com.microsoft.QLinearSoftmax", 1)
+            .with("opset", 12)
+            .input(tensor::<u8>(&[2, 2], &[134, 96, 79, 108]))
+            .input(f32s(&[], &[0.01]))
+            .input(tensor::<u8>(&[], &[12]))
+            .input(f32s(&[], &[0.005]))
+            .input(tensor::<u8>(&[], &[3]))
+            .gives([tensor::<u8>(&[2, 2], &[122, 84, 89, 117])]);
+        case("com.microsoft.QLinearSoftmax", 1)
+            .with("opset", 9)
+            .with("axis", -1)
+            .input(tensor::<u8>(&[2, 2, 2], &[124, 184, 227, 18, 239, 136, 91, 172]))
+            .input(f32s(&[], &[0.01]))
+            .input(tensor::<u8>(&[], &[12]))
+            .input(f32s(&[], &[0.005]))
+            .input(tensor::<u8>(&[], &[3]))
+            .gives([tensor::<u8>(&[2, 2, 2], &[74, 132, 181, 25, 150, 56, 65, 141])]);
+    }
+
+    #[test]
+    fn the_opset_says_what_an_axis_means() {
+        let (x, one) = (tensor::<u8>(&[2], &[1, 2]), f32s(&[], &[1.0]));
+        case("com.microsoft.QLinearSoftmax", 1)
+            .input(x)
+            .input(one.clone())
+            .omitted()
+            .input(one)
+            .fails("'opset' is missing");
+    }
+}

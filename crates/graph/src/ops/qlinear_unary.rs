@@ -55,3 +55,41 @@ impl Operator for QLinearUnary {
         Ok(vec![target.tensor(y.collect(), x.tensor.shape().clone())?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.QLinearSigmoid", 1)
+            .input(tensor::<u8>(&[2, 4], &[141, 8, 195, 186, 216, 44, 22, 220]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[128]))
+            .input(f32s(&[], &[0.00390625]))
+            .input(tensor::<u8>(&[], &[0]))
+            .gives([tensor::<u8>(&[2, 4], &[168, 1, 247, 243, 253, 4, 1, 253])]);
+        case("com.microsoft.QLinearSigmoid", 1)
+            .input(tensor::<i8>(&[5], &[-123, 10, -108, -52, -5]))
+            .input(f32s(&[], &[0.05]))
+            .omitted()
+            .input(f32s(&[], &[0.005]))
+            .input(tensor::<i8>(&[], &[-100]))
+            .gives([tensor::<i8>(&[5], &[-100, 24, -99, -86, -12])]);
+        case("com.microsoft.QLinearLeakyRelu", 1)
+            .with("alpha", 0.1f32)
+            .input(tensor::<u8>(&[2, 4], &[108, 103, 7, 1, 31, 2, 171, 134]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[128]))
+            .input(f32s(&[], &[0.04]))
+            .input(tensor::<u8>(&[], &[30]))
+            .gives([tensor::<u8>(&[2, 4], &[28, 27, 15, 14, 18, 14, 84, 38])]);
+        case("com.microsoft.QLinearLeakyRelu", 1)
+            .input(tensor::<i8>(&[5], &[-4, -3, -2, 3, 120]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<i8>(&[], &[0]))
+            .input(f32s(&[], &[1.0]))
+            .input(tensor::<i8>(&[], &[1]))
+            .gives([tensor::<i8>(&[5], &[1, 1, 1, 3, 61])]);
+    }
+}

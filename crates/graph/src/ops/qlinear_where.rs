@@ -46,3 +46,35 @@ impl Operator for QLinearWhere {
         Ok(vec![target.tensor(z.collect(), shape.clone())?.into()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+    use cutover_tensor::Tensor;
+
+    #[test]
+    fn agrees_with_onnx_runtime() {
+        case("com.microsoft.QLinearWhere", 1)
+            .input(Tensor::from_bools([1, 2], &[true, false]).unwrap())
+            .input(tensor::<u8>(&[2, 2], &[58, 182, 159, 12]))
+            .input(f32s(&[], &[0.05]))
+            .input(tensor::<u8>(&[], &[10]))
+            .input(tensor::<u8>(&[2, 1], &[21, 96]))
+            .input(f32s(&[], &[0.02]))
+            .input(tensor::<u8>(&[], &[128]))
+            .input(f32s(&[], &[0.04]))
+            .input(tensor::<u8>(&[], &[9]))
+            .gives([tensor::<u8>(&[2, 2], &[69, 0, 195, 0])]);
+        case("com.microsoft.QLinearWhere", 1)
+            .input(Tensor::from_bools([3], &[true, false, true]).unwrap())
+            .input(tensor::<i8>(&[3], &[85, -26, 73]))
+            .input(f32s(&[], &[0.5]))
+            .input(tensor::<i8>(&[], &[0]))
+            .input(tensor::<i8>(&[1], &[-47]))
+            .input(f32s(&[], &[0.25]))
+            .input(tensor::<i8>(&[], &[-7]))
+            .input(f32s(&[], &[1.0]))
+            .input(tensor::<i8>(&[], &[3]))
+            .gives([tensor::<i8>(&[3], &[45, -7, 39])]);
+    }
+}

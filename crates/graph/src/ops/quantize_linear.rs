@@ -280,6 +280,17 @@ mod tests {
 
     #[test]
     fn agrees_with_onnx_runtime() {
+        case("com.microsoft.QuantizeLinear", 1)
+            .input(f32s(&[3], &[-1.0, 0.3, 40000.0]))
+            .input(f32s(&[], &[1.0]))
+            .input(tensor::<u16>(&[], &[30000]))
+            .gives([tensor::<u16>(&[3], &[29999, 30000, 65535])]);
+        case("com.microsoft.QuantizeLinear", 1)
+            .with("axis", 1)
+            .input(f32s(&[2, 2], &[-1.0, 0.3, 2.0, -3.0]))
+            .input(f32s(&[2], &[0.5, 0.25]))
+            .input(tensor::<i8>(&[2], &[1, 2]))
+            .gives([tensor::<i8>(&[2, 2], &[-1, 3, 5, -10])]);
         case("QuantizeLinear", 13)
             .input(f32s(&[6], &[-1.0, 0.0, 0.5, 1.5, 2.5, 300.0]))
             .input(f32s(&[], &[1.0]))

@@ -5,6 +5,7 @@
 //! are for a backend's own lowering.
 
 mod driver;
+mod expand_fused;
 mod fold_constants;
 mod fold_scales;
 mod fuse_activations;
@@ -76,6 +77,7 @@ pub struct Step {
 /// before what fuses them.
 const PASSES: &[&dyn Pass] = &[
     &remove_dead_code::RemoveDeadCode,
+    &expand_fused::ExpandFused,
     &fold_constants::FoldConstants,
     &remove_no_ops::RemoveNoOps,
     &share_equal::ShareEqual,
