@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Constant, Dim, Fact, Graph, GraphError, ImportError, Op, Source, TensorFact, ValueId,
-    ops::{Attribute, CustomOp, Identity, NodeReader, OPERATOR_NAMES, Subgraph},
+    ops::{Attribute, CustomOp, Identity, NodeReader, OPERATOR_NAMES, Subgraph, Unsqueeze},
 };
 use cutover_tensor::{DType, Shape, Tensor};
 use prost::{Message, bytes::Bytes};
@@ -457,6 +457,9 @@ impl<'a> Importer<'a> {
             let id = self.building().graph.add_constant(name, Constant::new(tensor));
             return self.name_value(&node.output[0], id, &place);
         }
+        if domain.is_empty() && opset < 7 {
+            self.align_operand(&node.op_type, &name, &mut attributes, &mut inputs, &place)?;
+        }
         if (domain, node.op_type.as_str()) == GRADIENT {
             return self.gradient(node, &name, &inputs, attributes, &place);
         }
@@ -477,7 +480,10 @@ impl<'a> Importer<'a> {
                     inputs.insert(at.min(inputs.len()), None);
                 }
                 let captured = std::mem::take(&mut reader.subgraphs);
-                for (at, tensor) in reader.finish()? {
+                let first =
+                    inputs.first().copied().flatten().and_then(|id| self.building().graph.value(id).fact.as_tensor());
+                let first = first.map(|fact| fact.dtype);
+                for (at, tensor) in reader.finish(first)? {
                     let building = self.building();
                     let value = building.value_names.fresh(format!("{name}.input{at}"));
                     inputs.resize(inputs.len().max(at + 1), None);
@@ -503,6 +509,51 @@ impl<'a> Importer<'a> {
         for (given, id) in node.output.iter().zip(outputs).filter(|(given, _)| !given.is_empty()) {
             self.name_value(given, id, &place)?;
         }
+        Ok(())
+    }
+
+    /// Before opset 7 an attribute said at which axis of the first operand the second one begins, and the slopes of `PRelu` began at the
+    /// second: gives it the axes after those that it has.
+    fn align_operand(
+        &mut self,
+        op_type: &str,
+        name: &str,
+        attributes: &mut BTreeMap<String, Attribute>,
+        inputs: &mut [Option<ValueId>],
+        place: &str,
+    ) -> Result<(), ImportError> {
+        let is_binary =
+            ["Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Less", "Greater"].contains(&op_type);
+        let [Some(first), Some(second)] = inputs[..] else { return Ok(()) };
+        let graph = &self.building().graph;
+        let rank = |id: ValueId| graph.value(id).fact.as_tensor().and_then(TensorFact::rank);
+        let (Some(of_first), Some(of_second)) = (rank(first), rank(second)) else { return Ok(()) };
+        let axis = match attributes.get("axis") {
+            Some(&Attribute::Int(axis)) if is_binary => axis,
+            None if op_type == "PRelu" && of_second == 1 && of_first > 1 => 1,
+            _ => return Ok(()),
+        };
+        attributes.remove("axis");
+        if op_type == "PRelu" && graph.value(second).fact.as_tensor().and_then(TensorFact::constant_count) == Some(1) {
+            return Ok(());
+        }
+        let begin = if axis < 0 { axis.saturating_add(of_first as i64) } else { axis };
+        let fits = |begin: &usize| begin.checked_add(of_second).is_some_and(|end| end <= of_first);
+        let Some(begin) = usize::try_from(begin).ok().filter(fits) else {
+            return corrupt(place, format!("axis {axis}: an operand of {of_second} axes against one of {of_first}"));
+        };
+        let axes: Vec<i64> = (of_second as i64..(of_first - begin) as i64).collect();
+        if axes.is_empty() {
+            return Ok(());
+        }
+        let axes = Tensor::from_vec([axes.len()], axes).or_else(|e| corrupt(place, e.to_string()))?;
+        let building = self.building();
+        let names = ["axes", "aligned"].map(|what| building.value_names.fresh(format!("{name}.{what}")));
+        let node = building.node_names.fresh(format!("{name}.align"));
+        let [axes_name, aligned] = names;
+        let axes = building.graph.add_constant(axes_name, Constant::new(axes));
+        let node = building.graph.add_node(node, Unsqueeze.into(), vec![Some(second), Some(axes)], vec![aligned])?;
+        inputs[1] = Some(building.graph.node(node).outputs[0]);
         Ok(())
     }
 

@@ -181,10 +181,10 @@ impl Operator for Binary {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(2..=2)?;
         if node.opset < 7 {
-            node.optional_ints("consumed_inputs")?;
             node.flag("broadcast", false)?;
+            // The importer gives the second operand its axes where it knows both ranks.
             if node.has_attribute("axis") {
-                return Err(node.unsupported("attribute 'axis' of before opset 7"));
+                return Err(node.unsupported("attribute 'axis' of before opset 7, of operands of unknown ranks"));
             }
         }
         let name = node.op_type.clone();

@@ -129,7 +129,8 @@ impl Case {
         let read = Op::import(op, &mut node).unwrap_or_else(|| panic!("{op} is not listed"));
         let read = read.map_err(|error| error.to_string())?;
         node.inserted_inputs().iter().for_each(|&index| inputs.insert(index, None));
-        for (index, constant) in node.finish().map_err(|error| error.to_string())? {
+        let first = inputs.first().and_then(Option::as_ref).and_then(Value::as_tensor).map(Tensor::dtype);
+        for (index, constant) in node.finish(first).map_err(|error| error.to_string())? {
             inputs.resize(inputs.len().max(index + 1), None);
             inputs[index] = Some(constant.into());
         }
