@@ -866,7 +866,8 @@ def quantize(r, t, v, name):
     per_axis = v >= 13 and r.int(0, 1)
     of = [shape[axis]] if per_axis else []
     target = r.pick("uint8", "int8", *(("float8e4m3fn", "float8e5m2") if v >= 19 else ()), *(("int16", "uint16", "int4", "uint4") if v >= 21 else ()))
-    scale = r.array(t if t in ("float", "float16", "bfloat16") and v >= 19 else "float", of, 0.05, 2)
+    # Nothing is divided by 0, which is what halves may be rounded to.
+    scale = r.array(t if t in ("float", "float16", "bfloat16") and v >= 19 else "float", of, 0.3, 2)
     zero = r.maybe(r.array(target, of, 0, 0 if target.startswith("float") else 7), 0.8)
     saturate = r.pick(None, 0, 1) if v >= 19 else None
     return Node([r.array(t, shape, -40, 40), scale, zero], axis=r.pick(axis, axis - len(shape)) if v >= 13 else None, saturate=saturate)
@@ -1061,7 +1062,7 @@ def ask_ours(binary, folder, at, model, feeds):
     except subprocess.TimeoutExpired:
         return None, "took more than two minutes"
     if done.returncode != 0:
-        return None, done.stderr.strip().replace("\n", " ")[-400:]
+        return None, done.stderr.strip().replace("\n", " ")[:400]
     with np.load(results) as file:
         return {name: file[name] for name in file.files}, ""
 

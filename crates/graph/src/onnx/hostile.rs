@@ -460,3 +460,56 @@ fn names_and_lengths_that_are_no_text_or_no_length_are_refused() {
     }
     check(with(|g| g.input[0].r#type = Some(nested)), &["not a valid ONNX file", "recursion"]);
 }
+
+#[test]
+fn operands_of_before_opset_7_begin_at_their_axis() {
+    let old = |op_type: &str, axis: i64, second: &[i64]| {
+        let attribute = vec![int("broadcast", 1), int("axis", axis)];
+        let mut model = with(|g| {
+            g.node[0] = NodeProto { attribute, ..node("sum", op_type, &["x", "z"], &["y"]) };
+            g.input = vec![value("x", &[2, 3, 4, 5]), value("z", second)];
+            g.output = vec![value("y", &[2, 3, 4, 5])];
+        });
+        model.opset_import[0].version = 6;
+        model
+    };
+    for (axis, second) in [(1, &[3, 4][..]), (0, &[2]), (-1, &[5]), (2, &[4, 5]), (4, &[])] {
+        let model = old("Add", axis, second).encode_to_vec();
+        let graph = import_bytes(model.into(), None, &ImportOptions::default()).unwrap();
+        let shape = graph.value(graph.outputs()[0]).fact.as_tensor().unwrap().constant_shape();
+        assert_eq!(shape, Some(vec![2, 3, 4, 5]), "{second:?} at axis {axis}");
+    }
+    check(old("Add", 3, &[4, 5]), &["'sum' (Add)", "axis 3", "2 axes against one of 4"]);
+    check(old("Add", i64::MIN, &[4]), &["'sum' (Add)", "axis"]);
+    check(old("Add", i64::MAX, &[4]), &["'sum' (Add)", "axis"]);
+}
+
+#[test]
+fn gradients_that_cannot_be_are_refused() {
+    let gradient = |attributes: &[(&str, &[&str])], inputs: &[&str], outputs: &[&str]| {
+        let strings = |(name, names): &(&str, &[&str])| AttributeProto {
+            strings: names.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect(),
+            ..attribute(name, attribute_type::STRINGS)
+        };
+        let domain = "ai.onnx.preview.training";
+        let node = NodeProto {
+            domain: text(domain),
+            attribute: attributes.iter().map(strings).collect(),
+            ..node("slope", "Gradient", inputs, outputs)
+        };
+        let mut model = with(|g| {
+            g.node.push(node);
+            g.output.push(value("dx", &[2, 3]));
+        });
+        model.opset_import.push(OperatorSetIdProto { domain: text(domain), version: 1 });
+        model
+    };
+    let good = gradient(&[("xs", &["x"]), ("y", &["y"])], &["x"], &["dx"]).encode_to_vec();
+    assert!(import_bytes(good.into(), None, &ImportOptions::default()).is_ok());
+    check(gradient(&[("xs", &["x"])], &["x"], &["dx"]), &["'slope'", "'y' must name"]);
+    check(gradient(&[("xs", &["x"]), ("y", &["q"])], &["x"], &["dx"]), &["'slope'", "'q'", "nothing makes"]);
+    check(gradient(&[("xs", &["x"]), ("y", &["dx"])], &["x"], &["dx"]), &["cycle", "slope"]);
+    check(gradient(&[("xs", &["x", "x"]), ("y", &["y"])], &["x", "x"], &["dx"]), &["'slope'", "'x' twice"]);
+    check(gradient(&[("xs", &["x"]), ("y", &["y"])], &[], &["dx"]), &["'slope'", "0 inputs"]);
+    check(gradient(&[("xs", &["x"]), ("y", &["y"]), ("w", &[])], &["x"], &["dx"]), &["'slope'", "'w'"]);
+}

@@ -480,7 +480,10 @@ impl<'a> Importer<'a> {
                     self.align(&mut inputs, at, axis, &name, &place)?;
                 }
                 let captured = std::mem::take(&mut reader.subgraphs);
-                for (at, tensor) in reader.finish()? {
+                let first =
+                    inputs.first().copied().flatten().and_then(|id| self.building().graph.value(id).fact.as_tensor());
+                let first = first.map(|fact| fact.dtype);
+                for (at, tensor) in reader.finish(first)? {
                     let building = self.building();
                     let value = building.value_names.fresh(format!("{name}.input{at}"));
                     inputs.resize(inputs.len().max(at + 1), None);

@@ -28,9 +28,6 @@ impl Operator for BatchNorm {
         node.expect_inputs(5..=5)?;
         let epsilon = node.float("epsilon", 1e-5)?;
         let momentum = node.float("momentum", 0.9)?;
-        if node.opset == 1 {
-            node.optional_ints("consumed_inputs")?;
-        }
         let is_test = node.opset < 7 && node.flag("is_test", false)?;
         let is_training = match node.opset {
             14.. => node.flag("training_mode", false)?,

@@ -181,7 +181,6 @@ impl Operator for Binary {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(2..=2)?;
         if node.opset < 7 {
-            node.optional_ints("consumed_inputs")?;
             node.flag("broadcast", false)?;
             if let Some(axis) = node.optional_int("axis")? {
                 node.align_input(1, axis);

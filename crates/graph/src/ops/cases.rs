@@ -138,7 +138,8 @@ impl Case {
                 *tensor = tensor.reshape(dims).map_err(|error| error.to_string())?;
             }
         }
-        for (index, constant) in node.finish().map_err(|error| error.to_string())? {
+        let first = inputs.first().and_then(Option::as_ref).and_then(Value::as_tensor).map(Tensor::dtype);
+        for (index, constant) in node.finish(first).map_err(|error| error.to_string())? {
             inputs.resize(inputs.len().max(index + 1), None);
             inputs[index] = Some(constant.into());
         }

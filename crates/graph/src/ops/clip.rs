@@ -2,7 +2,7 @@
 
 use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide};
 use crate::{Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{Tensor, Value};
+use cutover_tensor::Value;
 
 /// `y = min(max(x, low), high)`: inputs `x`, and scalars `low` and `high`, each of which may be omitted.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +16,7 @@ impl Operator for Clip {
                 if node.opset >= 11 || node.has_input(index) {
                     return Err(node.corrupt(format!("attribute '{name}' was replaced by an input in opset 11")));
                 }
-                node.push_constant(index, Tensor::scalar(bound));
+                node.push_number(index, bound);
             }
         }
         Ok(Clip.into())
@@ -65,5 +65,18 @@ impl Operator for Clip {
             }
         }
         Ok(vec![y.narrow(x.dtype(), x.shape().clone())?.into()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, tensor};
+
+    #[test]
+    fn bounds_take_the_type_of_the_elements() {
+        let x = || tensor::<f64>(&[3], &[-1.0, 0.5, 9.0]);
+        let old = case("Clip", 6).with("min", 0.0f32).with("max", 2.0f32).input(x());
+        old.gives([tensor::<f64>(&[3], &[0.0, 0.5, 2.0])]);
+        case("Clip", 13).input(x()).input(tensor::<f32>(&[], &[0.0])).fails("a bound of type f32");
     }
 }

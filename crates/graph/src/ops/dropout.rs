@@ -24,9 +24,6 @@ impl Operator for Dropout {
             let ratio = node.float("ratio", 0.5)?;
             // Opset 7 took this away, and training with it.
             let is_training = node.opset < 7 && node.int("is_test", 0)? == 0;
-            if node.opset == 1 {
-                node.optional_ints("consumed_inputs")?;
-            }
             if is_training {
                 node.push_constant(1, Tensor::scalar(ratio));
                 node.push_constant(2, Tensor::from_bools([], &[true]).map_err(|e| node.corrupt(e.to_string()))?);

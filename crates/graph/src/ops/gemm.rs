@@ -32,6 +32,10 @@ impl Operator for Gemm {
             transpose_b: node.flag("transB", false)?,
             activation: None,
         };
+        if node.opset < 7 {
+            // Where it is 0, the shapes are the same, or nothing is right.
+            node.flag("broadcast", false)?;
+        }
         match if fused { read_function(node)? } else { None } {
             None => Ok(gemm.into()),
             Some(function) => Ok(match function.activation() {
@@ -108,13 +112,15 @@ impl Operator for Gemm {
                 Wide::Float(y)
             }
             (Wide::Int(a), Wide::Int(b), added) => {
-                if self.alpha != 1.0 || self.beta != 1.0 || self.activation.is_some() {
-                    return Err(OpError::unsupported("a scaled product of integers"));
-                }
+                let whole = |factor: f32| if factor.fract() == 0.0 { Some(factor as i128) } else { None };
+                let (Some(alpha), Some(beta), None) = (whole(self.alpha), whole(self.beta), self.activation) else {
+                    return Err(OpError::unsupported("a product of integers that is scaled by a fraction"));
+                };
                 let (a, b) = self.plain(&product, a, b);
                 let mut y = product.apply_integers(&a, &b);
+                y.iter_mut().for_each(|y| *y = y.wrapping_mul(alpha));
                 if let Some((Wide::Int(c), sources)) = added {
-                    y.iter_mut().zip(sources).for_each(|(y, source)| *y = y.wrapping_add(c[source]));
+                    y.iter_mut().zip(sources).for_each(|(y, source)| *y = y.wrapping_add(c[source].wrapping_mul(beta)));
                 }
                 Wide::Int(y)
             }
@@ -170,5 +176,17 @@ mod tests {
         case("Gemm", 13).wave(&[2, 3]).wave(&[2, 2]).fails("3 columns against 2 rows");
         case("Gemm", 13).wave(&[2, 3]).wave(&[3, 2]).wave(&[3]).fails("does not broadcast to [2, 2]");
         case("Gemm", 13).wave(&[2, 3, 1]).wave(&[3, 2]).fails("expected a matrix");
+    }
+
+    #[test]
+    fn integers_are_scaled_by_whole_numbers() {
+        use crate::ops::cases::tensor;
+        let of = |alpha: f32| {
+            let row = |values: [i32; 2]| tensor::<i32>(&[1, 2], &values);
+            let gemm = case("Gemm", 11).with("transB", 1).with("alpha", alpha).with("beta", 3.0f32);
+            gemm.input(row([1, 2])).input(row([3, 4])).input(tensor::<i32>(&[], &[5]))
+        };
+        of(2.0).gives([tensor::<i32>(&[1, 1], &[37])]);
+        of(0.5).fails("scaled by a fraction");
     }
 }

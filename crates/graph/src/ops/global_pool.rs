@@ -26,7 +26,7 @@ impl Operator for GlobalPool {
         let function = match node.op_type.as_str() {
             "GlobalAveragePool" => GlobalPoolFunction::Average,
             "GlobalMaxPool" => GlobalPoolFunction::Max,
-            _ => GlobalPoolFunction::Lp { p: node.count("p", 2)? },
+            _ => GlobalPoolFunction::Lp { p: super::lp_pool::read_p(node)? },
         };
         Ok(GlobalPool { function }.into())
     }

@@ -17,7 +17,7 @@ pub struct LpPool {
 impl Operator for LpPool {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(1..=1)?;
-        Ok(LpPool { window: read(node)?, p: node.count("p", 2)? }.into())
+        Ok(LpPool { window: read(node)?, p: read_p(node)? }.into())
     }
 
     fn export(&self) -> Spelling {
@@ -40,6 +40,17 @@ impl Operator for LpPool {
     }
 }
 
+/// Attribute `p`, a float in opset 1.
+pub(super) fn read_p(node: &mut NodeReader) -> Result<usize, ImportError> {
+    if node.opset >= 2 {
+        return node.count("p", 2);
+    }
+    match node.float("p", 2.0)? {
+        p if p.fract() == 0.0 && (1.0..=1e6).contains(&p) => Ok(p as usize),
+        p => Err(node.unsupported(format!("p = {p}, no whole number"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::ops::cases::{case, f32s};
@@ -57,5 +68,15 @@ mod tests {
             .with("pads", vec![1i64, 1])
             .wave(&[1, 1, 5])
             .gives([f32s(&[1, 1, 3], &[1.34629, 1.43614, 1.27475])]);
+    }
+
+    #[test]
+    fn p_as_a_float() {
+        let old = |p: f32| {
+            case("LpPool", 1).with("kernel_shape", vec![2i64]).with("p", p).input(f32s(&[1, 1, 2], &[1., -2.]))
+        };
+        old(1.0).gives([f32s(&[1, 1, 1], &[3.0])]);
+        old(1.5).fails("no whole number");
+        case("GlobalLpPool", 1).with("p", 1.0f32).input(f32s(&[1, 1, 2], &[1., -2.])).gives([f32s(&[1, 1, 1], &[3.0])]);
     }
 }

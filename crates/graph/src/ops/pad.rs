@@ -5,7 +5,7 @@ use super::{
     normalize_axes,
 };
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{Tensor, Value};
+use cutover_tensor::Value;
 
 /// Inputs `x`, `pads` (how many before each axis, then how many after each; negative ones are taken away), the `constant` to pad with (0),
 /// and the `axes` that `pads` is for (all).
@@ -101,7 +101,7 @@ impl Operator for Pad {
             node.push_constant(1, pads);
             let value = node.float("value", 0.0)?;
             if value != 0.0 {
-                node.push_constant(2, Tensor::scalar(value));
+                node.push_number(2, value);
             }
         }
         node.expect_inputs(2..=if node.opset < 18 { 3 } else { 4 })?;
@@ -264,5 +264,12 @@ mod tests {
         let none = case("Pad", 13).with("mode", "edge").input(counted(&[0])).input(pads(&[1, 1]));
         none.fails("no element left");
         case("Pad", 13).with("mode", "mirror").wave(&[3]).input(pads(&[0, 0])).fails("'mode' must be");
+    }
+
+    #[test]
+    fn a_number_as_attribute_takes_the_type_of_the_elements() {
+        use crate::ops::cases::{case, tensor};
+        let old = case("Pad", 2).with("pads", vec![1i64, 0]).with("value", 2.5f32).input(tensor::<f64>(&[1], &[1.0]));
+        old.gives([tensor::<f64>(&[2], &[2.5, 1.0])]);
     }
 }

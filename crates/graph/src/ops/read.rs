@@ -1,8 +1,8 @@
 //! How an operator's `import` reads an ONNX node.
 
-use super::Attribute;
+use super::{Attribute, Wide};
 use crate::{Fact, ImportError};
-use cutover_tensor::Tensor;
+use cutover_tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 
 /// One ONNX node while it is read: its attributes are taken one by one, and any left at the end is an error.
@@ -21,6 +21,8 @@ pub struct NodeReader {
     pub outputs: usize,
     attributes: BTreeMap<String, Attribute>,
     constants: Vec<(usize, Tensor)>,
+    /// Constants that take the type of the first input.
+    numbers: Vec<(usize, f32)>,
     inserted: Vec<usize>,
     aligned: Vec<(usize, i64)>,
     /// The attributes whose graphs were taken, in that order.
@@ -40,6 +42,11 @@ impl NodeReader {
         attributes: BTreeMap<String, Attribute>,
     ) -> NodeReader {
         let (node, domain, op_type) = (node.into(), domain.into(), op_type.into());
+        let mut attributes = attributes;
+        if domain.is_empty() && opset < 6 {
+            // How an engine of that time might save memory, which many operators had.
+            attributes.remove("consumed_inputs");
+        }
         NodeReader {
             node,
             op_type,
@@ -49,6 +56,7 @@ impl NodeReader {
             outputs,
             attributes,
             constants: Vec::new(),
+            numbers: Vec::new(),
             inserted: Vec::new(),
             aligned: Vec::new(),
             subgraphs: Vec::new(),
@@ -173,6 +181,12 @@ impl NodeReader {
         self.constants.push((index, tensor));
     }
 
+    /// As [`NodeReader::push_constant`], a scalar of the type of the first input.
+    pub fn push_number(&mut self, index: usize, value: f32) {
+        self.push_constant(index, Tensor::scalar(value));
+        self.numbers.push((index, value));
+    }
+
     /// Makes room for an input that the newest opset has before those of this one: inputs from `index` on move one place up,
     /// and it is omitted. Before any [`NodeReader::push_constant`].
     pub fn insert_omitted_input(&mut self, index: usize) {
@@ -210,14 +224,22 @@ impl NodeReader {
         ImportError::Unsupported { place: self.place(), message: message.into() }
     }
 
-    /// Ends the reading: the constants that became inputs.
-    pub(crate) fn finish(self) -> Result<Vec<(usize, Tensor)>, ImportError> {
-        match self.attributes.keys().next() {
-            Some(name) => {
-                Err(self.corrupt(format!("has attribute '{name}', which opset {} does not define", self.opset)))
-            }
-            None => Ok(self.constants),
+    /// Ends the reading: the constants that became inputs. `first` is the type of the first input, where it is a tensor.
+    pub(crate) fn finish(mut self, first: Option<DType>) -> Result<Vec<(usize, Tensor)>, ImportError> {
+        if let Some(name) = self.attributes.keys().next() {
+            return Err(self.corrupt(format!("has attribute '{name}', which opset {} does not define", self.opset)));
         }
+        for &(index, value) in &self.numbers {
+            // Of any other type it is left to the operator to refuse it.
+            let wide = match first {
+                Some(dtype) if dtype.is_float() => Wide::Float(vec![f64::from(value)]).narrow(dtype, []),
+                Some(dtype) if value.fract() == 0.0 => Wide::Int(vec![value as i128]).narrow(dtype, []),
+                _ => continue,
+            };
+            let typed = self.constants.iter_mut().filter(|(at, _)| *at == index);
+            typed.zip(wide).for_each(|((_, constant), typed)| *constant = typed);
+        }
+        Ok(self.constants)
     }
 
     fn place(&self) -> String {

@@ -1,6 +1,6 @@
 //! The same elements in the same order under another shape.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling};
+use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, movement};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::Value;
 
@@ -12,6 +12,12 @@ pub struct Reshape {
 
 impl Operator for Reshape {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
+        if node.opset < 5 {
+            node.expect_inputs(1..=1)?;
+            let shape = node.optional_ints("shape")?.ok_or_else(|| node.corrupt("attribute 'shape' is missing"))?;
+            let shape = movement::integers(node, shape)?;
+            node.push_constant(1, shape);
+        }
         node.expect_inputs(2..=2)?;
         Ok(Reshape { allow_zero: node.flag("allowzero", false)? }.into())
     }
@@ -92,5 +98,16 @@ impl Operator for Reshape {
             dims[at] = x.element_count() / known;
         }
         Ok(vec![x.reshape(dims)?.into()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, wave};
+
+    #[test]
+    fn a_shape_as_attribute() {
+        case("Reshape", 1).with("shape", vec![0i64, -1]).wave(&[2, 1, 2]).gives([wave(&[2, 2], 0)]);
+        case("Reshape", 1).wave(&[2]).fails("attribute 'shape' is missing");
     }
 }

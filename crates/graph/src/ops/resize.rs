@@ -203,8 +203,14 @@ impl Resize {
         };
         if node.op_type == "Upsample" && node.opset < 9 {
             node.expect_inputs(1..=1)?;
-            let scales =
-                node.optional_floats("scales")?.ok_or_else(|| node.corrupt("attribute 'scales' is missing"))?;
+            let scales = match node.opset {
+                7.. => node.optional_floats("scales")?,
+                _ => match (node.optional_float("height_scale")?, node.optional_float("width_scale")?) {
+                    (Some(height), Some(width)) => Some(vec![1.0, 1.0, height, width]),
+                    _ => None,
+                },
+            };
+            let scales = scales.ok_or_else(|| node.corrupt("the attributes with the scales are missing"))?;
             let tensor = Tensor::from_vec([scales.len()], scales).expect("as many as there are");
             node.push_constant(SCALES, tensor);
         } else {
@@ -569,5 +575,12 @@ mod tests {
             .omitted()
             .input(f32s(&[3], &[1.0, 1.0, -1.0]))
             .fails("cannot be scaled by -1");
+    }
+
+    #[test]
+    fn scales_of_height_and_width() {
+        let old = crate::ops::cases::case("Upsample", 1).with("height_scale", 1.0f32).with("width_scale", 2.0f32);
+        let x = crate::ops::cases::f32s(&[1, 1, 1, 2], &[1., 2.]);
+        old.input(x).gives([crate::ops::cases::f32s(&[1, 1, 1, 4], &[1., 1., 2., 2.])]);
     }
 }

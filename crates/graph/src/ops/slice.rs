@@ -17,10 +17,13 @@ fn range(extent: usize, start: i64, end: i64, step: i64) -> Result<(usize, isize
     if step == 0 {
         return Err(OpError::input("a step of 0"));
     }
+    if n == 0 {
+        return Ok((0, step as isize, 0));
+    }
     // An end of -1 with a negative step means the last element, as in NumPy: only what is below -n reaches before the first.
     let (start, end) = (wrap(start).clamp(low.max(0), high), wrap(end).clamp(low, high));
     let distance = if step > 0 { end - start } else { start - end };
-    let count = if distance <= 0 || n == 0 { 0 } else { (distance as u64).div_ceil(step.unsigned_abs()) as usize };
+    let count = if distance <= 0 { 0 } else { (distance as u64).div_ceil(step.unsigned_abs()) as usize };
     Ok((start.max(0) as usize, step as isize, count))
 }
 
@@ -159,5 +162,34 @@ impl Operator for Slice {
         let optional = |i: usize| inputs.get(i).map(|_| inputs.integers(i)).transpose();
         let ranges = Ranges::new(shape.len(), inputs.integers(1)?, inputs.integers(2)?, optional(3)?, optional(4)?)?;
         ranges.moved(shape)?.apply(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::cases::{case, f32s, tensor};
+
+    #[test]
+    fn nothing_has_no_elements_in_either_direction() {
+        for step in [-2, -1, 1, 2] {
+            let one = |value: i32| tensor::<i32>(&[1], &[value]);
+            let slice = case("Slice", 13).wave(&[0, 2]).input(one(-2)).input(one(0)).input(one(0)).input(one(step));
+            slice.gives([f32s(&[0, 2], &[])]);
+        }
+    }
+
+    #[test]
+    fn positions_are_clamped_to_the_axis() {
+        let x = || f32s(&[4], &[0., 1., 2., 3.]);
+        let slice = |start: i64, end: i64, step: i64, expected: &[f32]| {
+            let one = |value: i64| tensor::<i64>(&[1], &[value]);
+            let slice = case("Slice", 13).input(x()).input(one(start)).input(one(end)).input(one(0)).input(one(step));
+            slice.gives([f32s(&[expected.len()], expected)]);
+        };
+        slice(1, i64::MAX, 2, &[1., 3.]);
+        slice(-1, i64::MIN, -2, &[3., 1.]);
+        slice(9, -9, -1, &[3., 2., 1., 0.]);
+        slice(-9, i64::MAX, -1, &[]);
+        slice(2, 1, 1, &[]);
     }
 }

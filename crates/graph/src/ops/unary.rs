@@ -81,10 +81,6 @@ impl Operator for Unary {
     fn import(node: &mut NodeReader) -> Result<Op, ImportError> {
         node.expect_inputs(1..=1)?;
         use UnaryFunction::*;
-        if node.opset < 6 {
-            // How an engine of that time might save memory.
-            node.optional_ints("consumed_inputs")?;
-        }
         let function = match node.op_type.as_str() {
             "Abs" => Abs,
             "Neg" => Neg,
@@ -313,6 +309,8 @@ impl UnaryFunction {
             Neg => Ok(-x),
             Sign => Ok(x.signum()),
             BitwiseNot => Ok(!x),
+            // Rounded towards zero, as ONNX Runtime does.
+            Erf | Shrink { .. } => Ok(self.of_float(x as f64) as i128),
             other => Err(OpError::input(format!("{} is not defined on integers", other.name()))),
         }
     }
@@ -391,5 +389,13 @@ mod tests {
                 assert!(error.abs() <= 4e-16, "erf({}) is off by {error}", sign * x);
             }
         }
+    }
+
+    #[test]
+    fn integers_round_towards_zero() {
+        use crate::ops::cases::{case, tensor};
+        case("Erf", 13).input(tensor::<i32>(&[3], &[-1, 0, 9])).gives([tensor::<i32>(&[3], &[0, 0, 1])]);
+        let shrink = case("Shrink", 9).with("lambd", 1.5f32).with("bias", 1.5f32);
+        shrink.input(tensor::<i8>(&[3], &[-4, 1, 2])).gives([tensor::<i8>(&[3], &[-2, 0, 0])]);
     }
 }
