@@ -96,8 +96,7 @@ impl Backend for Cpu {
             let message = format!("the CPU computes in f32, {:?} is not there yet", options.precision);
             return Err(CompileError::Options(message));
         }
-        let plan = compose::compose(plan)?;
-        Ok(executable::CpuExecutable::new(Arc::clone(&self.device), &plan)?)
+        Ok(executable::CpuExecutable::new(Arc::clone(&self.device), plan)?)
     }
 }
 

@@ -3,7 +3,7 @@
 //! The graphs inside operators are programs too, run by the same session in the same memory.
 
 use super::{
-    Device, eager, lower,
+    Device, compose, eager, lower,
     plan::{self, NoPlan, Setting, ShapePlan, Undecided},
     schedule::{Piece, Schedule},
     segment::{Memory, Segment},
@@ -81,6 +81,7 @@ impl Run<'_> {
 
 impl Program {
     pub fn new(device: &Arc<Device>, plan: &Plan, is_body: bool) -> Result<Program, GraphError> {
+        let plan = compose::compose(plan)?;
         let graph = plan.graph();
         let mut bodies = BTreeMap::new();
         for (id, node) in graph.nodes() {
@@ -102,10 +103,10 @@ impl Program {
         graph.inputs().iter().enumerate().for_each(|(at, id)| input_at[id.index()] = Some(at));
         let name = |(id, node): (NodeId, &Node)| (id, Name { node: node.name.clone(), op: node.op.name() });
         let names = Names(graph.nodes().map(name).collect());
-        let schedule = Schedule::guess(plan, Setting { graph, constants: &facts }, is_body);
+        let schedule = Schedule::guess(&plan, Setting { graph, constants: &facts }, is_body);
         Ok(Program {
             device: Arc::clone(device),
-            plan: plan.clone(),
+            plan,
             is_body,
             bodies,
             names,

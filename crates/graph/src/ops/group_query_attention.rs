@@ -194,7 +194,7 @@ impl Operator for GroupQueryAttention {
             let capacity = long.max(total);
             let mut cache = Heads { length: capacity, values: Vec::new(), ..*new };
             cache.values = vec![0.0; context.bounded_len(&[batch, m, capacity, new.size])?];
-            for (row, to) in cache.values.chunks_exact_mut((capacity * new.size).max(1)).enumerate() {
+            for (row, to) in cache.values.chunks_exact_mut(capacity.saturating_mul(new.size).max(1)).enumerate() {
                 let (sample, head) = (row / m, row % m);
                 let Counts { before, queries, .. } = counts[sample];
                 let mut vectors = to.chunks_exact_mut(new.size.max(1));

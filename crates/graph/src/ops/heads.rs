@@ -54,8 +54,8 @@ impl Heads {
 
     /// `count` heads from head `first` on.
     pub fn slice(&self, first: usize, count: usize) -> Heads {
-        let block = self.length * self.size;
-        let samples = self.values.chunks_exact((self.heads * block).max(1));
+        let block = self.length.saturating_mul(self.size);
+        let samples = self.values.chunks_exact(self.heads.saturating_mul(block).max(1));
         let values = samples.flat_map(|sample| &sample[first * block..(first + count) * block]).copied().collect();
         Heads { heads: count, values, ..*self }
     }
@@ -67,11 +67,11 @@ impl Heads {
 
     /// Adds to each vector what its head has in `bias`, `[n·h]`.
     pub fn add_bias(&mut self, bias: &[f64]) -> Result<(), OpError> {
-        if bias.len() != self.heads * self.size {
+        if bias.len() != self.heads.saturating_mul(self.size) {
             let (heads, size) = (self.heads, self.size);
             return Err(OpError::input(format!("a bias of {} for {heads} heads of {size}", bias.len())));
         }
-        let block = (self.length * self.size).max(1);
+        let block = self.length.saturating_mul(self.size).max(1);
         for (i, x) in self.values.iter_mut().enumerate() {
             *x += bias[i / block % self.heads * self.size + i % self.size];
         }
@@ -84,9 +84,9 @@ impl Heads {
         if of(self) != of(after) {
             return Err(OpError::input(format!("past state {} before {}", self.shape(), after.shape())));
         }
-        let (past, new) = (self.length * self.size, after.length * after.size);
+        let (past, new) = (self.length.saturating_mul(self.size), after.length.saturating_mul(after.size));
         let mut values = Vec::with_capacity(self.values.len() + after.values.len());
-        let rows = if past + new == 0 { 0 } else { self.batch * self.heads };
+        let rows = if self.values.len() + after.values.len() == 0 { 0 } else { self.batch * self.heads };
         for row in 0..rows {
             values.extend_from_slice(&self.values[row * past..(row + 1) * past]);
             values.extend_from_slice(&after.values[row * new..(row + 1) * new]);
@@ -102,7 +102,7 @@ impl Heads {
     /// As a tensor `[b, s, n·h]`.
     pub fn by_position(self, dtype: DType) -> Result<Value, OpError> {
         let values = swap_middle(&self.values, self.batch, self.heads, self.length, self.size)?;
-        Ok(Wide::Float(values).narrow(dtype, [self.batch, self.length, self.heads * self.size])?.into())
+        Ok(Wide::Float(values).narrow(dtype, [self.batch, self.length, self.heads.saturating_mul(self.size)])?.into())
     }
 
     fn shape(&self) -> String {
@@ -203,7 +203,7 @@ impl Bias {
         if keys > to[3] || (!shorter && keys != to[3]) {
             return Err(wrong());
         }
-        let (mut strides, mut stride) = ([0; 4], 1);
+        let (mut strides, mut stride) = ([0; 4], 1usize);
         for (axis, &extent) in shape.iter().enumerate().rev() {
             match lead + axis {
                 3 => strides[3] = 1,
@@ -211,7 +211,7 @@ impl Bias {
                 _ if extent == 1 => {}
                 _ => return Err(wrong()),
             }
-            stride *= extent;
+            stride = stride.wrapping_mul(extent);
         }
         let values = match Wide::of(tensor)? {
             Wide::Float(values) => values,

@@ -119,7 +119,7 @@ impl Operator for LinearAttention {
                 _ => Err(OpError::input(format!("input {index} is {}, of width {widths:?} expected", tensor.shape()))),
             }
         };
-        let decay = of_positions(4, [heads, heads * size])?;
+        let decay = of_positions(4, [heads, heads.saturating_mul(size)])?;
         let beta = of_positions(5, [heads, 1])?;
         let scale = self.scale.map_or_else(|| 1.0 / (size as f64).sqrt(), f64::from);
         let mut y = vec![0.0; context.bounded_len(&[batch, length, q_heads, width])?];
@@ -159,7 +159,7 @@ impl Operator for LinearAttention {
             }
         }
         let dtype = inputs.optional_tensor(3)?.map_or(query.dtype(), |past| past.dtype());
-        let y = Wide::Float(y).narrow(query.dtype(), [batch, length, q_heads * width])?;
+        let y = Wide::Float(y).narrow(query.dtype(), [batch, length, q_heads.saturating_mul(width)])?;
         let state = Wide::Float(state).narrow(dtype, [batch, heads, size, width])?;
         Ok(vec![y.into(), state.into()])
     }

@@ -196,8 +196,8 @@ impl Operator for MultiHeadAttention {
         };
         if let Some(bias) = inputs.optional_tensor(3)? {
             let bias = Wide::floats(bias)?;
-            let parts = [q.size, k.size, v.size].map(|size| size * n);
-            if bias.len() != parts.iter().sum::<usize>() {
+            let parts = [q.size, k.size, v.size].map(|size| size.saturating_mul(n));
+            if Some(bias.len()) != parts.iter().try_fold(0usize, |sum, &part| sum.checked_add(part)) {
                 return Err(OpError::input(format!("a bias of {}, expected {parts:?}", bias.len())));
             }
             let (of_q, rest) = bias.split_at(parts[0]);

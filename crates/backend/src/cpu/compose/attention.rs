@@ -23,7 +23,7 @@ struct Heads {
 struct Scoring {
     scale: f32,
     soft_cap: f32,
-    /// Added to `[b, n, s, t]`.
+    /// Added to `[b, n, s, t]`, or to `[b, m, n / m, s, t]` where heads are shared.
     biases: Vec<PatchValue>,
 }
 
@@ -73,6 +73,10 @@ pub(super) fn attention(mut composing: Composing<'_>, op: &Attention) -> Option<
     if let (Some(value), Some(_)) = (mask, seen) {
         let least = composing.number(f32::MIN);
         mask = Some(composing.op(Variadic { function: VariadicFunction::Max }, &[value, least]));
+    }
+    let is_by_sample = composing.input(3).is_some_and(|mask| composing.subject.shape(mask).is_some_and(|s| s.len() == 4));
+    if group > 1 && is_by_sample {
+        mask = mask.map(|mask| composing.unsqueeze(mask, &[1]));
     }
     let scale = op.scale.unwrap_or(1.0 / (q.size as f32).sqrt());
     let scoring = Scoring { scale, soft_cap: op.soft_cap, biases: mask.into_iter().collect() };
