@@ -11,6 +11,7 @@ folder of `--keep`. Results and what was decided of them are in FINDINGS.md.
 import argparse
 import collections
 import concurrent.futures
+import json
 import os
 import subprocess
 import tempfile
@@ -88,10 +89,9 @@ class Random:
             return np.array(self.rng.choice(["a", "b", "ab", "", "ß"], shape), dtype=object).reshape(shape)
         dtype = helper.tensor_dtype_to_np_dtype(CODES[t])
         if t.startswith(("int", "uint")):
-            least, most = (0 if t[0] == "u" else low), high
             bits = int(t.lstrip("uint"))
-            most = min(most, 2 ** (bits - (t[0] != "u")) - 1)
-            least = max(least, 0 if t[0] == "u" else -(2 ** (bits - 1)))
+            most = min(high, 2 ** (bits - (t[0] != "u")) - 1)
+            least = min(max(low, 0 if t[0] == "u" else -(2 ** (bits - 1))), most)
             return self.rng.integers(int(least), int(most) + 1, shape).astype(np.int64).astype(dtype)
         values = self.rng.uniform(low, high, shape)
         if whole:
@@ -936,19 +936,286 @@ def nms(r, t, v, name):
     return Node([boxes, scores, i64([r.int(0, 4)]), r.maybe(np.array([0.4], np.float32)), r.maybe(np.array([0.3], np.float32))], center_point_box=r.pick(None, 0, 1))
 
 
+# Images, signals, text
+
+
+@op("AffineGrid")
+def affine_grid(r, t, v, name):
+    rank = r.int(2, 3)
+    n = r.int(1, 2)
+    size = i64([n, 1] + [r.int(1, 4) for _ in range(rank)])
+    return Node([r.array(t, [n, rank, rank + 1]), size], align_corners=r.pick(None, 0, 1))
+
+
+@op("HannWindow", "HammingWindow", "BlackmanWindow")
+def signal_window(r, t, v, name):
+    return Node([np.array(r.int(1, 12), r.pick(np.int32, np.int64))], periodic=r.pick(None, 0, 1), output_datatype=r.pick(None, 1, 11))
+
+
+@op("MelWeightMatrix")
+def mel(r, t, v, name):
+    scalar = lambda value, kind: np.array(value, kind)
+    return Node([scalar(r.int(2, 6), np.int64), scalar(r.pick(16, 32), np.int64), scalar(8000, np.int64), scalar(0.0, np.float32), scalar(3500.0, np.float32)])
+
+
+@op("DFT")
+def dft(r, t, v, name):
+    shape = [r.int(1, 2), r.int(2, 8), r.pick(1, 2)]
+    inverse = r.pick(None, 0, 1)
+    one_sided = 1 if shape[2] == 1 and not inverse and r.int(0, 1) else None
+    length = r.maybe(np.array(r.int(1, 9), np.int64), 0.3)
+    if v < 20:
+        return Node([r.array(t, shape), length], axis=1, inverse=inverse, onesided=one_sided)
+    return Node([r.array(t, shape), length, np.array(r.pick(1, -2), np.int64)], inverse=inverse, onesided=one_sided)
+
+
+@op("STFT")
+def stft(r, t, v, name):
+    length = r.int(3, 6)
+    return Node([r.array(t, [r.int(1, 2), 16, 1]), np.array(r.int(1, 4), np.int64), r.array(t, [length]), np.array(length, np.int64)], onesided=r.pick(None, 0, 1))
+
+
+@op("Col2Im")
+def col2im(r, t, v, name):
+    image, block = [r.int(4, 6), r.int(4, 6)], [r.int(1, 3), r.int(1, 3)]
+    strides, pads = [r.int(1, 2)] * 2, [r.int(0, 1)] * 4
+    count = [(image[i] + 2 * pads[0] - block[i]) // strides[i] + 1 for i in range(2)]
+    return Node([r.array(t, [1, 2 * block[0] * block[1], count[0] * count[1]]), i64(image), i64(block)], strides=strides, pads=pads)
+
+
+@op("CenterCropPad")
+def center_crop_pad(r, t, v, name):
+    shape = r.shape(1, 3, (1, 2, 3, 4, 5))
+    if r.int(0, 1):
+        axes = r.rng.choice(len(shape), r.int(1, len(shape)), replace=False).tolist()
+        return Node([r.array(t, shape), i64([r.int(1, 6) for _ in axes])], axes=axes)
+    return Node([r.array(t, shape), i64([r.int(1, 6) for _ in shape])])
+
+
+@op("Det")
+def det(r, t, v, name):
+    n = r.int(1, 4)
+    return Node([r.array(t, r.shape(0, 2, (1, 2)) + [n, n])])
+
+
+@op("DeformConv")
+def deform_conv(r, t, v, name):
+    k, group, groups = r.int(1, 3), r.pick(1, 2), r.pick(1, 2)
+    pad = r.int(0, 1)
+    out = 5 + 2 * pad - k + 1
+    inputs = [r.array(t, [1, 2, 5, 5]), r.array(t, [2, 2 // group, k, k]), r.array(t, [1, groups * 2 * k * k, out, out], -1, 1)]
+    inputs += [r.maybe(r.array(t, [2])), r.maybe(r.array(t, [1, groups * k * k, out, out], 0, 1))]
+    return Node(inputs, kernel_shape=[k, k], pads=[pad] * 4, group=group, offset_group=groups)
+
+
+@op("MaxRoiPool")
+def max_roi_pool(r, t, v, name):
+    rois = np.array([[0, 0, 0, r.int(1, 5), r.int(1, 5)] for _ in range(r.int(1, 2))])
+    x = r.array(t, [1, 2, 6, 6])
+    return Node([x, rois.astype(x.dtype)], pooled_shape=[r.int(1, 3), r.int(1, 3)], spatial_scale=r.pick(None, 0.5))
+
+
+@op("MaxUnpool")
+def max_unpool(r, t, v, name):
+    x = r.array(t, [1, 2, 2, 2])
+    at = np.stack([np.array([5, 6, 8, 10]) + 16 * c for c in range(2)]).reshape(1, 2, 2, 2).astype(np.int64)
+    return Node([x, at], kernel_shape=[2, 2], strides=[2, 2])
+
+
+@op("RotaryEmbedding")
+def rotary(r, t, v, name):
+    n, heads, length, size = r.int(1, 2), r.int(1, 2), r.int(1, 3), r.pick(2, 4)
+    return Node([r.array(t, [n, heads, length, size]), r.array(t, [5, size // 2], -1, 1), r.array(t, [5, size // 2], -1, 1),
+                 r.rng.integers(0, 5, (n, length)).astype(np.int64)], interleaved=r.pick(None, 0, 1))
+
+
+@op("Attention")
+def attention(r, t, v, name):
+    n, heads, q, kv, size, out = r.int(1, 2), r.pick(2, 4), r.int(1, 3), r.int(1, 4), r.pick(2, 3), r.pick(2, 4)
+    groups = r.pick(1, 2)
+    past = r.maybe(r.int(1, 2), 0.3)
+    total = kv + (past or 0)
+    mask = r.pick(None, r.array("bool", [q, total]) | True, r.array(t, [q, total]), r.array(t, [n, 1, q, total]))
+    inputs = [r.array(t, [n, heads, q, size]), r.array(t, [n, heads // groups, kv, size]), r.array(t, [n, heads // groups, kv, out]), mask]
+    if past:
+        inputs += [r.array(t, [n, heads // groups, past, size]), r.array(t, [n, heads // groups, past, out])]
+    return Node(inputs, outputs=3 if past else 1, is_causal=r.pick(None, 0, 1) if mask is None or mask.dtype != bool else None, scale=r.maybe(0.5), softcap=r.maybe(2.0, 0.2))
+
+
+@op("SwiGLU")
+def swiglu(r, t, v, name):
+    shape = r.shape(1, 3)
+    return Node([r.array(t, shape), r.array(t, shape)], alpha=r.maybe(0.5))
+
+
+@op("TensorScatter")
+def tensor_scatter(r, t, v, name):
+    n, length = r.int(1, 2), r.int(3, 5)
+    return Node([r.array(t, [n, 2, length, 2]), r.array(t, [n, 2, 2, 2]), r.maybe(r.rng.integers(0, length - 1, n).astype(np.int64))], mode=r.pick(None, "linear", "circular"))
+
+
+@op("StringConcat")
+def string_concat(r, t, v, name):
+    a, b = r.broadcast(2)
+    return Node([r.array("string", a), r.array("string", b)])
+
+
+@op("StringNormalizer")
+def string_normalizer(r, t, v, name):
+    words = np.array([r.pick("Ab", "monday", "ÄB", "x") for _ in range(r.int(1, 5))], dtype=object)
+    return Node([words], case_change_action=r.pick(None, "NONE", "LOWER", "UPPER"), is_case_sensitive=r.pick(None, 0, 1), stopwords=r.maybe(["monday"]))
+
+
+@op("StringSplit")
+def string_split(r, t, v, name):
+    words = np.array([r.pick("a b", "a,,b", "", " a  b ", "abc") for _ in range(r.int(1, 3))], dtype=object)
+    return Node([words], outputs=2, delimiter=r.pick(None, ",", " "), maxsplit=r.maybe(r.int(1, 2)))
+
+
+@op("RegexFullMatch")
+def regex(r, t, v, name):
+    words = np.array([r.pick("www.a.com", "b@c.org", "", "a1") for _ in range(3)], dtype=object)
+    return Node([words], pattern=r.pick(r"www\.[\w.-]+\.\bcom\b", r"(\w+)@\w+\.org", r"[a-z]\d?", ""))
+
+
 # com.microsoft, and classical machine learning: versions are not told apart.
 
 
-@op("com.microsoft.Gelu", "com.microsoft.QuickGelu", "com.microsoft.FastGelu")
+def ms(inputs, outputs=1, **attributes):
+    return Node(inputs, outputs, domain="com.microsoft", **attributes)
+
+
+def scale(r, shape=()):
+    return r.array("float", shape, 0.3, 1)
+
+
+@op("com.microsoft.Gelu", "com.microsoft.QuickGelu")
 def ms_unary(r, t, v, name):
-    return Node([r.array("float", r.shape(1, 3, (1, 2, 3)))], domain="com.microsoft")
+    return ms([r.array("float", r.shape(1, 3, (1, 2, 3)))])
 
 
-@op("com.microsoft.FusedMatMul")
+@op("com.microsoft.FastGelu", "com.microsoft.BiasGelu")
+def ms_bias_gelu(r, t, v, name):
+    n = r.int(1, 4)
+    return ms([r.array("float", [r.int(1, 3), n]), r.array("float", [n])])
+
+
+@op("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul")
 def ms_matmul(r, t, v, name):
     ta, tb = r.int(0, 1), r.int(0, 1)
     a, b = ([3, 2] if ta else [2, 3]), ([4, 3] if tb else [3, 4])
-    return Node([r.array("float", [2] + a), r.array("float", [2] + b)], domain="com.microsoft", transA=ta, transB=tb, alpha=r.maybe(0.5))
+    return ms([r.array("float", [2] + a), r.array("float", [2] + b)], transA=ta, transB=tb, alpha=r.maybe(0.5))
+
+
+@op("com.microsoft.FusedGemm")
+def ms_gemm(r, t, v, name):
+    function = r.pick("Relu", "Sigmoid", "Tanh", "LeakyRelu")
+    return ms([r.array("float", [2, 3]), r.array("float", [3, 4]), r.array("float", [4])], activation=function,
+              activation_alpha=0.1 if function == "LeakyRelu" else None, alpha=r.maybe(0.5))
+
+
+@op("com.microsoft.FusedConv")
+def ms_conv(r, t, v, name):
+    function = r.pick("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid")
+    parameters = {"LeakyRelu": [0.1], "Clip": [-1.0, 1.0], "HardSigmoid": [0.2, 0.4]}.get(function)
+    return ms([r.array("float", [1, 2, 5, 5]), r.array("float", [3, 2, 3, 3]), r.maybe(r.array("float", [3]))], activation=function, activation_params=parameters, pads=r.maybe([1, 1, 1, 1]))
+
+
+@op("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization")
+def ms_skip(r, t, v, name):
+    n = r.int(1, 5)
+    shape = [r.int(1, 2), r.int(1, 3), n]
+    inputs = [r.array("float", shape), r.array("float", shape), r.array("float", [n])]
+    if "Simplified" not in name:
+        inputs.append(r.maybe(r.array("float", [n])))
+    return ms(inputs + [r.maybe(r.array("float", [n]))], epsilon=0.01)
+
+
+@op("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul")
+def ms_qlinear_binary(r, t, v, name):
+    kind = r.pick("uint8", "int8")
+    a, b = r.broadcast(2, 3)
+    part = lambda shape: [r.array(kind, shape, -90, 90), scale(r), r.array(kind, [], 0, 9)]
+    return ms(part(a) + part(b) + [scale(r), r.array(kind, [], 0, 9)])
+
+
+@op("com.microsoft.QLinearSigmoid", "com.microsoft.QLinearLeakyRelu")
+def ms_qlinear_unary(r, t, v, name):
+    kind = r.pick("uint8", "int8")
+    return ms([r.array(kind, r.shape(1, 3, (1, 2, 3)), -90, 90), scale(r), r.array(kind, [], 0, 9), (np.float32(0.01) if "Sig" in name else scale(r)) + np.zeros([], np.float32),
+               r.array(kind, [], 0, 9)], alpha=0.1 if "Leaky" in name else None)
+
+
+@op("com.microsoft.QLinearGlobalAveragePool", "com.microsoft.QLinearAveragePool")
+def ms_qlinear_pool(r, t, v, name):
+    kind = r.pick("uint8", "int8")
+    more = {} if "Global" in name else dict(kernel_shape=[2, 2], pads=r.maybe([1, 1, 0, 0]), count_include_pad=r.pick(None, 1))
+    return ms([r.array(kind, [1, 2, 4, 4], -90, 90), scale(r), r.array(kind, [], 0, 9), scale(r), r.array(kind, [], 0, 9)], **more)
+
+
+@op("com.microsoft.QLinearConcat")
+def ms_qlinear_concat(r, t, v, name):
+    kind = r.pick("uint8", "int8")
+    inputs = [scale(r), r.array(kind, [], 0, 9)]
+    for _ in range(2):
+        inputs += [r.array(kind, [2, r.int(1, 3)], -90, 90), scale(r), r.array(kind, [], 0, 9)]
+    return ms(inputs, axis=1)
+
+
+@op("com.microsoft.DynamicQuantizeMatMul")
+def ms_dynamic_matmul(r, t, v, name):
+    kind = r.pick("uint8", "int8")
+    return ms([r.array("float", [2, 3]), r.array(kind, [3, 4], -90, 90), scale(r), r.array(kind, [], 0, 0), r.maybe(r.array("float", [4]))])
+
+
+@op("com.microsoft.MatMulIntegerToFloat")
+def ms_matmul_to_float(r, t, v, name):
+    a, b = r.pick("uint8", "int8"), r.pick("uint8", "int8")
+    return ms([r.array(a, [2, 3], -90, 90), r.array(b, [3, 4], -90, 90), scale(r), scale(r), r.array(a, [], 0, 9), r.array(b, [], 0, 9), r.maybe(r.array("float", [4]))])
+
+
+@op("com.microsoft.MatMulNBits")
+def ms_nbits(r, t, v, name):
+    k, n, block = r.pick(16, 32, 40), r.int(1, 4), 16
+    blocks = -(-k // block)
+    zero = r.maybe(r.rng.integers(0, 256, n * -(-blocks // 2)).astype(np.uint8))
+    return ms([r.array("float", [2, k]), (r.rng.integers(0, 256, (n, blocks, block // 2)).astype(np.uint8), "constant"), (scale(r, [n * blocks]), "constant"),
+               None if zero is None else (zero, "constant")], K=k, N=n, bits=4, block_size=block)
+
+
+@op("com.microsoft.QuantizeLinear")
+def ms_quantize(r, t, v, name):
+    kind = r.pick("uint8", "int8", "uint16", "int16")
+    return ms([r.array("float", [2, 3], -40, 40), scale(r), r.array(kind, [], 0, 9)])
+
+
+@op("com.microsoft.DequantizeLinear")
+def ms_dequantize(r, t, v, name):
+    kind = r.pick("uint8", "int8", "uint16", "int16")
+    return ms([r.array(kind, [2, 3], -40, 40), scale(r), r.array(kind, [], 0, 9)])
+
+
+@op("com.microsoft.MultiHeadAttention")
+def ms_mha(r, t, v, name):
+    n, q, kv, heads, size = r.int(1, 2), r.int(1, 3), r.int(1, 4), 2, 3
+    bias = r.maybe(r.array("float", [3 * heads * size]))
+    mask = r.maybe(r.rng.integers(0, 2, (n, kv)).astype(np.int32) | np.array([1] + [0] * (kv - 1), np.int32))
+    return ms([r.array("float", [n, q, heads * size]), r.array("float", [n, kv, heads * size]), r.array("float", [n, kv, heads * size]), bias, mask], num_heads=heads)
+
+
+@op("com.microsoft.Attention")
+def ms_attention(r, t, v, name):
+    n, length, heads, size = r.int(1, 2), r.int(1, 4), 2, 3
+    mask = r.maybe(r.rng.integers(1, length + 1, n).astype(np.int32))
+    return ms([r.array("float", [n, length, 4]), r.array("float", [4, 3 * heads * size], -1, 1), r.array("float", [3 * heads * size], -1, 1), mask], num_heads=heads,
+              unidirectional=r.pick(None, 0, 1))
+
+
+@op("com.microsoft.RotaryEmbedding")
+def ms_rotary(r, t, v, name):
+    n, length, heads, size = r.int(1, 2), r.int(1, 3), 2, 4
+    at = r.rng.integers(0, 5, (n, length)).astype(np.int64)
+    return ms([r.array("float", [n, heads, length, size]), at, r.array("float", [8, size // 2], -1, 1), r.array("float", [8, size // 2], -1, 1)], interleaved=r.pick(None, 0, 1))
 
 
 @op("ai.onnx.ml.Scaler")
@@ -972,6 +1239,54 @@ def ml_linear(r, t, v, name):
     f = r.int(1, 3)
     return Node([r.array(t, [r.int(1, 3), f])], domain="ai.onnx.ml", coefficients=[r.float() for _ in range(2 * f)], intercepts=r.maybe([0.5, -1.0]), targets=2,
                 post_transform=r.pick(None, "NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO"))
+
+
+@op("ai.onnx.ml.Imputer")
+def ml_imputer(r, t, v, name):
+    if t == "int64":
+        return Node([r.array(t, [2, 3], 0, 2)], domain="ai.onnx.ml", imputed_value_int64s=r.pick([7], [7, 8, 9]), replaced_value_int64=1)
+    x = r.array(t, [2, 3], 0, 2, whole=True)
+    return Node([x], domain="ai.onnx.ml", imputed_value_floats=r.pick([7.0], [7.0, 8.0, 9.0]), replaced_value_float=1.0)
+
+
+@op("ai.onnx.ml.ArrayFeatureExtractor")
+def ml_extractor(r, t, v, name):
+    shape = r.shape(1, 3, (1, 2, 3))
+    return Node([r.array(t, shape), r.rng.integers(0, shape[-1], r.int(1, 3)).astype(np.int64)], domain="ai.onnx.ml")
+
+
+@op("ai.onnx.ml.OneHotEncoder")
+def ml_one_hot(r, t, v, name):
+    if t == "string":
+        return Node([r.array(t, [2, 2])], domain="ai.onnx.ml", cats_strings=["a", "b"], zeros=1)
+    return Node([r.array(t, [2, 2], 0, 3, whole=True)], domain="ai.onnx.ml", cats_int64s=[0, 1, 2], zeros=r.pick(None, 1))
+
+
+@op("ai.onnx.ml.LabelEncoder")
+def ml_label(r, t, v, name):
+    if v < 2:
+        return Node([r.array("int64", [3], 0, 3)], domain="ai.onnx.ml", classes_strings=["x", "y"], default_string="z")
+    if t == "string":
+        return Node([r.array(t, [4])], domain="ai.onnx.ml", keys_strings=["a", "b"], values_int64s=[5, 6], default_int64=r.maybe(9))
+    if t == "int64":
+        return Node([r.array(t, [4], 0, 3)], domain="ai.onnx.ml", keys_int64s=[0, 1], values_floats=[0.5, 1.5], default_float=r.maybe(2.5))
+    return None
+
+
+@op("ai.onnx.ml.SVMRegressor")
+def ml_svm(r, t, v, name):
+    kernel = r.pick("LINEAR", "RBF", "POLY", "SIGMOID")
+    return Node([r.array(t, [2, 3], -1, 1)], domain="ai.onnx.ml", kernel_type=kernel, kernel_params=[0.5, 0.3, 2.0], n_supports=2, coefficients=[0.5, -1.0],
+                support_vectors=[r.float() for _ in range(6)], rho=[0.2])
+
+
+@op("ai.onnx.ml.TreeEnsembleRegressor")
+def ml_tree(r, t, v, name):
+    mode = r.pick("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GT", "BRANCH_GTE", "BRANCH_EQ", "BRANCH_NEQ")
+    return Node([r.array(t, [3, 2], -2, 2, whole=True)], domain="ai.onnx.ml", nodes_treeids=[0, 0, 0], nodes_nodeids=[0, 1, 2], nodes_featureids=[r.int(0, 1), 0, 0],
+                nodes_values=[float(r.int(-1, 1)), 0.0, 0.0], nodes_modes=[mode, "LEAF", "LEAF"], nodes_truenodeids=[1, 0, 0], nodes_falsenodeids=[2, 0, 0],
+                target_treeids=[0, 0], target_nodeids=[1, 2], target_ids=[0, 0], target_weights=[r.float(), r.float()], n_targets=1,
+                post_transform=r.pick(None, "NONE", "LOGISTIC"), base_values=r.maybe([0.5]))
 
 
 # Making and asking
@@ -1051,11 +1366,18 @@ def ask_oracle(model, feeds):
         return None, None, f"{why[:200]} / {str(error)[:200]}"
 
 
+def array_of(value):
+    """A tensor as the command writes it to JSON."""
+    kind = {"string": object, "i64": np.int64}[value["dtype"]]
+    return np.array(value["data"], dtype=kind).reshape(value["shape"])
+
+
 def ask_ours(binary, folder, at, model, feeds):
     path = os.path.join(folder, f"{at}.onnx")
     onnx.save(model, path)
     np.savez(os.path.join(folder, f"{at}.npz"), **feeds)
-    results = os.path.join(folder, f"{at}.out.npz")
+    strings = any(o.type.tensor_type.elem_type == TensorProto.STRING for o in model.graph.output)
+    results = os.path.join(folder, f"{at}.out." + ("json" if strings else "npz"))
     command = [binary, "run", path, "--inputs", os.path.join(folder, f"{at}.npz"), "--outputs", results, "--backend", BACKEND, "--no-map"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -1063,12 +1385,19 @@ def ask_ours(binary, folder, at, model, feeds):
         return None, "took more than two minutes"
     if done.returncode != 0:
         return None, done.stderr.strip().replace("\n", " ")[:400]
+    if strings:
+        with open(results, encoding="utf-8") as file:
+            read = json.load(file)
+        os.remove(results)
+        return {name: array_of(value) for name, value in read.items()}, ""
     with np.load(results) as file:
         return {name: file[name] for name in file.files}, ""
 
 
 def compare(kind, ours, theirs):
     theirs = np.asarray(theirs)
+    if kind == "string":
+        theirs = theirs.astype(object)
     if ours.dtype != theirs.dtype:
         return f"type {ours.dtype}, expected {theirs.dtype}"
     if ours.shape != theirs.shape:
