@@ -53,24 +53,20 @@ impl Operator for QLinearBinary {
         let shape = broadcast_shape(&[a.tensor.shape(), b.tensor.shape()])?;
         context.bounded_len(&shape)?;
         let sources = broadcast_index(a.tensor.shape(), &shape).zip(broadcast_index(b.tensor.shape(), &shape));
-        let (a_scale, b_scale, c_scale) = (a.scale as f32, b.scale as f32, target.scale as f32);
+        let (of_a, of_b) = (a.scale as f32 / target.scale as f32, b.scale as f32 / target.scale as f32);
         let zero_point = target.zero_point as f32;
-        let (a_point, b_point) = (a.zero_point, b.zero_point);
-        let steps: Box<dyn Fn(i64, i64) -> f32> = match self.function {
-            QLinearBinaryFunction::Add => {
-                let (of_a, of_b) = (a_scale / c_scale, b_scale / c_scale);
-                let offset = zero_point - (of_a * a_point as f32 + of_b * b_point as f32);
-                Box::new(move |x, y| {
-                    let b = ((y + b_point) as f32).mul_add(of_b, offset);
-                    ((x + a_point) as f32).mul_add(of_a, b)
-                })
-            }
-            QLinearBinaryFunction::Mul => {
-                let factor = a_scale * b_scale / c_scale;
-                Box::new(move |x, y| (x * y) as f32 * factor + zero_point)
-            }
-        };
-        let c = sources.map(|(i, j)| target.round(steps(a.values[i], b.values[j])));
+        let offset = zero_point - (of_a * a.zero_point as f32 + of_b * b.zero_point as f32);
+        let factor = a.scale as f32 * b.scale as f32 / target.scale as f32;
+        let c = sources.map(|(i, j)| {
+            let (x, y) = (a.values[i], b.values[j]);
+            target.round(match self.function {
+                QLinearBinaryFunction::Add => {
+                    let y = ((y + b.zero_point) as f32).mul_add(of_b, offset);
+                    ((x + a.zero_point) as f32).mul_add(of_a, y)
+                }
+                QLinearBinaryFunction::Mul => (x * y) as f32 * factor + zero_point,
+            })
+        });
         Ok(vec![target.tensor(c.collect(), shape.clone())?.into()])
     }
 }

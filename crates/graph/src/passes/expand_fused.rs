@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn products_are_taken_apart() {
         let mut b = Builder::new(4);
-        let x = b.symbolic_input("x", &["2", "N", "2"]);
+        let x = b.symbolic_input("x", &["N", "N", "N"]);
         let (plain, both) = (FactorOrder::default(), FactorOrder { batch: true, transpose: true });
         let turned = FactorOrder { batch: false, transpose: true };
         let function = Some(UnaryFunction::Softsign);

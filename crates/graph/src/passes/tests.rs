@@ -7,9 +7,9 @@ use super::{
 use crate::{
     Dim, Graph, NodeId, Patch, ValueId,
     ops::{
-        BatchNorm, BinaryFunction, Cast, Clip, Concat, Conv, Dropout, Flatten, Gemm, Identity, MatMul, Padding, Reduce,
-        ReduceFunction, Reshape, Shape, Slice, Softmax, SoftmaxFunction, Squeeze, Transpose, Unary, UnaryFunction,
-        Unsqueeze, Window,
+        BatchNorm, BinaryFunction, Cast, Clip, Concat, Conv, Dropout, FactorOrder, Flatten, FusedMatMul, Gemm,
+        Identity, MatMul, Padding, Reduce, ReduceFunction, Reshape, Shape, Slice, Softmax, SoftmaxFunction, Squeeze,
+        Transpose, Unary, UnaryFunction, Unsqueeze, Window,
     },
 };
 use cutover_tensor::{DType, Tensor};
@@ -107,6 +107,12 @@ impl Builder {
                     BatchNorm { epsilon: 1e-3, training: None, per_element: false },
                     &[x, scale, bias, mean, variance],
                 )
+            }
+            12 if rank >= 2 && self.random.below(4) == 0 => {
+                let columns = self.extent(x, rank - 1)?;
+                let w = self.weight(&[4, columns]);
+                let (a, b) = (FactorOrder::default(), FactorOrder { batch: false, transpose: true });
+                self.node(FusedMatMul { a, b, alpha: 0.25, function: None }, &[x, w])
             }
             12 | 13 if rank >= 2 => {
                 let columns = self.extent(x, rank - 1)?;
