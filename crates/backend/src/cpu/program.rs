@@ -84,7 +84,8 @@ impl Program {
         let graph = plan.graph();
         let mut bodies = BTreeMap::new();
         for (id, node) in graph.nodes() {
-            let compile = |of: &cutover_graph::ops::Subgraph| Program::new(device, &Plan::new(of.graph().clone())?, true);
+            let compile =
+                |of: &cutover_graph::ops::Subgraph| Program::new(device, &Plan::new(of.graph().clone())?, true);
             let programs = node.op.subgraphs().into_iter().map(compile).collect::<Result<Vec<_>, _>>()?;
             if !programs.is_empty() {
                 bodies.insert(id, programs);
@@ -238,12 +239,7 @@ impl Program {
     }
 
     /// Runs it on the graph's inputs, in their order.
-    pub fn run(
-        &self,
-        inputs: &[Input<'_>],
-        outputs: &mut [Output<'_>],
-        run: &mut Run<'_>,
-    ) -> Result<(), RunError> {
+    pub fn run(&self, inputs: &[Input<'_>], outputs: &mut [Output<'_>], run: &mut Run<'_>) -> Result<(), RunError> {
         let held_bytes = run.held_bytes;
         loop {
             let schedule = self.schedule();
@@ -322,7 +318,13 @@ impl Program {
     }
 
     /// One node by itself.
-    fn interpret(&self, id: NodeId, node: &Node, values: &Values<'_>, run: &mut Run<'_>) -> Result<Vec<Value>, RunError> {
+    fn interpret(
+        &self,
+        id: NodeId,
+        node: &Node,
+        values: &Values<'_>,
+        run: &mut Run<'_>,
+    ) -> Result<Vec<Value>, RunError> {
         let Name { node: name, op } = self.names.of(id);
         run.context.check(name)?;
         let start = run.context.profiler.map(|profiler| (profiler, Instant::now(), run.inside));

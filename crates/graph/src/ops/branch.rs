@@ -56,7 +56,11 @@ impl Branch {
         [&self.then_branch, &self.else_branch]
     }
 
-    pub(super) fn eval_with<E: From<OpError>>(&self, inputs: Inputs<'_>, run: &mut Run<'_, E>) -> Result<Vec<Value>, E> {
+    pub(super) fn eval_with<E: From<OpError>>(
+        &self,
+        inputs: Inputs<'_>,
+        run: &mut Run<'_, E>,
+    ) -> Result<Vec<Value>, E> {
         let (which, from) = match condition(&inputs, 0)? {
             true => (0, 1),
             false => (1, 1 + self.then_branch.captured()),

@@ -87,8 +87,9 @@ impl Repeat {
         };
         let mut goes_on = if inputs.get(1).is_some() { condition(&inputs, 1)? } else { true };
         let missing = |at: usize| OpError::input(format!("input {at} is missing"));
-        let mut state: Vec<Value> =
-            (2..2 + carried).map(|at| inputs.get(at).cloned().ok_or_else(|| missing(at))).collect::<Result<_, OpError>>()?;
+        let mut state: Vec<Value> = (2..2 + carried)
+            .map(|at| inputs.get(at).cloned().ok_or_else(|| missing(at)))
+            .collect::<Result<_, OpError>>()?;
         let outer = captured(&self.body, &inputs, 2 + carried)?;
         let elements = self.body.graph().outputs().len() - 1 - carried;
         let mut stacks: Vec<Stack> = (0..elements).map(|_| Stack::default()).collect();
@@ -97,7 +98,8 @@ impl Repeat {
             if trip as u64 >= context.max_trips {
                 return Err(OpError::Resource(format!("a loop of more than {} iterations", context.max_trips)).into());
             }
-            let mut given = vec![Tensor::scalar(trip).into(), Tensor::from_bools([], &[true]).map_err(OpError::from)?.into()];
+            let mut given =
+                vec![Tensor::scalar(trip).into(), Tensor::from_bools([], &[true]).map_err(OpError::from)?.into()];
             given.append(&mut state);
             given.extend(outer.iter().cloned());
             let mut made = run(0, given)?.into_iter();

@@ -41,7 +41,11 @@ impl Operator for SequenceMap {
 }
 
 impl SequenceMap {
-    pub(super) fn eval_with<E: From<OpError>>(&self, inputs: Inputs<'_>, run: &mut Run<'_, E>) -> Result<Vec<Value>, E> {
+    pub(super) fn eval_with<E: From<OpError>>(
+        &self,
+        inputs: Inputs<'_>,
+        run: &mut Run<'_, E>,
+    ) -> Result<Vec<Value>, E> {
         let formal = self.body.formal();
         let Some(Value::Sequence(first)) = inputs.get(0) else {
             return Err(OpError::input("input 0 must be a sequence").into());
