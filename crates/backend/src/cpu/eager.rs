@@ -29,7 +29,7 @@ pub(super) fn kernel(op: &Op) -> &'static str {
 
 pub(super) fn eval(op: &Op, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
     match op {
-        Op::NonZero(_) => match non_zero(inputs.tensor(0)?)? {
+        Op::NonZero(_) => match non_zero(inputs.tensor(0)?, context)? {
             Some(indices) => Ok(vec![Value::Tensor(indices)]),
             None => op.eval(inputs, context),
         },
@@ -39,7 +39,7 @@ pub(super) fn eval(op: &Op, inputs: Inputs<'_>, context: &EvalContext) -> Result
 }
 
 /// `[rank, n]`: the index of every element that is not zero, row-major, one per column. `None` for types that are not whole bytes.
-fn non_zero(x: &Tensor) -> Result<Option<Tensor>, OpError> {
+fn non_zero(x: &Tensor, context: &EvalContext) -> Result<Option<Tensor>, OpError> {
     fn found<const N: usize>(bytes: &[u8], is_zero: impl Fn([u8; N]) -> bool) -> Vec<usize> {
         let (elements, _) = bytes.as_chunks::<N>();
         elements.iter().enumerate().filter(|(_, element)| !is_zero(**element)).map(|(at, _)| at).collect()
@@ -56,7 +56,7 @@ fn non_zero(x: &Tensor) -> Result<Option<Tensor>, OpError> {
         _ => return Ok(None),
     };
     let shape = x.shape();
-    let mut indices = vec![0i64; shape.rank() * found.len()];
+    let mut indices = vec![0i64; context.bounded_len(&[shape.rank(), found.len()])?];
     for (axis, row) in (0..shape.rank()).zip(indices.chunks_exact_mut(found.len().max(1))) {
         let (stride, extent) = (shape[axis + 1..].iter().product::<usize>(), shape[axis]);
         row.iter_mut().zip(&found).for_each(|(index, at)| *index = (at / stride % extent) as i64);

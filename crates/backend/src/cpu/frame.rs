@@ -119,6 +119,16 @@ impl Frame<'_> {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), pointer.add(at), from.len()) }
     }
 
+    /// As [`Frame::write`], floats from float `at`.
+    pub fn write_floats(&self, buffer: Buffer, at: usize, from: &[f32]) {
+        let (pointer, bytes) = self.pointer(buffer);
+        assert!((at + from.len()) * size_of::<f32>() <= bytes, "{} floats at {at} of {bytes} bytes", from.len());
+        // SAFETY: inside the buffer; this thread alone writes there, and `from` is another buffer or not in the frame.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.as_ptr().cast(), pointer.add(at * size_of::<f32>()), size_of_val(from))
+        }
+    }
+
     /// As [`Frame::write`], zeros.
     pub fn zero(&self, buffer: Buffer, at: usize, count: usize) {
         let (pointer, bytes) = self.pointer(buffer);
@@ -146,5 +156,11 @@ impl Worker<'_> {
     /// This thread's part of `count` units.
     pub fn share(&self, count: usize) -> std::ops::Range<usize> {
         super::pool::share(count, self.thread, self.threads)
+    }
+
+    /// The workspace, for positions.
+    pub fn indices(&mut self) -> &mut [u32] {
+        // SAFETY: of one size and alignment, and every bit pattern is both.
+        unsafe { std::slice::from_raw_parts_mut(self.workspace.as_mut_ptr().cast(), self.workspace.len()) }
     }
 }

@@ -59,6 +59,7 @@ pub(super) struct ShapePlan {
 pub(super) struct PlannedOutput {
     pub dtype: DType,
     pub shape: Shape,
+    pub bytes: usize,
 }
 
 /// A step, and whose it is.
@@ -232,7 +233,9 @@ fn is_concrete(fact: &Fact) -> bool {
 /// Whether these elements are such as shapes follow from, and not known yet.
 pub(super) fn could_be_known(fact: &Fact) -> bool {
     fact.as_tensor().is_some_and(|fact| {
-        matches!(fact.dtype, DType::I64 | DType::I32 | DType::Bool | DType::F32)
+        let is_list = fact.rank().is_some_and(|rank| rank <= 1);
+        // Of floats, the scales of a `Resize`.
+        (matches!(fact.dtype, DType::I64 | DType::I32 | DType::Bool) || fact.dtype == DType::F32 && is_list)
             && fact.constant_count().is_some_and(|count| count <= TensorFact::VALUE_LIMIT)
             && fact.constant_value().is_none()
     })
@@ -293,7 +296,7 @@ impl Builder<'_> {
         }
         let planned = |id: &ValueId| {
             let fact = self.fact(*id);
-            PlannedOutput { dtype: fact.dtype, shape: self.shape(*id) }
+            PlannedOutput { dtype: fact.dtype, shape: self.shape(*id), bytes: self.bytes(*id) }
         };
         let touched = self.buffers.iter().filter(|b| b.last >= b.first).map(|b| b.bytes);
         let touched = touched.chain(self.steps.iter().map(|step| step.lowered.bytes_beside_buffers()));

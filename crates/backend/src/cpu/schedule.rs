@@ -176,7 +176,10 @@ fn survey(plan: &Plan, setting: Setting<'_>) -> Undecided {
         let context = InferContext { node: &node.name, outputs: node.outputs.len() };
         let Ok(inferred) = node.op.infer(Facts(&known), &context) else { continue };
         let is_concrete = |fact: &Fact| fact.as_tensor().is_some_and(|fact| fact.constant_shape().is_some());
-        let mut waits = node.inputs.iter().flatten().filter(|v| fact(**v).is_some_and(could_be_known)).peekable();
+        // By what the graph says of the extents: those at 1 here may be any.
+        let may_be_known = |v: &&ValueId| could_be_known(&graph.value(**v).fact);
+        let unknown = |v: &&ValueId| fact(**v).is_some_and(could_be_known);
+        let mut waits = node.inputs.iter().flatten().filter(may_be_known).filter(unknown).peekable();
         let is_decided = inferred.iter().all(is_concrete);
         if !is_decided && waits.peek().is_none() {
             undecided.interpreted.push(id);

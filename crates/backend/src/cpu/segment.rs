@@ -201,7 +201,9 @@ impl Memory {
     ) -> Result<(), RunError> {
         let Walk { plan, device, context, .. } = *walk;
         let workspace_bytes = plan.workspace_len * size_of::<f32>();
-        let arena = self.reserve(plan.arena_bytes + workspace_bytes * device.pool.threads(), held_bytes, context)?;
+        let made = outputs.iter().zip(&plan.outputs).filter(|(output, _)| !matches!(output, Output::Write(_)));
+        let made_bytes = made.map(|(_, planned)| planned.bytes as u64).fold(held_bytes, u64::saturating_add);
+        let arena = self.reserve(plan.arena_bytes + workspace_bytes * device.pool.threads(), made_bytes, context)?;
         let Addresses { inputs: input_at, outputs: output_at, owned } = &mut self.addresses;
         input_at.clear();
         output_at.clear();

@@ -493,7 +493,12 @@ impl<'a> Importer<'a> {
                 op
             }
             (None, None) => {
-                return Err(ImportError::UnknownOp { node: name, op: qualified, opset, hint: hint(domain, &node.op_type) });
+                return Err(ImportError::UnknownOp {
+                    node: name,
+                    op: qualified,
+                    opset,
+                    hint: hint(domain, &node.op_type),
+                });
             }
         };
         let output_names = (0..named)

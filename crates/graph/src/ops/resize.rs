@@ -231,6 +231,14 @@ impl Resize {
         Ok(resize.into())
     }
 
+    /// For each axis, what the elements of the result are made of: indices along the input's axis, and their weights. `None` for axes that
+    /// stay as they are. What lies outside the input ([`CoordinateMode::TfCropAndResize`]) is not told apart here.
+    pub fn weights(&self, shape: &Shape, inputs: Inputs<'_>) -> Result<Vec<Option<Vec<Vec<(usize, f64)>>>>, OpError> {
+        let of_axis = |axis: &ResampledAxis| (0..axis.output).map(|i| self.taps(axis, i).weights).collect();
+        let axes = self.resampled_axes(shape, inputs)?;
+        Ok(axes.iter().map(|axis| (!axis.kept).then(|| of_axis(axis))).collect())
+    }
+
     fn axis_indices(&self, rank: usize) -> Result<Vec<usize>, OpError> {
         match &self.axes {
             None => Ok((0..rank).collect()),

@@ -11,7 +11,9 @@ pub(super) mod normalize;
 pub(super) mod pool;
 pub(super) mod product;
 pub(super) mod recurrent;
+pub(super) mod resample;
 pub(super) mod select;
+pub(super) mod top_k;
 pub(super) mod trees;
 pub(super) mod typed;
 
@@ -39,10 +41,15 @@ pub(super) enum Lowered {
     Softmax(normalize::SoftmaxStep),
     StridedSoftmax(normalize::StridedSoftmaxStep),
     LayerNorm(normalize::LayerNormStep),
+    ChannelNorm(normalize::ChannelNormStep),
+    Lrn(normalize::LrnStep),
     Reduce(normalize::ReduceStep),
     Copy(movement::Copy),
     CopyStrided(movement::CopyStrided),
     Gather(movement::GatherStep),
+    Resample(resample::ResampleStep),
+    TopK(top_k::TopKStep),
+    Fill(top_k::FillStep),
     Recurrence(recurrent::Recurrence),
     Trees(trees::TreesStep),
     ToFloats(ml::ToFloats),
@@ -84,10 +91,15 @@ impl Lowered {
             Lowered::Softmax(step) => step.run(frame, worker, level),
             Lowered::StridedSoftmax(step) => step.run(frame, worker, level),
             Lowered::LayerNorm(step) => step.run(frame, worker, level),
+            Lowered::ChannelNorm(step) => step.run(frame, worker),
+            Lowered::Lrn(step) => step.run(frame, worker),
             Lowered::Reduce(step) => step.run(frame, worker, level),
             Lowered::Copy(step) => step.run(frame, worker),
             Lowered::CopyStrided(step) => step.run(frame, worker, level),
             Lowered::Gather(step) => return step.run(frame, worker),
+            Lowered::Resample(step) => step.run(frame, worker),
+            Lowered::TopK(step) => step.run(frame, worker),
+            Lowered::Fill(step) => step.run(frame, worker),
             Lowered::Recurrence(step) => step.run(frame, worker, level),
             Lowered::Trees(step) => step.run(frame, worker),
             Lowered::ToFloats(step) => step.run(frame, worker),
@@ -122,7 +134,14 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
         Op::Clip(_) => elementwise::lower_clip(builder, node),
         Op::Softmax(op) => normalize::lower_softmax(builder, node, op),
         Op::LayerNorm(op) => normalize::lower_layer_norm(builder, node, op),
+        Op::BatchNorm(op) => normalize::lower_batch_norm(builder, node, op),
+        Op::InstanceNorm(op) => normalize::lower_instance_norm(builder, node, op),
+        Op::Lrn(op) => normalize::lower_lrn(builder, node, op),
         Op::Reduce(op) => normalize::lower_reduce(builder, node, op),
+        Op::Resize(op) => resample::lower(builder, node, op),
+        Op::TopK(op) => top_k::lower_top_k(builder, node, op),
+        Op::ConstantOfShape(op) => top_k::lower_fill(builder, node, op),
+        Op::DepthSpace(op) => movement::lower_depth_space(builder, node, op),
         Op::Recurrent(op) => recurrent::lower(builder, node, op),
         Op::TreeEnsemble(op) => trees::lower(builder, node, op),
         Op::Scaler(op) => ml::lower_scaler(builder, node, op),
@@ -231,7 +250,12 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::Variadic(_) | Op::Clip(_) => "elementwise",
         Op::Softmax(op) if op.function != ops::SoftmaxFunction::Hardmax => "softmax",
         Op::LayerNorm(_) => "layer normalization",
+        Op::BatchNorm(_) | Op::InstanceNorm(_) => "channel normalization",
+        Op::Lrn(_) => "local response normalization",
         Op::Reduce(op) if normalize::reduction(op.function).is_some() => "reduction",
+        Op::Resize(_) => "resampling",
+        Op::TopK(_) => "best of a line",
+        Op::ConstantOfShape(_) => return Support::Native { kernel: "fill" },
         Op::Recurrent(_) => "recurrent",
         Op::TreeEnsemble(_) => "trees",
         Op::Scaler(_) => "scaler",
@@ -240,7 +264,7 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::Svm(_) => "support vectors",
         Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) | Op::Identity(_) => "view",
         Op::Dropout(_) if is_no_dropout(node) => "view",
-        Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) => "strided copy",
+        Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) | Op::DepthSpace(_) => "strided copy",
         Op::Concat(_) | Op::Split(_) => "copy",
         Op::Gather(_) => "gather",
         op => match (any_type_kernel(op), first) {
@@ -254,6 +278,7 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Some(DType::String) | None => fallback("not a numeric tensor"),
         Some(_) if moves => Support::Native { kernel },
         Some(DType::F64 | DType::I64 | DType::I32) if is_ml => Support::Native { kernel },
+        Some(DType::I32 | DType::I64) if kernel == "best of a line" => Support::Native { kernel },
         Some(dtype) if kernel == "strided copy" && dtype.bits() % 8 == 0 => Support::Native { kernel },
         Some(dtype) if any_type_kernel(&node.op).is_some() && typed::element_type(dtype).is_some() => {
             Support::Native { kernel: any_type_kernel(&node.op).unwrap_or(kernel) }

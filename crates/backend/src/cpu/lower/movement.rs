@@ -10,13 +10,13 @@ use crate::{
 };
 use cutover_graph::{
     Node, OpError, ValueId,
-    ops::{Concat, Gather, Split, Transpose, normalize_axis},
+    ops::{Concat, DepthSpace, Gather, Split, Transpose, normalize_axis},
 };
 use cutover_kernels::cpu::{
     BLOCK, IsaLevel,
     movement::{self, Word},
 };
-use cutover_tensor::DType;
+use cutover_tensor::{DType, Shape};
 
 /// Runs of bytes from rows of one buffer to rows of another.
 pub(in crate::cpu) struct Copy {
@@ -167,6 +167,46 @@ pub(in crate::cpu) fn lower_transpose(builder: &mut Builder<'_>, node: &Node, op
     let from = view(builder, x)?;
     let strides = permutation.iter().map(|&a| from.strides[a]).collect();
     builder.hold_strided(output, Strided { strides, ..from });
+    Ok(true)
+}
+
+/// Blocks of pixels to channels and back: a permutation of the six axes that channels, rows and columns are made of.
+pub(in crate::cpu) fn lower_depth_space(
+    builder: &mut Builder<'_>,
+    node: &Node,
+    op: &DepthSpace,
+) -> Result<bool, NoPlan> {
+    let Some(x) = input(node, 0) else { return Ok(false) };
+    let output = node.outputs[0];
+    let (shape, to) = (builder.shape(x), builder.shape(output));
+    if !is_word(builder, x) || shape.element_count() == 0 || shape.rank() != 4 || to.rank() != 4 {
+        return Ok(false);
+    }
+    let b = op.block;
+    let deep = if op.to_space { &shape } else { &to };
+    let (n, depth, rows, columns) = (deep[0], deep[1] / (b * b), deep[2], deep[3]);
+    // Where depth, row and column of the block are among the parts of the deep side's channel.
+    let (parts, order) = if op.depth_first { ([depth, b, b], [1, 2, 3]) } else { ([b, b, depth], [3, 1, 2]) };
+    let from = builder.plain(x)?;
+    let (seen, permutation): (Vec<usize>, Vec<usize>) = match op.to_space {
+        true => {
+            let seen = vec![n, parts[0], parts[1], parts[2], rows, columns];
+            (seen, vec![0, order[0], 4, order[1], 5, order[2]])
+        }
+        false => {
+            let seen = vec![n, depth, rows, b, columns, b];
+            let mut permutation = vec![0, 0, 0, 0, 2, 4];
+            [1, 3, 5].into_iter().zip(order).for_each(|(axis, at)| permutation[at] = axis);
+            (seen, permutation)
+        }
+    };
+    let strides = Shape::new(&seen).strides();
+    let strides = permutation.iter().map(|&a| strides[a]).collect();
+    let made = permutation.iter().map(|&a| seen[a]).collect();
+    let to = builder.new_plain(output)?;
+    let size = builder.fact(x).dtype.bits() / 8;
+    let copy = CopyStrided { from: Strided { buffer: from, offset: 0, strides }, shape: made, size, to };
+    builder.push(Lowered::CopyStrided(copy), &[from], &[to]);
     Ok(true)
 }
 

@@ -6,8 +6,8 @@ use crate::cpu::{
     plan::{Builder, NoPlan},
 };
 use cutover_graph::{
-    Node,
-    ops::{LayerNorm, Reduce, ReduceFunction, Softmax, SoftmaxFunction, normalize_axis},
+    Node, ValueId,
+    ops::{BatchNorm, InstanceNorm, LayerNorm, Lrn, Reduce, ReduceFunction, Softmax, SoftmaxFunction, normalize_axis},
 };
 use cutover_kernels::cpu::{
     IsaLevel,
@@ -40,6 +40,31 @@ pub(in crate::cpu) struct LayerNormStep {
     beta: Option<Buffer>,
     epsilon: f32,
     root_mean_square: bool,
+    input: Buffer,
+    output: Buffer,
+}
+
+/// Planes of channels, less a mean and over a deviation: their statistics are given, or those of each group of channels.
+pub(in crate::cpu) struct ChannelNormStep {
+    images: usize,
+    channels: usize,
+    groups: usize,
+    plane: usize,
+    epsilon: f32,
+    input: Buffer,
+    scale: Buffer,
+    bias: Buffer,
+    /// Mean and variance of every channel.
+    statistics: Option<[Buffer; 2]>,
+    output: Buffer,
+}
+
+/// Over the squares of neighbouring channels.
+pub(in crate::cpu) struct LrnStep {
+    images: usize,
+    channels: usize,
+    pixels: usize,
+    op: Lrn,
     input: Buffer,
     output: Buffer,
 }
@@ -118,6 +143,65 @@ pub(in crate::cpu) fn lower_layer_norm(builder: &mut Builder<'_>, node: &Node, o
         output: to,
     };
     builder.push(Lowered::LayerNorm(step), &reads, &[to]);
+    Ok(true)
+}
+
+pub(in crate::cpu) fn lower_batch_norm(builder: &mut Builder<'_>, node: &Node, op: &BatchNorm) -> Result<bool, NoPlan> {
+    let &[Some(x), Some(scale), Some(bias), Some(mean), Some(variance)] = &node.inputs[..] else { return Ok(false) };
+    lower_channel_norm(builder, node, x, [scale, bias], Some([mean, variance]), None, op.epsilon)
+}
+
+pub(in crate::cpu) fn lower_instance_norm(
+    builder: &mut Builder<'_>,
+    node: &Node,
+    op: &InstanceNorm,
+) -> Result<bool, NoPlan> {
+    let &[Some(x), Some(scale), Some(bias)] = &node.inputs[..] else { return Ok(false) };
+    lower_channel_norm(builder, node, x, [scale, bias], None, op.groups, op.epsilon)
+}
+
+fn lower_channel_norm(
+    builder: &mut Builder<'_>,
+    node: &Node,
+    x: ValueId,
+    [scale, bias]: [ValueId; 2],
+    statistics: Option<[ValueId; 2]>,
+    groups: Option<usize>,
+    epsilon: f32,
+) -> Result<bool, NoPlan> {
+    let shape = builder.shape(x);
+    let mut parameters = [scale, bias].into_iter().chain(statistics.into_iter().flatten());
+    let fits = |id: ValueId| builder.is_float(id) && builder.shape(id).element_count() == shape[1];
+    if !builder.is_float(x) || shape.element_count() == 0 || !parameters.all(fits) {
+        return Ok(false);
+    }
+    let (images, channels, plane) = builder.image(x);
+    let groups = groups.unwrap_or(channels);
+    if groups == 0 || !channels.is_multiple_of(groups) {
+        return Ok(false);
+    }
+    let input = builder.plain(x)?;
+    let (scale, bias) = (builder.plain(scale)?, builder.plain(bias)?);
+    let statistics = match statistics {
+        Some([mean, variance]) => Some([builder.plain(mean)?, builder.plain(variance)?]),
+        None => None,
+    };
+    let output = builder.new_plain(node.outputs[0])?;
+    let reads: Vec<Buffer> = [input, scale, bias].into_iter().chain(statistics.into_iter().flatten()).collect();
+    let step = ChannelNormStep { images, channels, groups, plane, epsilon, input, scale, bias, statistics, output };
+    builder.push(Lowered::ChannelNorm(step), &reads, &[output]);
+    Ok(true)
+}
+
+pub(in crate::cpu) fn lower_lrn(builder: &mut Builder<'_>, node: &Node, op: &Lrn) -> Result<bool, NoPlan> {
+    let (&[Some(x)], output) = (&node.inputs[..], node.outputs[0]) else { return Ok(false) };
+    if !builder.is_float(x) || builder.shape(x).rank() < 2 || builder.shape(x).element_count() == 0 {
+        return Ok(false);
+    }
+    let (images, channels, pixels) = builder.image(x);
+    let (input, output) = (builder.plain(x)?, builder.new_plain(output)?);
+    let step = LrnStep { images, channels, pixels, op: op.clone(), input, output };
+    builder.push(Lowered::Lrn(step), &[input], &[output]);
     Ok(true)
 }
 
@@ -200,6 +284,78 @@ impl LayerNormStep {
             root_mean_square: self.root_mean_square,
         };
         normalize::layer_norm(level, &problem, worker.share(self.rows), frame.output(self.output));
+    }
+}
+
+impl ChannelNormStep {
+    pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>) {
+        let ChannelNormStep { channels, groups, plane, .. } = *self;
+        let input = frame.floats(self.input);
+        let (scale, bias) = (frame.floats(self.scale), frame.floats(self.bias));
+        let epsilon = f64::from(self.epsilon);
+        let of_group = channels / groups;
+        for unit in worker.share(self.images * groups) {
+            let first = unit % groups * of_group;
+            let group = &input[unit * of_group * plane..][..of_group * plane];
+            let own = self.statistics.is_none().then(|| mean_and_variance(group));
+            for (channel, x) in (first..).zip(group.chunks_exact(plane)) {
+                let (mean, variance) = match (own, self.statistics) {
+                    (None, Some([mean, variance])) => {
+                        (frame.floats(mean)[channel].into(), frame.floats(variance)[channel].into())
+                    }
+                    (own, _) => own.unwrap_or_default(),
+                };
+                let factor = f64::from(scale[channel]) / (variance + epsilon).sqrt();
+                let (mean, factor, bias) = (mean as f32, factor as f32, bias[channel]);
+                let to = (unit * of_group + channel - first) * plane;
+                let mut piece = [0f32; 256];
+                for (at, x) in x.chunks(piece.len()).enumerate() {
+                    piece.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * factor + bias);
+                    frame.write_floats(self.output, to + at * piece.len(), &piece[..x.len()]);
+                }
+            }
+        }
+    }
+}
+
+/// In `f64`, in a fixed order.
+fn mean_and_variance(values: &[f32]) -> (f64, f64) {
+    fn sum(values: &[f32], of: impl Fn(f64) -> f64) -> f64 {
+        const LANES: usize = 8;
+        let (whole, rest) = values.as_chunks::<LANES>();
+        let mut sums = [0f64; LANES];
+        whole.iter().for_each(|chunk| sums.iter_mut().zip(chunk).for_each(|(sum, &x)| *sum += of(x.into())));
+        sums.iter().sum::<f64>() + rest.iter().map(|&x| of(x.into())).sum::<f64>()
+    }
+    let count = values.len() as f64;
+    let mean = sum(values, |x| x) / count;
+    (mean, sum(values, |x| (x - mean) * (x - mean)) / count)
+}
+
+impl LrnStep {
+    pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>) {
+        let LrnStep { channels, pixels, .. } = *self;
+        let Lrn { alpha, beta, bias, size } = self.op;
+        let input = frame.floats(self.input);
+        let factor = alpha / size as f32;
+        for unit in worker.share(self.images * channels) {
+            let (image, channel) = (unit / channels, unit % channels);
+            let low = channel.saturating_sub(size.saturating_sub(1) / 2);
+            let high = channel.saturating_add(size / 2).min(channels - 1);
+            let plane = |channel: usize| &input[(image * channels + channel) * pixels..][..pixels];
+            let mut piece = [0f32; 256];
+            for start in (0..pixels).step_by(piece.len()) {
+                let piece = &mut piece[..256.min(pixels - start)];
+                piece.fill(0.0);
+                for neighbour in low..=high {
+                    let x = &plane(neighbour)[start..][..piece.len()];
+                    piece.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
+                }
+                let x = &plane(channel)[start..];
+                piece.iter_mut().zip(x).for_each(|(y, x)| *y = x / (bias + factor * *y).powf(beta));
+                frame.write_floats(self.output, unit * pixels + start, piece);
+            }
+        }
     }
 }
 
