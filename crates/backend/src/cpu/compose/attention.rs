@@ -74,7 +74,8 @@ pub(super) fn attention(mut composing: Composing<'_>, op: &Attention) -> Option<
         let least = composing.number(f32::MIN);
         mask = Some(composing.op(Variadic { function: VariadicFunction::Max }, &[value, least]));
     }
-    let is_by_sample = composing.input(3).is_some_and(|mask| composing.subject.shape(mask).is_some_and(|s| s.len() == 4));
+    let is_by_sample =
+        composing.input(3).is_some_and(|mask| composing.subject.shape(mask).is_some_and(|s| s.len() == 4));
     if group > 1 && is_by_sample {
         mask = mask.map(|mask| composing.unsqueeze(mask, &[1]));
     }
