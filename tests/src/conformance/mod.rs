@@ -89,10 +89,17 @@ fn run_one(case: &Case, backend: &dyn Backend, judge: &Judge) -> Outcome {
 }
 
 fn placed(node: &PlacedNode) -> Placed {
-    match (node.reason.is_empty(), node.kernel.as_str()) {
-        (false, _) => Placed::Fallback,
-        (true, "composition") => Placed::Composed,
-        (true, _) => Placed::Native,
+    if node.reason.is_empty() { Placed::Native } else { Placed::Fallback }
+}
+
+/// Where a node of the model ran: as it is, or as the nodes that it was composed of, which bear its name before theirs. What was folded or
+/// fused away took nobody's help.
+fn placed_of(node: &str, placed: &BTreeMap<&str, Placed>) -> Placed {
+    let is_part = |name: &str| name.strip_prefix(node).is_some_and(|rest| rest.starts_with('/'));
+    let parts = placed.range(node..).take_while(|(name, _)| name.starts_with(node)).filter(|(name, _)| is_part(name));
+    match placed.get(node) {
+        Some(&own) => own,
+        None => parts.map(|(_, &part)| part.max(Placed::Composed)).max().unwrap_or_default(),
     }
 }
 
@@ -117,9 +124,9 @@ fn check(case: &Case, backend: &dyn Backend, judge: &Judge, outcome: &mut Outcom
     let compiled = model.compile_on(backend, &CompileOptions::default()).map_err(text)?;
     let placed: BTreeMap<&str, Placed> =
         compiled.placement().nodes.iter().map(|node| (node.node.as_str(), placed(node))).collect();
-    outcome.placed = placed.values().copied().max().unwrap_or_default();
-    // What was folded or fused away took nobody's help.
-    operators.iter_mut().for_each(|(node, used)| used.placed = placed.get(node.as_str()).copied().unwrap_or_default());
+    operators.iter_mut().for_each(|(node, used)| used.placed = placed_of(node, &placed));
+    let parts = operators.iter().map(|(_, used)| used.placed).chain(placed.values().copied());
+    outcome.placed = parts.max().unwrap_or_default();
     outcome.operators = operators.into_iter().map(|(_, used)| used).collect();
     let signature = compiled.signature().clone();
     let mut session = compiled.session().map_err(text)?;
