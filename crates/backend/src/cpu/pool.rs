@@ -13,7 +13,8 @@ use std::{
     thread,
 };
 
-/// Rounds that a waiting thread spins before it lets others run, and before it sleeps.
+/// Rounds that a waiting thread spins before it sleeps. One that went on spinning, or only let others run, would on a busy machine have used up
+/// its share of a core by the time what it waits for is there.
 const SPINS: usize = 4_000;
 
 pub(super) struct Pool {
@@ -30,6 +31,8 @@ struct Shared {
     number: AtomicUsize,
     /// Workers still in the job.
     running: AtomicUsize,
+    /// Where the caller waits for them.
+    done: Gate,
     panicked: AtomicBool,
 }
 
@@ -54,6 +57,7 @@ impl Pool {
             wake: Condvar::new(),
             number: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
+            done: Gate::default(),
             panicked: AtomicBool::new(false),
         });
         let mut workers = Vec::with_capacity(threads.saturating_sub(1));
@@ -98,10 +102,7 @@ impl Pool {
         }
         self.shared.wake.notify_all();
         let mine = catch_unwind(AssertUnwindSafe(|| task(0, self.threads())));
-        let mut spins = 0;
-        while self.shared.running.load(Ordering::Acquire) != 0 {
-            relax(&mut spins);
-        }
+        self.shared.done.wait(|| self.shared.running.load(Ordering::SeqCst) == 0);
         let panicked = self.shared.panicked.swap(false, Ordering::Relaxed);
         if let Err(panic) = mine {
             resume_unwind(panic);
@@ -148,19 +149,45 @@ impl Shared {
                 if catch_unwind(AssertUnwindSafe(|| task(thread, threads))).is_err() {
                     self.panicked.store(true, Ordering::Relaxed);
                 }
-                self.running.fetch_sub(1, Ordering::Release);
+                self.running.fetch_sub(1, Ordering::SeqCst);
+                self.done.open();
             }
         }
     }
 }
 
-/// Spins, then lets other threads run: the one waited for may need this core.
-fn relax(spins: &mut usize) {
-    *spins += 1;
-    if *spins < SPINS {
-        std::hint::spin_loop();
-    } else {
-        thread::yield_now();
+/// Where threads wait for what another thread is about to do: they spin, and then sleep.
+#[derive(Default)]
+struct Gate {
+    sleeping: AtomicUsize,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Gate {
+    /// Returns once `is_open`, which reads atomics in sequential order: whoever changes them opens the gate afterwards.
+    fn wait(&self, is_open: impl Fn() -> bool) {
+        for _ in 0..SPINS {
+            if is_open() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before the look: either this thread sees the change, or who made it sees this thread.
+        self.sleeping.fetch_add(1, Ordering::SeqCst);
+        while !is_open() {
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleeping.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn open(&self) {
+        if self.sleeping.load(Ordering::SeqCst) > 0 {
+            // Whoever looked before the change is asleep once the lock is free.
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.wake.notify_all();
+        }
     }
 }
 
@@ -171,6 +198,7 @@ pub(super) struct Barrier {
     round: AtomicUsize,
     /// Set by a thread that can't go on; every thread leaves at its next meeting.
     broken: AtomicBool,
+    gate: Gate,
 }
 
 impl Barrier {
@@ -180,19 +208,19 @@ impl Barrier {
             let round = self.round.load(Ordering::Acquire);
             if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == threads {
                 self.arrived.store(0, Ordering::Relaxed);
-                self.round.store(round.wrapping_add(1), Ordering::Release);
+                self.round.store(round.wrapping_add(1), Ordering::SeqCst);
+                self.gate.open();
             } else {
-                let mut spins = 0;
-                while self.round.load(Ordering::Acquire) == round && !self.broken.load(Ordering::Acquire) {
-                    relax(&mut spins);
-                }
+                let is_over = || self.round.load(Ordering::SeqCst) != round || self.broken.load(Ordering::SeqCst);
+                self.gate.wait(is_over);
             }
         }
-        !self.broken.load(Ordering::Acquire)
+        !self.broken.load(Ordering::SeqCst)
     }
 
     pub fn break_up(&self) {
-        self.broken.store(true, Ordering::Release);
+        self.broken.store(true, Ordering::SeqCst);
+        self.gate.open();
     }
 }
 
