@@ -8,10 +8,11 @@ use super::{
 };
 use crate::{ResourceError, RunError};
 use cutover_graph::{
-    Fact, Graph, Node, NodeId, TensorFact, ValueId,
+    Constant, Fact, Graph, Node, NodeId, TensorFact, ValueId,
     ops::{Facts, InferContext},
     plan::arena::{Interval, place},
 };
+use cutover_kernels::cpu::quantized::Quantization;
 use cutover_tensor::{DType, Shape, Tensor};
 use std::{
     collections::{HashMap, HashSet},
@@ -78,6 +79,17 @@ pub(super) struct Held {
     pub blocked: Option<Buffer>,
     /// A strided view of another value's row-major buffer, not copied yet.
     pub strided: Option<Strided>,
+    /// The quantized bytes that it is made of, not made yet.
+    pub dequantized: Option<Dequantized>,
+    /// The dequantization of a constant, not computed yet.
+    pub is_deferred: bool,
+}
+
+/// Quantized bytes and what floats they stand for.
+#[derive(Clone)]
+pub(super) struct Dequantized {
+    pub view: Strided,
+    pub from: Quantization,
 }
 
 /// Element `(i, j, …)` is at `offset + Σ index · stride`.
@@ -133,7 +145,12 @@ pub(super) struct Builder<'a> {
     steps: Vec<PlannedStep>,
     packed: HashMap<Recipe, Buffer>,
     /// What was computed of constants while planning.
-    evaluated: HashMap<ValueId, Tensor>,
+    evaluated: HashMap<ValueId, Constant>,
+    /// The region's nodes that read each value, and whether something outside of it does.
+    uses: Vec<Vec<NodeId>>,
+    is_output: Vec<bool>,
+    /// Nodes whose results the steps of others give.
+    fused: HashSet<NodeId>,
     workspace_len: usize,
     current: NodeId,
     kernel: &'static str,
@@ -160,6 +177,9 @@ pub(super) fn build(
         steps: Vec::new(),
         packed: HashMap::new(),
         evaluated: HashMap::new(),
+        uses: vec![Vec::new(); count],
+        is_output: vec![false; count],
+        fused: HashSet::new(),
         workspace_len: 0,
         current: region.nodes[0],
         kernel: "",
@@ -169,14 +189,20 @@ pub(super) fn build(
         builder.hold_plain(id, buffer);
     }
     for &id in &region.nodes {
-        graph.node(id).inputs.iter().flatten().for_each(|v| builder.readers[v.index()] += 1);
+        for input in graph.node(id).inputs.iter().flatten() {
+            builder.readers[input.index()] += 1;
+            builder.uses[input.index()].push(id);
+        }
     }
-    region.outputs.iter().for_each(|v| builder.readers[v.index()] += 1);
+    for output in &region.outputs {
+        builder.readers[output.index()] += 1;
+        builder.is_output[output.index()] = true;
+    }
     for &id in &region.nodes {
         builder.current = id;
         let node = graph.node(id);
         let wanted = node.outputs.iter().any(|o| builder.readers[o.index()] > 0);
-        if wanted && !node.outputs.iter().all(|o| builder.is_known(*o)) {
+        if wanted && !builder.fused.contains(&id) && !node.outputs.iter().all(|o| builder.is_known(*o)) {
             builder.lower(node)?;
         }
         for input in node.inputs.iter().flatten() {
@@ -347,7 +373,7 @@ impl Builder<'_> {
 
     /// The constant tensor of f32s that `id` is.
     pub fn constant(&self, id: ValueId) -> Option<&cutover_graph::Constant> {
-        self.graph.constant(id).filter(|c| c.tensor.dtype() == DType::F32)
+        self.graph.constant(id).or_else(|| self.evaluated.get(&id)).filter(|c| c.tensor.dtype() == DType::F32)
     }
 
     /// The one f32 that `id` is.
@@ -366,15 +392,56 @@ impl Builder<'_> {
             let values = fact.constant_value().filter(|_| fact.dtype != DType::F32)?;
             Tensor::from_bytes(fact.dtype, self.shape(id), &bytes_of_known(fact.dtype, &values)).ok()
         };
-        self.evaluated.get(&id).cloned().or_else(from_shapes)
+        self.evaluated.get(&id).map(|c| c.tensor.clone()).or_else(from_shapes)
     }
 
     /// Holds `id` as a constant of this plan.
     pub fn hold_constant(&mut self, id: ValueId, tensor: Tensor) {
         let tensor = tensor.aligned();
         let buffer = self.add(Some(Place::Constant(tensor.clone())), tensor.bytes().len());
-        self.evaluated.insert(id, tensor);
+        self.evaluated.insert(id, Constant::new(tensor));
         self.hold_plain(id, buffer);
+    }
+
+    /// Leaves the dequantization of a constant until somebody asks for the floats.
+    pub fn defer(&mut self, id: ValueId) {
+        self.held[id.index()].is_deferred = true;
+    }
+
+    /// Computes the node's inputs that were left: from here on they are constants.
+    pub fn settle(&mut self, node: &Node) {
+        for &id in node.inputs.iter().flatten() {
+            if self.held(id).is_deferred
+                && !self.evaluated.contains_key(&id)
+                && let Some(tensor) = lower::quantized::evaluate(self, id)
+            {
+                self.evaluated.insert(id, Constant::new(tensor.aligned()));
+            }
+        }
+    }
+
+    /// The bytes that `id` is held as, if it is not held as floats.
+    pub fn dequantized(&self, id: ValueId) -> Option<Dequantized> {
+        let held = self.held(id);
+        held.dequantized.clone().filter(|_| held.plain.is_none() && held.blocked.is_none())
+    }
+
+    pub fn hold_dequantized(&mut self, id: ValueId, dequantized: Dequantized) {
+        self.buffers[dequantized.view.buffer.0 as usize].holders.push(id);
+        self.held[id.index()].dequantized = Some(dequantized);
+    }
+
+    /// The one node that reads `id`, if no other does, nor anything outside of the region.
+    pub fn only_reader(&self, id: ValueId) -> Option<(NodeId, &Node)> {
+        match &self.uses[id.index()][..] {
+            &[only] if !self.is_output[id.index()] => Some((only, self.graph.node(only))),
+            _ => None,
+        }
+    }
+
+    /// Notes that the current node's steps give these nodes' results too.
+    pub fn fuse(&mut self, nodes: Vec<NodeId>) {
+        self.fused.extend(nodes);
     }
 
     /// A constant of this plan that is no value's.
@@ -390,8 +457,9 @@ impl Builder<'_> {
         Ok(self.add(None, bytes))
     }
 
-    pub fn name_kernel(&mut self, kernel: &'static str) {
-        self.kernel = kernel;
+    /// How profiles call the steps to come; gives what they were called.
+    pub fn name_kernel(&mut self, kernel: &'static str) -> &'static str {
+        std::mem::replace(&mut self.kernel, kernel)
     }
 
     fn is_known(&self, id: ValueId) -> bool {
@@ -479,6 +547,16 @@ impl Builder<'_> {
         }
         if let Some(values) = self.fact(id).constant_value().filter(|_| self.fact(id).dtype != DType::F32) {
             return self.known(id, values);
+        }
+        if let Some(held) = held.dequantized.filter(|_| held.blocked.is_none()) {
+            return lower::quantized::dequantize(self, id, held);
+        }
+        if held.is_deferred {
+            let tensor = self.evaluated.get(&id).map(|c| c.tensor.clone());
+            if let Some(tensor) = tensor.or_else(|| lower::quantized::evaluate(self, id)) {
+                self.hold_constant(id, tensor);
+                return self.plain(id);
+            }
         }
         if let Some(constant) = self.graph.constant(id) {
             let tensor = constant.tensor.aligned();

@@ -10,6 +10,7 @@ pub(super) mod movement;
 pub(super) mod normalize;
 pub(super) mod pool;
 pub(super) mod product;
+pub(super) mod quantized;
 pub(super) mod recurrent;
 pub(super) mod resample;
 pub(super) mod select;
@@ -62,6 +63,9 @@ pub(super) enum Lowered {
     Runs(select::RunsStep),
     Choose(select::ChooseStep),
     Indexed(indexing::IndexedStep),
+    IntegerProduct(quantized::ProductStep),
+    IntegerWindow(quantized::WindowStep),
+    Map(quantized::MapStep),
     Fallback(fallback::FallbackStep),
 }
 
@@ -112,6 +116,9 @@ impl Lowered {
             Lowered::Runs(step) => step.run(frame, worker),
             Lowered::Choose(step) => step.run(frame, worker, level),
             Lowered::Indexed(step) => return step.run(frame, worker, level),
+            Lowered::IntegerProduct(step) => step.run(frame, worker, level),
+            Lowered::IntegerWindow(step) => step.run(frame, worker, level),
+            Lowered::Map(step) => step.run(frame, worker, level),
             Lowered::Fallback(step) => return step.run(frame, worker),
         }
         Ok(())
@@ -120,6 +127,10 @@ impl Lowered {
 
 /// Adds the steps of `node` with kernels; `false` where there is none for it.
 pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
+    if lower_quantized(builder, node)? {
+        return Ok(true);
+    }
+    builder.settle(node);
     match &node.op {
         Op::Conv(op) => conv::lower(builder, node, op),
         Op::ConvTranspose(op) => conv::lower_transposed(builder, node, op),
@@ -158,6 +169,29 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
         Op::Concat(op) => movement::lower_concat(builder, node, op),
         Op::Split(op) => movement::lower_split(builder, node, op),
         Op::Gather(op) => movement::lower_gather(builder, node, op),
+        _ => Ok(false),
+    }
+}
+
+/// What quantized values are computed with on integers.
+fn lower_quantized(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
+    match &node.op {
+        Op::DequantizeLinear(_) => quantized::lower_dequantize(builder, node),
+        Op::QuantizeLinear(_) => quantized::lower_quantize(builder, node),
+        Op::DynamicQuantizeLinear(_) => quantized::lower_dynamic(builder, node),
+        Op::Conv(op) => quantized::lower_conv(builder, node, op),
+        Op::Gemm(op) => quantized::lower_gemm(builder, node, op),
+        Op::MatMul(op) => quantized::lower_matmul(builder, node, op),
+        Op::Unary(_) | Op::Clip(_) => quantized::lower_function(builder, node),
+        Op::Binary(op) if op.function == ops::BinaryFunction::Add => quantized::lower_add(builder, node),
+        Op::MaxPool(op) => quantized::lower_max_pool(builder, node, op),
+        Op::AveragePool(op) => quantized::lower_average_pool(builder, node, op),
+        Op::GlobalPool(op) => quantized::lower_global_pool(builder, node, op),
+        Op::Concat(op) => quantized::lower_concat(builder, node, op),
+        Op::ConvInteger(op) => quantized::lower_conv_integer(builder, node, op),
+        Op::QLinearConv(op) => quantized::lower_qlinear_conv(builder, node, op),
+        Op::QLinearMatMul(_) => quantized::lower_qlinear_matmul(builder, node),
+        Op::MatMulInteger(_) => quantized::lower_matmul_integer(builder, node),
         _ => Ok(false),
     }
 }
@@ -267,6 +301,9 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) | Op::DepthSpace(_) => "strided copy",
         Op::Concat(_) | Op::Split(_) => "copy",
         Op::Gather(_) => "gather",
+        Op::QuantizeLinear(_) | Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_) => "quantization",
+        Op::MatMulInteger(_) | Op::QLinearMatMul(_) => "integer product",
+        Op::ConvInteger(_) | Op::QLinearConv(_) => "integer convolution",
         op => match (any_type_kernel(op), first) {
             (None, _) => return fallback("no kernel"),
             (Some(_), Some(DType::String) | None) => return fallback("not a numeric tensor"),
@@ -279,6 +316,8 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Some(_) if moves => Support::Native { kernel },
         Some(DType::F64 | DType::I64 | DType::I32) if is_ml => Support::Native { kernel },
         Some(DType::I32 | DType::I64) if kernel == "best of a line" => Support::Native { kernel },
+        Some(dtype) if kernel == "quantization" && typed::element_type(dtype).is_some() => Support::Native { kernel },
+        Some(DType::U8 | DType::I8) if kernel.starts_with("integer") => Support::Native { kernel },
         Some(dtype) if kernel == "strided copy" && dtype.bits() % 8 == 0 => Support::Native { kernel },
         Some(dtype) if any_type_kernel(&node.op).is_some() && typed::element_type(dtype).is_some() => {
             Support::Native { kernel: any_type_kernel(&node.op).unwrap_or(kernel) }

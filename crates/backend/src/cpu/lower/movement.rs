@@ -54,6 +54,11 @@ pub(in crate::cpu) struct GatherStep {
 }
 
 impl Copy {
+    /// Contiguous rows of `width` bytes to rows `to_stride` apart.
+    pub fn rows(rows: usize, width: usize, from: Buffer, to: Buffer, to_start: usize, to_stride: usize) -> Copy {
+        Copy { rows, width, from, from_start: 0, from_stride: width, to, to_start, to_stride }
+    }
+
     /// All of a buffer.
     pub fn whole(from: Buffer, to: Buffer, bytes: usize) -> Copy {
         Copy { rows: 1, width: bytes, from, from_start: 0, from_stride: bytes, to, to_start: 0, to_stride: bytes }
@@ -128,6 +133,11 @@ pub(in crate::cpu) fn lower_view(builder: &mut Builder<'_>, node: &Node) -> Resu
     if builder.bytes(x) != builder.bytes(output) {
         // A reshape whose inference and facts disagree is the reference's to refuse.
         return Ok(false);
+    }
+    // Quantized bytes stay so under another shape.
+    if let Some(held) = builder.dequantized(x) {
+        super::quantized::hold_view(builder, output, x, held)?;
+        return Ok(true);
     }
     // The same image needs no conversion.
     if let Some(blocked) = builder.held(x).blocked

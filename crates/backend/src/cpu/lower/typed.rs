@@ -70,6 +70,14 @@ enum Function {
     Cast,
     ClipFloats(f64, f64),
     ClipIntegers(i128, i128),
+    /// `(x − zero_point) · scale` of two or three operands.
+    Dequantize,
+    /// `x / scale + zero_point`, rounded before the sum, saturated at bounds; in double precision or not.
+    Quantize {
+        least: f64,
+        most: f64,
+        in_double: bool,
+    },
 }
 
 pub(in crate::cpu) struct TypedStep {
@@ -142,6 +150,79 @@ fn push_to(
     let reads: Vec<Buffer> = operands.iter().map(|(view, _)| view.buffer).collect();
     let (node, op) = (node.name.clone(), node.op.name());
     builder.push(Lowered::Typed(TypedStep { function, shape, operands, output: to, ty, node, op }), &reads, &[to]);
+}
+
+/// `QuantizeLinear` and `DequantizeLinear` of any types, with scales for a tensor, an axis, or blocks of one.
+pub(super) fn lower_scaled(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
+    let granularity = match &node.op {
+        Op::QuantizeLinear(op) => op.granularity,
+        Op::DequantizeLinear(op) => op.granularity,
+        _ => return Ok(false),
+    };
+    let output = node.outputs[0];
+    let (dtype, Some(ty)) = (builder.fact(output).dtype, element_type(builder.fact(output).dtype)) else {
+        return Ok(false);
+    };
+    let Some(&Some(x)) = node.inputs.first() else { return Ok(false) };
+    let own = builder.shape(x).to_vec();
+    if own.contains(&0) || own.len() >= elementwise::MAX_RANK {
+        return Ok(false);
+    }
+    // An axis in blocks is two axes.
+    let mut shape = own.clone();
+    let axis = normalize_axis(granularity.axis, own.len()).ok();
+    let block = granularity.block_size;
+    if block > 0 {
+        let Some(axis) = axis.filter(|&a| own[a].is_multiple_of(block)) else { return Ok(false) };
+        shape[axis] /= block;
+        shape.insert(axis + 1, block);
+    }
+    let mut operands = Vec::with_capacity(3);
+    for (index, input) in node.inputs.iter().enumerate() {
+        let Some(id) = *input else { continue };
+        let Some(ty) = element_type(builder.fact(id).dtype) else { return Ok(false) };
+        let buffer = builder.plain(id)?;
+        let count = builder.shape(id).element_count();
+        let strides = match (index, axis) {
+            (0, _) => cutover_tensor::Shape::new(&shape).strides().to_vec(),
+            (_, _) if count == 1 => vec![0; shape.len()],
+            (_, Some(axis)) if block == 0 && count == own[axis] => {
+                (0..shape.len()).map(|a| usize::from(a == axis)).collect()
+            }
+            (_, Some(axis)) if block > 0 => {
+                let mut strides = builder.shape(id).strides().to_vec();
+                if strides.len() != own.len() {
+                    return Ok(false);
+                }
+                strides.insert(axis + 1, 0);
+                strides
+            }
+            _ => return Ok(false),
+        };
+        operands.push((Strided { buffer, offset: 0, strides }, ty));
+    }
+    let function = match &node.op {
+        Op::DequantizeLinear(_) => Function::Dequantize,
+        _ if matches!(class(ty), Class::Float | Class::Unsigned) || dtype == DType::Bool => return Ok(false),
+        _ => {
+            let (least, most) = bounds_of_integers(dtype);
+            let own = if builder.fact(x).dtype == DType::F64 { DType::F64 } else { DType::F32 };
+            let precision = match &node.op {
+                Op::QuantizeLinear(op) => op.precision.unwrap_or(own),
+                _ => own,
+            };
+            if !matches!(precision, DType::F32 | DType::F64) {
+                return Ok(false);
+            }
+            let in_double = precision == DType::F64;
+            Function::Quantize { least: least as f64, most: most as f64, in_double }
+        }
+    };
+    if !(2..=3).contains(&operands.len()) {
+        return Ok(false);
+    }
+    push(builder, node, function, shape, operands, output, ty)?;
+    Ok(true)
 }
 
 /// Two by two, from the first on.
@@ -224,6 +305,19 @@ impl<'a> Run<'a> {
         let (shape, range) = (&self.step.shape, self.range.clone());
         let operands = [self.operand(0), self.operand(1)];
         typed::map(self.level, shape, operands, range, self.step.ty, output, |[a, b]| f(a, b))
+    }
+
+    /// Of two operands or three, 0 in the third's place.
+    fn scaled(&self, f: impl Fn(f64, f64, f64) -> f64) -> Result<(), OpError> {
+        let output = self.frame.words_output(self.step.output);
+        let (shape, range) = (&self.step.shape, self.range.clone());
+        if self.step.operands.len() == 2 {
+            return self.two(|x: f64, scale: f64| Ok(f(x, scale, 0.0)));
+        }
+        let operands = [self.operand(0), self.operand(1), self.operand(2)];
+        typed::map(self.level, shape, operands, range, self.step.ty, output, |[x, scale, zero]: [f64; 3]| {
+            Ok(f(x, scale, zero))
+        })
     }
 
     fn binary(&self, f: BinaryFunction) -> Result<(), OpError> {
@@ -311,6 +405,13 @@ impl TypedStep {
             Function::ClipFloats(low, high) => run.one(|x: f64| {
                 let x = if x < *low { *low } else { x };
                 Ok(if x > *high { *high } else { x })
+            }),
+            Function::Dequantize => run.scaled(|x, scale, zero| (x - zero) * scale),
+            &Function::Quantize { least, most, in_double } => run.scaled(|x, scale, zero| {
+                let quotient = if in_double { x / scale } else { f64::from(x as f32 / scale as f32) };
+                let rounded = quotient.round_ties_even();
+                let rounded = if rounded.is_nan() { 0.0 } else { rounded };
+                (rounded + zero).clamp(least, most)
             }),
             Function::ClipIntegers(low, high) => run.one(|x: i128| Ok(x.max(*low).min(*high))),
         };
