@@ -86,11 +86,10 @@ impl Dim {
     /// A float as an element of a fact: an integer where it is one, else a number that is good for [`Dim::scaled_by`] only. `None` of
     /// what is not finite or too large for a float to be exact.
     pub fn of_float(value: f32) -> Option<Dim> {
-        match value.fract() {
-            _ if !(value.abs() < 16_777_216.0) => None,
-            0.0 => Some(Dim::Const(value as i64)),
-            _ => Some(Dim::atom(Atom::Fraction(value.to_bits()))),
+        if !value.is_finite() || value.abs() >= 16_777_216.0 {
+            return None;
         }
+        Some(if value.fract() == 0.0 { Dim::Const(value as i64) } else { Dim::atom(Atom::Fraction(value.to_bits())) })
     }
 
     /// `⌊self · factor⌋`, the product rounded to f32 as ONNX's shape inference does.

@@ -103,7 +103,7 @@ impl Segment {
     ) -> Result<(), NoPlan> {
         for (&id, input) in self.region.inputs.iter().zip(inputs) {
             let cutover_graph::Value { name, fact, .. } = setting.graph.value(id);
-            if !fact.as_tensor().is_some_and(|fact| dtype(input) == Some(fact.dtype)) {
+            if fact.as_tensor().is_none_or(|fact| dtype(input) != Some(fact.dtype)) {
                 return Err(binding::mismatch(name, fact, input).into());
             }
         }

@@ -8,7 +8,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use cutover::{
-    DType, Device, DeviceOptions, Model, Value,
+    Device, DeviceOptions, Model, Value,
     graph::{
         Graph,
         onnx::{ImportOptions, import},

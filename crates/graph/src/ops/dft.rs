@@ -148,7 +148,7 @@ fn checked_length(length: i64) -> Result<usize, OpError> {
 fn mirror(spectrum: &mut [(f64, f64)]) {
     let length = spectrum.len();
     spectrum[0].1 = 0.0;
-    if length % 2 == 0 {
+    if length.is_multiple_of(2) {
         spectrum[length / 2].1 = 0.0;
     }
     for k in 1..length.div_ceil(2) {

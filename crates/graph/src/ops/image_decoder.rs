@@ -5,7 +5,9 @@ mod jpeg;
 
 use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
-use cutover_tensor::{DType, Tensor, Value};
+#[cfg(feature = "image")]
+use cutover_tensor::Tensor;
+use cutover_tensor::{DType, Value};
 
 /// The bytes of a BMP, JPEG, JPEG 2000, PNG, PNM, TIFF or WebP file, as `[height, width, channels]` of type u8. What cannot be decoded
 /// gives `[0, 0, channels]`, as ONNX has it. Needs the feature `image`.

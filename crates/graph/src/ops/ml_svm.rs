@@ -192,7 +192,7 @@ impl Probabilities {
         for i in 0..n {
             for j in i + 1..n {
                 let first = 1.0 - logistic(decisions[pair] * self.a[pair] + self.b[pair]);
-                let first = first.max(LEAST).min(1.0 - LEAST);
+                let first = first.clamp(LEAST, 1.0 - LEAST);
                 (r[i * n + j], r[j * n + i]) = (first, 1.0 - first);
                 pair += 1;
             }

@@ -54,7 +54,7 @@ impl Operator for Optimizer {
         };
         let op = Optimizer { norm_coefficient, rule };
         let per_tensor = 2 + op.states();
-        if node.inputs.len() < 2 + per_tensor || (node.inputs.len() - 2) % per_tensor != 0 {
+        if node.inputs.len() < 2 + per_tensor || !(node.inputs.len() - 2).is_multiple_of(per_tensor) {
             let count = node.inputs.len();
             return Err(node.corrupt(format!("has {count} inputs, expected 2 and {per_tensor} for every tensor")));
         }

@@ -68,7 +68,9 @@ impl Operator for RotaryEmbedding {
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
         let x = inputs.tensor(0)?;
         let (cos, sin, positions) = self.angles();
-        (inputs.tensor(cos)?, inputs.tensor(sin)?, inputs.optional_tensor(positions)?);
+        inputs.tensor(cos)?;
+        inputs.tensor(sin)?;
+        inputs.optional_tensor(positions)?;
         match (x.rank(), self.heads) {
             (Some(3), None) if self.positions_second => {}
             (Some(4), _) => drop(HeadDims::of(x, None)?),

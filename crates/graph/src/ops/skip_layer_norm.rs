@@ -38,7 +38,8 @@ impl Operator for SkipLayerNorm {
 
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
         let x = inputs.tensor(0)?;
-        (inputs.tensor(1)?, inputs.tensor(2)?);
+        inputs.tensor(1)?;
+        inputs.tensor(2)?;
         (1..5).try_for_each(|index| inputs.same_dtype(0, index))?;
         let y = TensorFact { value: None, ..x.clone() };
         let mut statistics = TensorFact { dtype: DType::F32, ..y.clone() };

@@ -63,14 +63,11 @@ impl TopKStep {
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>) {
         match self.dtype {
             // Numbers compare as numbers, so that zeros of both signs are equal; NaN is larger than all.
-            DType::F32 => self.select(
-                frame,
-                worker,
-                |b| f32::from_le_bytes(b),
-                |a, b| a.partial_cmp(b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan())),
-            ),
-            DType::I32 => self.select(frame, worker, |b| i32::from_le_bytes(b), Ord::cmp),
-            _ => self.select(frame, worker, |b| i64::from_le_bytes(b), Ord::cmp),
+            DType::F32 => self.select(frame, worker, f32::from_le_bytes, |a, b| {
+                a.partial_cmp(b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+            }),
+            DType::I32 => self.select(frame, worker, i32::from_le_bytes, Ord::cmp),
+            _ => self.select(frame, worker, i64::from_le_bytes, Ord::cmp),
         }
     }
 

@@ -172,10 +172,10 @@ pub(super) fn lower_scaled(builder: &mut Builder<'_>, node: &Node) -> Result<boo
     let mut shape = own.clone();
     let axis = normalize_axis(granularity.axis, own.len()).ok();
     let block = granularity.block_size;
-    if block > 0 {
-        let Some(axis) = axis.filter(|&a| own[a].is_multiple_of(block)) else { return Ok(false) };
-        shape[axis] /= block;
-        shape.insert(axis + 1, block);
+    match axis.and_then(|axis| Some((axis, own[axis].checked_div(block)?))) {
+        Some((axis, blocks)) if blocks * block == own[axis] => drop(shape.splice(axis..=axis, [blocks, block])),
+        None if block == 0 => {}
+        _ => return Ok(false),
     }
     let mut operands = Vec::with_capacity(3);
     for (index, input) in node.inputs.iter().enumerate() {
