@@ -1,7 +1,7 @@
 //! What is known of a value before any input is seen.
 
 use crate::{Dim, OpError};
-use cutover_tensor::{DType, Shape, Tensor};
+use cutover_tensor::{DType, Shape, Tensor, Value};
 use std::fmt;
 
 /// The type of a value and what is known of its contents.
@@ -100,6 +100,22 @@ impl Fact {
         match self {
             Fact::Tensor(fact) => Some(fact),
             _ => None,
+        }
+    }
+
+    /// Whether nothing of `value` contradicts this: its kind, element type, rank, and extents that are numbers.
+    pub fn admits(&self, value: &Value) -> bool {
+        match (self, value) {
+            (Fact::Tensor(fact), Value::Tensor(tensor)) => {
+                let extents = tensor.shape();
+                let agree = |(dim, &extent): (&Dim, &usize)| dim.as_const().is_none_or(|dim| dim == extent as i64);
+                let fits = |dims: &Vec<Dim>| dims.len() == extents.rank() && dims.iter().zip(extents.iter()).all(agree);
+                fact.dtype == tensor.dtype() && fact.shape.as_ref().is_none_or(fits)
+            }
+            (Fact::Sequence(of), Value::Sequence(values)) => values.iter().all(|value| of.admits(value)),
+            (Fact::Optional(of), Value::Optional(value)) => value.as_ref().is_none_or(|value| of.admits(value)),
+            (Fact::Map { .. }, Value::Map { .. }) => true,
+            _ => false,
         }
     }
 

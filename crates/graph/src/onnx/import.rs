@@ -380,8 +380,13 @@ impl<'a> Importer<'a> {
             }
             let declared = input.r#type.as_ref().filter(|declared| declared.value.is_some());
             let fact = match (declared, given.get(at)) {
-                (Some(declared), _) => fact(declared, &input.name, &place, self.reader.options.limits.rank)?,
-                (None, Some(Some(given))) => given.clone(),
+                (Some(declared), given) => {
+                    let declared = fact(declared, &input.name, &place, self.reader.options.limits.rank)?;
+                    given
+                        .and_then(Option::as_ref)
+                        .map_or(declared.clone(), |given| traced(declared, given, &input.name))
+                }
+                (None, Some(Some(given))) => of_any_shape(given),
                 (None, _) => return corrupt(place, "has no type"),
             };
             let id = self.building().graph.add_input(&input.name, fact);
@@ -517,14 +522,10 @@ impl<'a> Importer<'a> {
         Ok(())
     }
 
-    /// What the inputs of a body are that say no type, as those of ONNX's own functions do: what its node hands them. A shape may
-    /// change from one iteration to the next.
+    /// What its node hands to the inputs of a body.
     fn formal(&mut self, node: &NodeProto, inputs: &[Option<ValueId>]) -> Vec<Option<Fact>> {
         let graph = &self.building().graph;
-        let fact = |input: &Option<ValueId>| match &graph.value((*input)?).fact {
-            Fact::Tensor(tensor) => Some(TensorFact::unknown_rank(tensor.dtype).into()),
-            other => Some(other.clone()),
-        };
+        let fact = |input: &Option<ValueId>| Some(graph.value((*input)?).fact.clone());
         match node.op_type.as_str() {
             "Loop" => {
                 let scalar = |dtype| Some(Fact::from(TensorFact::new(dtype, [])));
@@ -777,6 +778,34 @@ impl<'a> Importer<'a> {
                 known.shape = declared.rank().map(|rank| (0..rank).map(extent).collect());
             }
         }
+    }
+}
+
+/// What a body may rely on of an input of which it says no type, as those of ONNX's own functions do: a shape may change from one
+/// iteration to the next.
+fn of_any_shape(given: &Fact) -> Fact {
+    match given {
+        Fact::Tensor(tensor) => TensorFact::unknown_rank(tensor.dtype).into(),
+        other => other.clone(),
+    }
+}
+
+/// What a body declares of an input, without the numbers that its node does not know of what it hands over: exporters that trace a model declare
+/// the extents of their example.
+fn traced(declared: Fact, given: &Fact, name: &str) -> Fact {
+    match (declared, given) {
+        (
+            Fact::Tensor(TensorFact { dtype, shape: Some(shape), value }),
+            Fact::Tensor(TensorFact { shape: Some(given), .. }),
+        ) if shape.len() == given.len() => {
+            let extents = shape.into_iter().zip(given).enumerate();
+            let extent = |(axis, (declared, given)): (usize, (Dim, &Dim))| match declared.as_const() {
+                Some(_) if declared != *given => Dim::symbol(format!("{name}.{axis}")),
+                _ => declared,
+            };
+            TensorFact { dtype, shape: Some(extents.map(extent).collect()), value }.into()
+        }
+        (declared, _) => declared,
     }
 }
 

@@ -29,8 +29,8 @@ fn broadcast_dim(a: &Dim, b: &Dim) -> Option<Dim> {
         // A symbol against a number is that number, or 1.
         (Some(_), None) => Some(a.clone()),
         (None, Some(_)) => Some(b.clone()),
-        // Equal, or one of them 1.
-        (None, None) => Some(a.maximum(b)),
+        // Equal, or one of them 1, which against 0 gives 0.
+        (None, None) => Some(a.maximum(b) * a.minimum(b).minimum(&Dim::Const(1))),
     }
 }
 

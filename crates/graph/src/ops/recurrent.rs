@@ -289,6 +289,9 @@ impl Run {
     fn new(op: &Recurrent, inputs: Inputs<'_>) -> Result<Run, OpError> {
         let (x, r) = (inputs.tensor(0)?, inputs.tensor(2)?);
         let ([x0, x1, features], [_, _, hidden]) = (axes3(x)?, axes3(r)?);
+        if let Some(size) = op.hidden_size.filter(|&size| size != hidden) {
+            return Err(OpError::input(format!("R is of {hidden} hidden units, hidden_size is {size}")));
+        }
         let (steps, batch) = if op.batch_first { (x1, x0) } else { (x0, x1) };
         let lengths = match inputs.get(4) {
             None => vec![steps; batch],

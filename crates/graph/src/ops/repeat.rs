@@ -102,6 +102,7 @@ impl Repeat {
                 vec![Tensor::scalar(trip).into(), Tensor::from_bools([], &[true]).map_err(OpError::from)?.into()];
             given.append(&mut state);
             given.extend(outer.iter().cloned());
+            self.body.check(&given)?;
             let mut made = run(0, given)?.into_iter();
             let condition = made.next().and_then(Value::into_tensor);
             goes_on = truth(&condition.ok_or_else(|| OpError::input("the body's condition is not a tensor"))?)?;
@@ -110,6 +111,17 @@ impl Repeat {
                 stack.push(value, context)?;
             }
             trip += 1;
+        }
+        // An optional may be what begins; without an iteration it is what ends.
+        let made = &self.body.graph().outputs()[1..];
+        for (value, &made) in state.iter_mut().zip(made) {
+            if let (Value::Optional(held), false) =
+                (&mut *value, matches!(self.body.graph().value(made).fact, Fact::Optional(_)))
+            {
+                let held =
+                    held.take().ok_or_else(|| OpError::input("an optional without an element is carried out"))?;
+                *value = *held;
+            }
         }
         for (at, stack) in stacks.into_iter().enumerate() {
             let element = &self.body.graph().value(self.body.graph().outputs()[1 + carried + at]).fact;

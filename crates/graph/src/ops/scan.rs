@@ -130,6 +130,7 @@ impl Scan {
                 given.push(element(tensor, axis, at)?.into());
             }
             given.extend(outer.iter().cloned());
+            self.body.check(&given)?;
             let mut made = run(0, given)?.into_iter();
             state.extend(made.by_ref().take(states));
             for (stack, value) in stacks.iter_mut().zip(made) {

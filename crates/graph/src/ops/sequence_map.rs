@@ -63,6 +63,7 @@ impl SequenceMap {
             });
             let mut given: Vec<Value> = given.collect::<Result<_, OpError>>()?;
             given.extend(outer.iter().cloned());
+            self.body.check(&given)?;
             for (output, value) in outputs.iter_mut().zip(run(0, given)?) {
                 output.push(value);
             }

@@ -121,6 +121,9 @@ impl Operator for Slice {
         let Some(shape) = &x.shape else { return movement::moved_fact(x, None, |_| unreachable!("no shape is known")) };
         let starts = inputs.tensor(1)?;
         let length = starts.constant_shape().and_then(|s| s.first().copied());
+        if let Some(length) = length.filter(|&length| length > shape.len()) {
+            return Err(OpError::input(format!("{length} ranges for a tensor of {} axes", shape.len())));
+        }
         let all = || length.map(|n| (0..n as i64).collect::<Vec<_>>());
         let axes = if inputs.get(3).is_some() { movement::known_integers(inputs, 3)? } else { all() };
         let steps = match inputs.get(4) {

@@ -80,6 +80,19 @@ impl Subgraph {
         Ok(outward(&graph.value(*id).fact, &outer, context, stem))
     }
 
+    /// Refuses values for its inputs that contradict what it declares of them, since what is known of its outputs follows from that.
+    pub fn check(&self, given: &[Value]) -> Result<(), OpError> {
+        let graph = self.graph();
+        let declared = graph.inputs().iter().map(|&id| graph.value(id));
+        match declared.zip(given).find(|(declared, given)| !declared.fact.admits(given)) {
+            Some((declared, given)) => {
+                let (name, fact) = (&declared.name, &declared.fact);
+                Err(OpError::input(format!("'{}': input '{name}' is {fact}, got {given:?}", graph.name)))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Runs it: the formal inputs, then the captured ones.
     ///
     /// # Errors

@@ -82,6 +82,9 @@ impl Watch {
         panic::set_hook(Box::new(|info| {
             let place = info.location().map(ToString::to_string).unwrap_or_default();
             *PANIC.lock().unwrap() = format!("panics at {place}: {info}").replace('\n', " ");
+            if std::env::var_os("CUTOVER_FUZZ").is_some() {
+                eprintln!("{}", std::backtrace::Backtrace::force_capture());
+            }
         }));
         let origin = Instant::now();
         thread::spawn(move || {
