@@ -122,8 +122,8 @@ def numbers():
             "knn": neighbors.KNeighborsRegressor(4), "radius": neighbors.RadiusNeighborsRegressor(3.0),
             "svr_rbf": svm.SVR(), "svr_poly": svm.SVR(kernel="poly", degree=2), "svr_linear": svm.SVR(kernel="linear"),
             "svr_sigmoid": svm.SVR(kernel="sigmoid"), "nu_svr": svm.NuSVR(), "linear_svr": svm.LinearSVR(),
-            "gaussian_process": gaussian_process.GaussianProcessRegressor(
-                gaussian_process.kernels.RBF() + gaussian_process.kernels.WhiteKernel(), normalize_y=True),
+            "gaussian_process": gaussian_process.GaussianProcessRegressor(gaussian_process.kernels.RBF(), alpha=1.0,
+                                                                          normalize_y=True),
             "voting": ensemble.VotingRegressor([("a", linear_model.Ridge()), ("b", tree.DecisionTreeRegressor())]),
             "stacking": ensemble.StackingRegressor([("a", linear_model.Ridge()), ("b", tree.DecisionTreeRegressor())]),
             "lightgbm": lightgbm.LGBMRegressor(n_estimators=12, verbose=-1),
@@ -194,7 +194,7 @@ def transformers():
 def pipelines():
     scaled = pipeline.make_pipeline(preprocessing.StandardScaler(), svm.SVC(probability=True))
     add("pipe_svc", scaled, NAMES, zipmap=True)
-    add("pipe_text", pipeline.make_pipeline(feature_extraction.text.TfidfVectorizer(),
+    add("pipe_text", pipeline.make_pipeline(feature_extraction.text.TfidfVectorizer(lowercase=False),
                                             linear_model.LogisticRegression()), Y3, TEXTS[:, 0], zipmap=False)
     union = pipeline.make_union(preprocessing.StandardScaler(), decomposition.PCA(2))
     add("pipe_union", pipeline.make_pipeline(union, linear_model.LogisticRegression()), Y2, zipmap="columns")

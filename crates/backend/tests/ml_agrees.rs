@@ -4,6 +4,7 @@ use cutover_backend::{Backend, CompileOptions, CpuOptions, Input, Output, RunCon
 use cutover_graph::{
     Dim, Fact, Graph, Op, Plan, TensorFact,
     ops::{Attribute, Linear, NodeReader, Normalizer, Operator, Scaler, Svm, TreeEnsemble},
+    passes::{PassOptions, declutter},
 };
 use cutover_tensor::{DType, Tensor, Value};
 use std::{collections::BTreeMap, sync::Arc};
@@ -253,6 +254,35 @@ fn models_of_rows_agree_with_their_definitions() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn names_of_classes_are_a_table_after_the_model() {
+    let reference = reference();
+    for targets in [1, 3] {
+        let mut random = Random(targets as u64);
+        let mut attributes = Attributes::new();
+        with(&mut attributes, "coefficients", random.quarters(targets * FEATURES));
+        with(&mut attributes, "intercepts", random.quarters(targets));
+        let names = ["ash", "oak", "yew"][..targets.max(2)].iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        with(&mut attributes, "classlabels_strings", names);
+        let mut graph = Graph::new("model");
+        let x = graph.add_input("x", Fact::from(TensorFact::of_constant_shape(DType::F32, &[20, FEATURES])));
+        let op = read::<Linear>("LinearClassifier", 1, 2, attributes);
+        let node = graph.add_node("model", op, vec![Some(x)], vec!["label".to_string(), "scores".to_string()]).unwrap();
+        graph.set_outputs(graph.node(node).outputs.clone());
+        let (numbered, _) = declutter(graph.clone(), &PassOptions::default()).unwrap();
+        let ops: Vec<String> =
+            numbered.topological_order().unwrap().into_iter().map(|id| numbered.node(id).op.name()).collect();
+        assert_eq!(ops, ["ai.onnx.ml.LinearClassifier", "ai.onnx.ml.LabelEncoder"]);
+        let x = Tensor::from_vec([20, FEATURES], random.quarters(20 * FEATURES)).unwrap();
+        let expected = run(&reference, &Plan::new(graph).unwrap(), &x, 2);
+        assert_eq!(expected[0].dtype(), DType::String);
+        for backend in [&reference, &cpu(CpuOptions::default()).unwrap()] {
+            let answers = run(backend, &Plan::new(numbered.clone()).unwrap(), &x, 2);
+            assert_eq!(answers[0], expected[0]);
         }
     }
 }

@@ -174,7 +174,8 @@ impl Tensor {
     }
 
     pub fn view(&self) -> TensorView<'_> {
-        TensorView { dtype: self.dtype, shape: &self.shape, bytes: self.bytes() }
+        let strings = if let Data::Strings(strings) = &self.data { &strings[..] } else { &[] };
+        TensorView { dtype: self.dtype, shape: &self.shape, bytes: self.bytes(), strings }
     }
 
     /// A copy whose bytes are aligned, or the tensor itself if they are.
@@ -216,6 +217,8 @@ pub struct TensorView<'a> {
     dtype: DType,
     shape: &'a [usize],
     bytes: &'a [u8],
+    /// Of a tensor of strings, which has no bytes.
+    strings: &'a [String],
 }
 
 impl<'a> TensorView<'a> {
@@ -229,7 +232,7 @@ impl<'a> TensorView<'a> {
         if expected != bytes.len() || dtype == DType::String {
             return Err(TensorError::ByteLength { shape: owned, dtype, expected, actual: bytes.len() });
         }
-        Ok(TensorView { dtype, shape, bytes })
+        Ok(TensorView { dtype, shape, bytes, strings: &[] })
     }
 
     pub fn dtype(&self) -> DType {
@@ -253,7 +256,11 @@ impl<'a> TensorView<'a> {
     }
 
     pub fn to_tensor(&self) -> Tensor {
-        Tensor::from_bytes(self.dtype, self.shape, self.bytes).expect("a view was checked when it was made")
+        match self.dtype {
+            DType::String => Tensor::from_strings(self.shape, self.strings.to_vec()),
+            dtype => Tensor::from_bytes(dtype, self.shape, self.bytes),
+        }
+        .expect("a view was checked when it was made")
     }
 }
 

@@ -309,10 +309,11 @@ fn seen<T>(places: &[Place<T>], roots: &[u32], weights: &Weights<T>, form: Form)
     targets.iter().for_each(|&target| ever[target as usize] = true);
     let mut always = vec![false; *target_count];
     let mut visited = vec![u32::MAX; places.len()];
-    let (mut waiting, mut counts) = (Vec::new(), vec![0usize; *target_count]);
+    // By target the leaves of a tree that have a weight for it, and which of them was the last: one may have several.
+    let mut counts = vec![(0usize, u32::MAX); *target_count];
+    let (mut waiting, mut touched) = (Vec::new(), Vec::new());
     for (tree, &root) in roots.iter().enumerate() {
         let mut leaves = 0;
-        counts.fill(0);
         waiting.push(root as usize);
         while let Some(at) = waiting.pop() {
             if std::mem::replace(&mut visited[at], tree as u32) == tree as u32 {
@@ -323,15 +324,21 @@ fn seen<T>(places: &[Place<T>], roots: &[u32], weights: &Weights<T>, form: Form)
                 Place::Leaf { number } => {
                     leaves += 1;
                     let of = starts[number as usize] as usize..starts[number as usize + 1] as usize;
-                    let of = &targets[of];
-                    // A target that a leaf has twice counts once.
-                    let distinct = of.iter().enumerate().filter(|(i, target)| !of[..*i].contains(target));
-                    distinct.for_each(|(_, &target)| counts[target as usize] += 1);
+                    for &target in &targets[of] {
+                        let (count, last) = &mut counts[target as usize];
+                        // By its place: a leaf of one number may stand at several.
+                        if std::mem::replace(last, at as u32) != at as u32 || *count == 0 {
+                            touched.extend((*count == 0).then_some(target as usize));
+                            *count += 1;
+                        }
+                    }
                 }
             }
         }
-        let all = counts.iter().enumerate().filter(|(_, count)| leaves > 0 && **count == leaves);
-        all.for_each(|(target, _)| always[target] = true);
+        for target in touched.drain(..) {
+            always[target] |= counts[target].0 == leaves;
+            counts[target].0 = 0;
+        }
     }
     (always == ever).then_some(always)
 }

@@ -387,6 +387,7 @@ operators! {
     string_split::StringSplit ["StringSplit"];
     string_normalizer::StringNormalizer ["StringNormalizer"];
     regex_full_match::RegexFullMatch ["RegexFullMatch"];
+    tokenizer::Tokenizer ["com.microsoft.Tokenizer"];
     tfidf_vectorizer::TfIdfVectorizer ["TfIdfVectorizer"];
     label_encoder::LabelEncoder ["ai.onnx.ml.LabelEncoder"];
     category_mapper::CategoryMapper ["ai.onnx.ml.CategoryMapper"];

@@ -30,7 +30,7 @@ impl PartialEq for RegexFullMatch {
 }
 
 /// An RE2 pattern as `regex_lite` spells it: quoted text (`\Q…\E`) escaped, braces that count nothing and brackets within a class literal.
-fn translated(pattern: &str) -> String {
+pub(super) fn translated(pattern: &str) -> String {
     let mut out = String::with_capacity(pattern.len() + 8);
     let mut rest = pattern;
     // Characters seen of the class that is open.

@@ -24,6 +24,8 @@ use std::{
 const BLOCK_ROWS: usize = 128;
 /// Features or scores of so many rows at most, unless eight rows have more.
 const BLOCK_LEN: usize = 1 << 15;
+/// More targets than this are left to the reference: eight rows of scores would take too much of every thread's memory.
+const TARGETS_MAX: usize = 1 << 16;
 
 pub(in crate::cpu) struct TreesStep {
     op: TreeEnsemble,
@@ -262,7 +264,7 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &TreeEns
         _ => true,
     };
     let is_comparable = matches!(x_type, DType::F32 | DType::F64 | DType::I64 | DType::I32);
-    if !is_comparable || !has_numbers || features < op.forest.feature_count().max(1) {
+    if !is_comparable || !has_numbers || op.targets() > TARGETS_MAX || features < op.forest.feature_count().max(1) {
         return Ok(false);
     }
     let aggregation = match op.aggregate {
