@@ -1,10 +1,16 @@
 //! Small models as exporters write them, on every backend, against the outputs that ONNX Runtime gave (see `make_models.py`).
 
-use cutover::{Device, DeviceOptions, Model, OpenOptions, Tensor, TensorView, graph::passes::PassOptions};
+use cutover::{
+    Device, DeviceOptions, Model, OpenOptions, Tensor, TensorView,
+    graph::{
+        onnx::{ImportOptions, Weights, export, import},
+        passes::PassOptions,
+    },
+};
 use cutover_cli::tensors;
 use std::path::{Path, PathBuf};
 
-const MODELS: [&str; 4] = ["mobile", "segmentation", "transformer", "recurrent"];
+const MODELS: [&str; 5] = ["mobile", "segmentation", "transformer", "recurrent", "quantized"];
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance/models").join(name)
@@ -61,6 +67,20 @@ fn every_prefix_of_the_rewriting_gives_the_same_answers() {
             let options = OpenOptions { passes, ..OpenOptions::default() };
             let model = Model::open_with(file(&format!("{name}.onnx")), &options).unwrap();
             check(name, &model, Device::Reference, &DeviceOptions::default());
+        }
+    }
+}
+
+#[test]
+fn what_is_written_out_gives_the_same_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in MODELS {
+        let graph = import(&file(&format!("{name}.onnx")), &ImportOptions::default()).unwrap();
+        let written = folder.path().join(format!("{name}.onnx"));
+        export(&graph, &written, &Weights::Safetensors { file_name: format!("{name}.safetensors") }).unwrap();
+        let model = Model::open(written).unwrap();
+        for device in [Device::Reference, Device::Cpu] {
+            check(name, &model, device, &DeviceOptions::default());
         }
     }
 }

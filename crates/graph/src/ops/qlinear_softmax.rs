@@ -7,7 +7,8 @@ use super::{
 use crate::{Fact, ImportError, OpError};
 use cutover_tensor::Value;
 
-/// `Y = quantize(softmax(dequantize(X)))`, with f32 in between; inputs `X`, its scale and zero point, the scale and zero point of `Y`.
+/// `Y = quantize(softmax(dequantize(X)))`, with f32 in between; inputs `X`, its scale and zero point, the scale and zero point of `Y`. ONNX
+/// Runtime takes the inverse of that scale for a whole number, rounded down: with 1/255 it gives 254ths.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QLinearSoftmax {
     /// As [`Softmax`] has them.
