@@ -135,7 +135,7 @@ impl Optimizer {
     fn tensors(&self, inputs: usize) -> Result<usize, OpError> {
         let per_tensor = 2 + self.states();
         match inputs.checked_sub(2) {
-            Some(all) if all > 0 && all % per_tensor == 0 => Ok(all / per_tensor),
+            Some(all) if all > 0 && all.is_multiple_of(per_tensor) => Ok(all / per_tensor),
             _ => Err(OpError::input(format!("{inputs} inputs, expected 2 and {per_tensor} for every tensor"))),
         }
     }
