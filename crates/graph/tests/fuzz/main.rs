@@ -116,7 +116,10 @@ fn change(message: &mut Message, other: &Message, random: &mut Random, depth: us
             Field::Four(value) => *value = cases::float(random).to_le_bytes(),
             Field::Bytes(bytes) => match random.below(4) {
                 0 => bytes.truncate(random.below(bytes.len() + 1)),
-                1 if !bytes.is_empty() => bytes[random.below(bytes.len())] = random.next() as u8,
+                1 if !bytes.is_empty() => {
+                    let at = random.below(bytes.len());
+                    bytes[at] = random.next() as u8;
+                }
                 2 => bytes.extend(random.next().to_le_bytes()),
                 _ => {
                     if let Some((_, Field::Bytes(other))) = from_other {
