@@ -83,6 +83,7 @@ const DOUBLED: &[(&str, &str)] = &[
     ("constant_time_eq", "blake3 and zip are on different ones"),
     ("hashbrown", "safetensors and indexmap are on different ones"),
     ("itertools", "criterion is behind prost's; benchmarks and build time only"),
+    ("miniz_oxide", "png's decoder and encoder are on different ones; behind the feature 'image'"),
     ("syn", "derive macros are moving to syn 3; build time only"),
     ("winnow", "the toml crate of cbindgen uses both; a test only"),
 ];

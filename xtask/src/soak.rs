@@ -13,6 +13,8 @@ struct Soak {
     name: &'static str,
     package: &'static str,
     test: &'static str,
+    /// Which functions of it, by a part of their names; all if empty.
+    only: &'static str,
     /// How many times the sample that `cargo xtask test` runs.
     factor: &'static str,
     about: &'static str,
@@ -23,6 +25,7 @@ const SOAKS: &[Soak] = &[
         name: "rollout",
         package: "cutover-runtime",
         test: "simulation",
+        only: "",
         factor: "100",
         about: "rollouts in simulated worlds: drift, faults, late labels, restarts",
     },
@@ -30,6 +33,7 @@ const SOAKS: &[Soak] = &[
         name: "kill",
         package: "cutover-runtime",
         test: "crash",
+        only: "",
         factor: "100",
         about: "the process killed while versions change, and what is opened afterwards",
     },
@@ -37,6 +41,7 @@ const SOAKS: &[Soak] = &[
         name: "swap",
         package: "cutover-runtime",
         test: "host",
+        only: "",
         factor: "20",
         about: "swaps under load from four clients, every answer compared",
     },
@@ -44,6 +49,7 @@ const SOAKS: &[Soak] = &[
         name: "package",
         package: "cutover-package",
         test: "hostile",
+        only: "",
         factor: "100",
         about: "packages with bytes changed",
     },
@@ -51,8 +57,25 @@ const SOAKS: &[Soak] = &[
         name: "import",
         package: "cutover-graph",
         test: "mutations",
+        only: "",
         factor: "1000",
         about: "models with bytes changed, read, decluttered and planned",
+    },
+    Soak {
+        name: "fuzz-import",
+        package: "cutover-graph",
+        test: "fuzz",
+        only: "files",
+        factor: "250",
+        about: "the ONNX project's cases with fields changed: read, decluttered and planned",
+    },
+    Soak {
+        name: "fuzz-operators",
+        package: "cutover-graph",
+        test: "fuzz",
+        only: "operators",
+        factor: "250",
+        about: "nodes of every operator with made-up attributes and inputs: results against facts, bounds on time and memory",
     },
 ];
 
@@ -75,11 +98,15 @@ pub fn soak(name: Option<&str>) -> Result<()> {
     let commit = commit.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_string()).unwrap_or_default();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     writeln!(evidence, "cargo xtask soak {}\ncommit {commit}\ndate {date}\nthreads {threads}\n", soak.name)?;
-    let arguments =
-        ["test", "--release", "--package", soak.package, "--test", soak.test, "--", "--nocapture", "--test-threads=1"];
+    let test = ["test", "--release", "--all-features", "--package", soak.package, "--test", soak.test];
+    let only = Some(soak.only).filter(|only| !only.is_empty());
     let mut child = Command::new(env!("CARGO"))
-        .args(arguments)
+        .args(test)
+        .args(["--", "--nocapture", "--test-threads=1"])
+        .args(only)
         .env("CUTOVER_SOAK", soak.factor)
+        // A sum that wraps is a finding.
+        .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true")
         .current_dir(root())
         .stdout(Stdio::piped())
         .spawn()

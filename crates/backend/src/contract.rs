@@ -1,7 +1,7 @@
 //! What a backend promises: compile a plan once, run it many times.
 
 use crate::{CompileError, ResourceError, RunError};
-use cutover_graph::{Fact, Graph, Node, Plan};
+use cutover_graph::{Fact, Graph, Node, Plan, ops::EvalContext};
 use cutover_tensor::{DType, TensorView, TensorViewMut, Value};
 use std::{
     sync::{
@@ -146,11 +146,16 @@ impl Cancellation {
 pub struct RunLimits {
     /// Bytes of one session's arena for one set of input shapes.
     pub arena_bytes: u64,
+    /// Elements of one result whose shape only data decides.
+    pub elements: usize,
+    /// How often graphs inside of nodes may run: the iterations of all loops together, those of loops in loops each time.
+    pub trips: u64,
 }
 
 impl Default for RunLimits {
     fn default() -> Self {
-        RunLimits { arena_bytes: 16 << 30 }
+        let EvalContext { max_elements, max_trips, .. } = EvalContext::default();
+        RunLimits { arena_bytes: 16 << 30, elements: max_elements, trips: max_trips }
     }
 }
 

@@ -103,7 +103,7 @@ impl Session for CpuSession {
         let CpuExecutable { program, signature, .. } = &*self.executable;
         binding::bind_inputs(signature, inputs, &mut self.symbols)?;
         binding::check_outputs(signature, outputs, &self.symbols)?;
-        let mut run = Run { context, memory: &mut self.memory, held_bytes: 0, inside: Duration::ZERO };
+        let mut run = Run { context, memory: &mut self.memory, held_bytes: 0, inside: Duration::ZERO, trips: 0 };
         program.run(inputs, outputs, &mut run)
     }
 }

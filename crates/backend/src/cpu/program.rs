@@ -62,6 +62,8 @@ pub(super) struct Run<'a> {
     pub held_bytes: u64,
     /// How long bodies of nodes took.
     pub inside: Duration,
+    /// How often bodies of nodes ran.
+    pub trips: u64,
 }
 
 impl Run<'_> {
@@ -331,15 +333,20 @@ impl Program {
         let start = run.context.profiler.map(|profiler| (profiler, Instant::now(), run.inside));
         let inputs: Vec<Option<&Value>> = node.inputs.iter().map(|input| input.and_then(|id| values.get(id))).collect();
         let left = run.limit_bytes().saturating_sub(run.held_bytes);
-        let most = EvalContext::default();
+        let limits = run.context.limits;
         let context = EvalContext {
             outputs: node.outputs.len(),
-            max_elements: usize::try_from(left).unwrap_or(usize::MAX).min(most.max_elements),
-            ..most
+            max_elements: usize::try_from(left).unwrap_or(usize::MAX).min(limits.elements),
+            max_trips: limits.trips,
+            trips: None,
         };
         let bodies = self.bodies.get(&id).map(Vec::as_slice).unwrap_or_default();
         let of_body = node.op.eval_with(Inputs(&inputs), &context, &mut |which, given| {
             run.context.check(name)?;
+            run.trips += 1;
+            if run.trips > limits.trips {
+                return Err(OpError::Resource(format!("a loop of more than {} iterations", limits.trips)).into());
+            }
             let start = run.context.profiler.map(|_| (Instant::now(), run.inside));
             let results = bodies[which].run_values(&given, run);
             if let Some((start, inside)) = start {

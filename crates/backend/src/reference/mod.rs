@@ -5,7 +5,7 @@
 
 use crate::{
     Backend, CompileError, CompileOptions, DeviceInfo, Executable, Footprint, Input, Output, PlacedNode, Placement,
-    Precision, ResourceError, RunContext, RunError, Session, SessionMemory, Signature, Support,
+    Precision, ResourceError, RunContext, RunError, RunLimits, Session, SessionMemory, Signature, Support,
     binding::{bind_inputs, check_outputs, check_result, shape_of},
     contract::OpTiming,
 };
@@ -14,7 +14,7 @@ use cutover_graph::{
     ops::{EvalContext, Facts, InferContext, Inputs},
 };
 use cutover_tensor::{DType, Value};
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{cell::Cell, collections::BTreeSet, sync::Arc, time::Instant};
 
 /// The reference backend.
 pub fn reference() -> Arc<dyn Backend> {
@@ -158,6 +158,9 @@ struct Run<'a> {
     values: Vec<Option<Value>>,
     held_bytes: u64,
     limit_bytes: u64,
+    limits: RunLimits,
+    /// How often graphs inside of nodes ran.
+    trips: Cell<u64>,
 }
 
 impl Session for ReferenceSession {
@@ -173,7 +176,9 @@ impl Session for ReferenceSession {
         bind_inputs(signature, inputs, &mut symbols)?;
         check_outputs(signature, outputs, &symbols)?;
         let limit_bytes = context.limits.arena_bytes.min(self.memory.budget_bytes.unwrap_or(u64::MAX));
-        let mut run = Run { constants, values: vec![None; constants.len()], held_bytes: 0, limit_bytes };
+        let values = vec![None; constants.len()];
+        let (limits, trips) = (context.limits, Cell::new(0));
+        let mut run = Run { constants, values, held_bytes: 0, limit_bytes, limits, trips };
         for (&id, input) in graph.inputs().iter().zip(inputs) {
             run.hold(
                 id,
@@ -230,8 +235,9 @@ impl Run<'_> {
         let left = self.limit_bytes.saturating_sub(self.held_bytes);
         let context = EvalContext {
             outputs: node.outputs.len(),
-            max_elements: usize::try_from(left).unwrap_or(usize::MAX).min(EvalContext::default().max_elements),
-            ..EvalContext::default()
+            max_elements: usize::try_from(left).unwrap_or(usize::MAX).min(self.limits.elements),
+            max_trips: self.limits.trips,
+            trips: Some(&self.trips),
         };
         let results = node.op.eval(Inputs(&inputs), &context).map_err(at)?;
         if results.len() < node.outputs.len() {
@@ -302,7 +308,7 @@ fn byte_size(value: &Value) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cancellation, OpTiming, Profiler, RunLimits};
+    use crate::{Cancellation, OpTiming, Profiler};
     use cutover_graph::{
         Dim,
         ops::{Unary, UnaryFunction},
@@ -358,7 +364,7 @@ mod tests {
         cancellation.cancel();
         check(RunContext { cancellation: Some(&cancellation), ..default }, "cancelled before node 'make_n'");
         check(
-            RunContext { limits: RunLimits { arena_bytes: 15 }, ..default },
+            RunContext { limits: RunLimits { arena_bytes: 15, ..RunLimits::default() }, ..default },
             "a run, for its results, needs 16 bytes, 15 are available",
         );
     }
@@ -382,7 +388,7 @@ mod tests {
         assert_eq!(executable.footprint(), Footprint { weight_bytes: 0, shared_bytes: 0, session_bytes: 12 });
         assert_eq!(executable.placement().nodes[1].op, "Relu");
         // `x` and `y` are outputs, `n` goes after its use: two of the three are alive at a time, plus the one being made.
-        let limits = RunLimits { arena_bytes: 12 };
+        let limits = RunLimits { arena_bytes: 12, ..RunLimits::default() };
         assert!(run(&[1.0], &mut [0.0], &RunContext { limits, ..RunContext::default() }).is_ok());
     }
 }

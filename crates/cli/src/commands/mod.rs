@@ -16,7 +16,10 @@ use clap::{Args, Subcommand};
 use cutover::{
     Device, DeviceOptions, Model, OpenOptions,
     backend::{CompileOptions, Precision},
-    graph::{onnx::ImportOptions, passes::PassOptions},
+    graph::{
+        onnx::{ImportOptions, Limits},
+        passes::PassOptions,
+    },
 };
 use std::path::PathBuf;
 
@@ -116,11 +119,22 @@ struct ModelArguments {
     /// Reads files instead of mapping them, so that they may be overwritten meanwhile.
     #[arg(long)]
     no_map: bool,
+    /// Largest file that is read, in bytes.
+    #[arg(long, default_value_t = Limits::default().file_bytes)]
+    max_file_bytes: u64,
+    /// Most nodes that the model may have, functions and graphs in nodes included.
+    #[arg(long, default_value_t = Limits::default().nodes)]
+    max_nodes: usize,
+    /// How deep graphs may lie in nodes, and functions call one another.
+    #[arg(long, default_value_t = Limits::default().depth)]
+    max_depth: usize,
 }
 
 impl ModelArguments {
     fn open(&self) -> Result<Model> {
-        let import = ImportOptions { map: !self.no_map, ..ImportOptions::default() };
+        let (file_bytes, nodes, depth) = (self.max_file_bytes, self.max_nodes, self.max_depth);
+        let limits = Limits { file_bytes, nodes, depth, ..Limits::default() };
+        let import = ImportOptions { limits, map: !self.no_map, ..ImportOptions::default() };
         let passes = PassOptions { stop_after: self.stop_after, ..PassOptions::default() };
         Ok(Model::open_with(&self.model, &OpenOptions { import, passes })?)
     }

@@ -7,7 +7,10 @@ use crate::{
     tensors::{self, Named},
 };
 use anyhow::{Result, bail};
-use cutover::{Answers, CompiledModel, Session, TensorView, Value};
+use cutover::{
+    Answers, CompiledModel, Session, TensorView, Value,
+    backend::{RunContext, RunLimits},
+};
 use serde_json::{Map, Value as Json};
 use std::path::{Path, PathBuf};
 
@@ -24,13 +27,21 @@ pub(crate) struct Arguments {
     /// Where to write the outputs, in any of those formats; printed if left out.
     #[arg(long)]
     outputs: Option<PathBuf>,
+    /// Bytes that the run may hold.
+    #[arg(long, default_value_t = RunLimits::default().arena_bytes)]
+    max_memory_bytes: u64,
+    /// Iterations of all the model's loops together.
+    #[arg(long, default_value_t = RunLimits::default().trips)]
+    max_trips: u64,
 }
 
 impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
         let model = self.model.open()?.compile_with(self.device.backend, &self.device.options())?;
         let inputs = read_inputs(&model, &self.inputs)?;
-        let answers = run(&mut model.session()?, &inputs)?;
+        let (arena_bytes, trips) = (self.max_memory_bytes, self.max_trips);
+        let limits = RunLimits { arena_bytes, trips, ..RunLimits::default() };
+        let answers = run_within(&mut model.session()?, &inputs, limits)?;
         let document: Map<String, Json> = match &self.outputs {
             Some(path) => {
                 tensors::write(path, &output_tensors(answers.clone())?)?;
@@ -84,9 +95,13 @@ pub(super) fn read_inputs(model: &CompiledModel, path: &Path) -> Result<Named> {
 }
 
 pub(super) fn run(session: &mut Session, inputs: &Named) -> Result<Answers> {
+    run_within(session, inputs, RunLimits::default())
+}
+
+fn run_within(session: &mut Session, inputs: &Named, limits: RunLimits) -> Result<Answers> {
     let views: Vec<(&str, TensorView<'_>)> =
         inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
-    Ok(session.run(views)?)
+    Ok(session.run_with(views, &RunContext { limits, ..RunContext::default() })?)
 }
 
 /// What a run gave as tensors. Maps, and sequences of them, are tables of their values, in the order of the keys.

@@ -8,12 +8,17 @@ use super::{
         TypeProto, TypeValue, ValueInfoProto, attribute_type,
     },
 };
+use crate::{
+    ops::{EvalContext, Inputs},
+    passes::{PassOptions, declutter},
+};
 use prost::{Message, bytes::Bytes};
 use std::fs;
 
 const F32: i32 = 1;
 const I64: i32 = 7;
 const STRING: i32 = 8;
+const BOOL: i32 = 9;
 
 fn text(s: &str) -> String {
     s.to_string()
@@ -368,6 +373,8 @@ fn limits_are_kept() {
     };
     limit(Limits { nodes: 3, ..Limits::default() }, chain(4), &["'g'", "number of nodes", "4", "3"]);
     limit(Limits { values: 5, ..Limits::default() }, chain(4), &["'g'", "number of values", "10", "5"]);
+    let deep = || with(|g| *g = loops(3));
+    limit(Limits { depth: 2, ..Limits::default() }, deep(), &["'loop1'", "the depth of graphs in nodes", "3", "2"]);
     limit(Limits { rank: 1, ..Limits::default() }, good(), &["'w'", "rank", "2", "1"]);
     let long = with_node(node(&"n".repeat(100), "Relu", &["x"], &["y"]));
     limit(Limits { name_bytes: 99, ..Limits::default() }, long, &["length of a name", "100", "99"]);
@@ -380,6 +387,65 @@ fn limits_are_kept() {
     assert!(error.contains("model.onnx") && error.contains("size in bytes"), "{error}");
     let error = import(folder.path(), &small).unwrap_err().to_string();
     assert!(error.contains("regular file"), "{error}");
+}
+
+/// Loops in loops, so many deep, of a million iterations each: `v → y`, both of no known extent.
+fn loops(depth: usize) -> GraphProto {
+    let of = |level: usize, name: &str| format!("{name}{level}");
+    let scalar = |name: String, elem_type: i32| {
+        let shape = Some(TensorShapeProto { dim: Vec::new() });
+        typed(&name, TypeValue::Tensor(TensorTypeProto { elem_type, shape }))
+    };
+    let carried = |level: usize| if level == depth { text("x") } else { of(level, "v") };
+    let made = |level: usize| if level == depth { text("y") } else { of(level, "w") };
+    let mut graph = None;
+    for level in 0..=depth {
+        let node = match graph.take() {
+            None => node("same", "Identity", &[&carried(level)], &[&made(level)]),
+            Some(body) => {
+                let body = AttributeProto { g: Some(body), ..attribute("body", attribute_type::GRAPH) };
+                let inputs = ["million", "", &carried(level)];
+                NodeProto { attribute: vec![body], ..node(&of(level, "loop"), "Loop", &inputs, &[&made(level)]) }
+            }
+        };
+        let (condition, goes_on) = (of(level, "condition"), of(level, "goes_on"));
+        let mut body = GraphProto { name: of(level, "loop"), node: vec![node], ..GraphProto::default() };
+        if level < depth {
+            body.node.push(self::node("", "Identity", &[&condition], &[&goes_on]));
+            body.input.extend([scalar(of(level, "trip"), I64), scalar(condition, BOOL)]);
+            body.output.push(scalar(goes_on, BOOL));
+        } else {
+            let million = 1_000_000i64.to_le_bytes().to_vec();
+            body.initializer.push(TensorProto { raw_data: Some(million.into()), ..raw("million", I64, &[], 0) });
+        }
+        body.input.push(scalar(carried(level), F32));
+        body.output.push(scalar(made(level), F32));
+        graph = Some(body);
+    }
+    graph.unwrap_or_default()
+}
+
+#[test]
+fn loops_in_loops_count_together() {
+    let mut graph = loops(4);
+    // A constant to carry: everything might be folded.
+    graph.input.clear();
+    graph.initializer.push(raw("x", F32, &[], 4));
+    // What makes an output is not folded.
+    graph.node.push(node("last", "Relu", &["y"], &["z"]));
+    graph.output = vec![value("z", &[])];
+    let model = with(|g| *g = graph);
+    let graph = import_bytes(model.encode_to_vec().into(), None, &ImportOptions::default()).unwrap();
+    let (graph, _) = declutter(graph, &PassOptions::default()).unwrap();
+    let (_, node) = graph.nodes().find(|(_, node)| node.name == "loop4").expect("too many iterations to be folded");
+    let inputs = node.inputs.iter().map(|input| {
+        input.and_then(|id| graph.constant(id)).map(|constant| cutover_tensor::Value::Tensor(constant.tensor.clone()))
+    });
+    let inputs: Vec<Option<cutover_tensor::Value>> = inputs.collect();
+    let inputs: Vec<Option<&cutover_tensor::Value>> = inputs.iter().map(Option::as_ref).collect();
+    let context = EvalContext { max_trips: 10_000, ..EvalContext::default() };
+    let error = node.op.eval(Inputs(&inputs), &context).unwrap_err().to_string();
+    assert!(error.contains("a loop of more than 10000 iterations"), "{error}");
 }
 
 /// One name for every node, and no name for most outputs: fresh names must not be searched for from the start each time.

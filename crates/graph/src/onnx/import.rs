@@ -53,6 +53,8 @@ pub struct Limits {
     pub values: usize,
     pub rank: usize,
     pub name_bytes: usize,
+    /// How deep graphs may lie in nodes, and functions call one another.
+    pub depth: usize,
     /// Of all the model's sparse tensors together, once their zeros are written out.
     pub sparse_bytes: u64,
 }
@@ -65,6 +67,7 @@ impl Default for Limits {
             values: 1 << 22,
             rank: 64,
             name_bytes: 1 << 16,
+            depth: 64,
             sparse_bytes: 1 << 30,
         }
     }
@@ -165,9 +168,6 @@ impl Names {
 
 /// The domain and name of the operator that is replaced by the gradient of the graph it is in.
 const GRADIENT: (&str, &str) = ("ai.onnx.preview.training", "Gradient");
-
-/// How deep graphs may lie in nodes, and functions in functions.
-const DEPTH_MAX: usize = 64;
 
 type Functions<'a> = HashMap<(&'a str, &'a str, &'a str), &'a FunctionProto>;
 
@@ -331,7 +331,7 @@ impl<'a> Importer<'a> {
             false => Ok(()),
         };
         check("the number of nodes", self.nodes.saturating_add(graph.node.len()), limits.nodes)?;
-        check("the depth of graphs in nodes", self.scopes.len(), DEPTH_MAX)?;
+        check("the depth of graphs in nodes", self.scopes.len(), limits.depth)?;
         let outputs: usize = graph.node.iter().map(|n| n.output.len() + n.input.len()).sum();
         let constants = graph.initializer.len() + graph.sparse_initializer.len();
         check("the number of values", outputs + graph.input.len() + constants, limits.values)?;
@@ -640,11 +640,9 @@ impl<'a> Importer<'a> {
         inputs: Vec<Option<ValueId>>,
         place: &str,
     ) -> Result<(), ImportError> {
-        if self.scopes.len() > DEPTH_MAX {
-            return corrupt(
-                place,
-                format!("functions call one another deeper than {DEPTH_MAX}: is this one recursive?"),
-            );
+        let depth = self.reader.options.limits.depth;
+        if self.scopes.len() > depth {
+            return corrupt(place, format!("functions call one another deeper than {depth}: is this one recursive?"));
         }
         if inputs.len() > function.input.len() || node.output.len() > function.output.len() {
             let (takes, gives) = (function.input.len(), function.output.len());

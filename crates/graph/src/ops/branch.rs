@@ -47,7 +47,12 @@ impl Operator for Branch {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
-        self.eval_with(inputs, &mut |which, given| self.subgraphs()[which].eval(given, context))
+        context.counting(|context| {
+            self.eval_with(inputs, &mut |which, given| {
+                context.count_trip()?;
+                self.subgraphs()[which].eval(given, context)
+            })
+        })
     }
 }
 

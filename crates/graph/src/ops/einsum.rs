@@ -65,6 +65,7 @@ impl Operator for Einsum {
         let contraction = Contraction::new(&terms, &extents, &tensors.iter().map(|t| t.shape()).collect::<Vec<_>>());
         let output = contraction.output.clone();
         context.bounded_len(&output)?;
+        context.bounded_work(&contraction.extents)?;
         let values = tensors.iter().map(|t| Wide::of(t)).collect::<Result<Vec<_>, _>>()?;
         let mut floats = Vec::new();
         let mut integers = Vec::new();

@@ -208,15 +208,36 @@ impl InferContext<'_> {
 
 /// What evaluation may know besides the inputs.
 #[derive(Clone, Copy, Debug)]
-pub struct EvalContext {
+pub struct EvalContext<'a> {
     pub outputs: usize,
     /// Largest number of elements an output may have.
     pub max_elements: usize,
-    /// Largest number of iterations of a loop.
+    /// How often graphs inside of nodes may run: the iterations of all loops together, those of loops in loops each time.
     pub max_trips: u64,
+    /// How often they ran; `None` to count for each outermost node alone.
+    pub trips: Option<&'a std::cell::Cell<u64>>,
 }
 
-impl EvalContext {
+impl EvalContext<'_> {
+    /// This context with a count of trips, a new one where it has none.
+    pub(super) fn counting<T>(&self, work: impl FnOnce(&EvalContext<'_>) -> T) -> T {
+        let none = std::cell::Cell::new(0);
+        work(&EvalContext { trips: Some(self.trips.unwrap_or(&none)), ..*self })
+    }
+
+    /// Counts that a graph inside of a node runs once more.
+    ///
+    /// # Errors
+    /// More often than it may.
+    pub fn count_trip(&self) -> Result<(), OpError> {
+        let Some(trips) = self.trips else { return Ok(()) };
+        trips.set(trips.get() + 1);
+        match trips.get() <= self.max_trips {
+            true => Ok(()),
+            false => Err(OpError::Resource(format!("a loop of more than {} iterations", self.max_trips))),
+        }
+    }
+
     /// Number of elements of `shape`, if a result may be as large.
     pub fn bounded_len(&self, shape: &[usize]) -> Result<usize, OpError> {
         let shape = cutover_tensor::Shape::new(shape);
@@ -224,11 +245,22 @@ impl EvalContext {
             OpError::Resource(format!("a result of shape {shape} is above the limit of {} elements", self.max_elements))
         })
     }
+
+    /// Refuses a walk over `extents` that takes more than a thousand steps for each element that a result may have: a few small inputs may
+    /// ask for any number.
+    pub fn bounded_work(&self, extents: &[usize]) -> Result<(), OpError> {
+        let shape = cutover_tensor::Shape::new(extents);
+        let most = self.max_elements.saturating_mul(1 << 10);
+        match extents.contains(&0) || shape.checked_len().is_some_and(|steps| steps <= most) {
+            true => Ok(()),
+            false => Err(OpError::Resource(format!("a walk over {shape}, above the limit of {most} steps"))),
+        }
+    }
 }
 
-impl Default for EvalContext {
+impl Default for EvalContext<'_> {
     fn default() -> Self {
-        EvalContext { outputs: 1, max_elements: 1 << 32, max_trips: 1 << 24 }
+        EvalContext { outputs: 1, max_elements: 1 << 32, max_trips: 1 << 24, trips: None }
     }
 }
 

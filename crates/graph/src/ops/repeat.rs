@@ -64,7 +64,12 @@ impl Operator for Repeat {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
-        self.eval_with(inputs, context, &mut |_, given| self.body.eval(given, context))
+        context.counting(|context| {
+            self.eval_with(inputs, context, &mut |_, given| {
+                context.count_trip()?;
+                self.body.eval(given, context)
+            })
+        })
     }
 }
 
@@ -95,9 +100,6 @@ impl Repeat {
         let mut stacks: Vec<Stack> = (0..elements).map(|_| Stack::default()).collect();
         let mut trip = 0i64;
         while goes_on && trips_max.is_none_or(|most| trip < most) {
-            if trip as u64 >= context.max_trips {
-                return Err(OpError::Resource(format!("a loop of more than {} iterations", context.max_trips)).into());
-            }
             let mut given =
                 vec![Tensor::scalar(trip).into(), Tensor::from_bools([], &[true]).map_err(OpError::from)?.into()];
             given.append(&mut state);

@@ -36,7 +36,12 @@ impl Operator for SequenceMap {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
-        self.eval_with(inputs, &mut |_, given| self.body.eval(given, context))
+        context.counting(|context| {
+            self.eval_with(inputs, &mut |_, given| {
+                context.count_trip()?;
+                self.body.eval(given, context)
+            })
+        })
     }
 }
 

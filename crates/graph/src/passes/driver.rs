@@ -3,7 +3,7 @@
 //! The cost of a patch is that of its own neighbourhood: facts are inferred again only as far downstream as they change. What was
 //! known of a value stays known of whatever replaces it, since both hold the same elements.
 
-use super::{Pass, PassOptions, PassReport, Step, Subject, subject::meet};
+use super::{Folding, Pass, PassOptions, PassReport, Step, Subject, subject::meet};
 use crate::{Fact, Graph, GraphError, NodeId, Patch, PatchValue, Source, ValueId};
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -16,7 +16,7 @@ pub(super) fn run(
     let nodes_before = graph.node_count();
     let steps_max = 1000 + 20 * nodes_before;
     let limit = options.stop_after.unwrap_or(usize::MAX);
-    let mut driver = Driver::new(graph);
+    let mut driver = Driver::new(graph, options.folding);
     'rounds: loop {
         let steps_before = driver.steps.len();
         for &pass in passes {
@@ -65,14 +65,14 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(graph: Graph) -> Driver {
+    fn new(graph: Graph, folding: Folding) -> Driver {
         let in_use = graph.values().filter(|(_, v)| !matches!(v.source, Source::Removed));
         Driver {
             value_names: in_use.map(|(_, v)| v.name.clone()).collect(),
             node_names: graph.nodes().map(|(_, n)| n.name.clone()).collect(),
             alive: graph.nodes().map(|(id, _)| id).collect(),
             signature: signature(&graph),
-            subject: Subject::new(graph),
+            subject: Subject::new(graph, folding),
             steps: Vec::new(),
         }
     }

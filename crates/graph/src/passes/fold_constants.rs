@@ -10,9 +10,6 @@ use crate::{
 };
 use cutover_tensor::{DType, Tensor, Value};
 
-/// Bytes that results may have beyond those of the operands.
-const GROWTH_BYTES: usize = 64 << 10;
-
 pub(super) struct FoldConstants;
 
 impl Pass for FoldConstants {
@@ -68,7 +65,7 @@ fn evaluated(subject: &Subject, node: &Node) -> Option<Vec<Tensor>> {
     let is_half = |t: &Tensor| matches!(t.dtype(), DType::F16 | DType::BF16);
     let widens = matches!(&node.op, Op::Cast(cast) if cast.to == DType::F32)
         && operands.iter().flatten().filter_map(Value::as_tensor).any(is_half);
-    let limit = if widens { 2 * operand_bytes } else { operand_bytes + GROWTH_BYTES };
+    let limit = if widens { 2 * operand_bytes } else { operand_bytes.saturating_add(subject.folding.growth_bytes) };
     let bytes = |fact: &TensorFact| {
         let count = fact.constant_shape()?.into_iter().try_fold(1usize, usize::checked_mul)?;
         fact.dtype.byte_len(count)
@@ -80,7 +77,8 @@ fn evaluated(subject: &Subject, node: &Node) -> Option<Vec<Tensor>> {
         }
     }
     let operands: Vec<Option<&Value>> = operands.iter().map(Option::as_ref).collect();
-    let context = EvalContext { outputs: node.outputs.len(), max_elements: limit, max_trips: 1 << 10 };
+    let max_trips = subject.folding.trips;
+    let context = EvalContext { outputs: node.outputs.len(), max_elements: limit, max_trips, trips: None };
     // What fails here fails when the model runs, with the node's name.
     let results = node.op.eval(Inputs(&operands), &context).ok()?;
     let tensors: Vec<Tensor> = results.into_iter().map(Value::into_tensor).collect::<Option<_>>()?;

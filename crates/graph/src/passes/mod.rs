@@ -46,11 +46,27 @@ pub struct PassOptions {
     pub stop_after: Option<usize>,
     /// Checks every rule of the graph after every patch, not once for every pass that changed something.
     pub verify_each_patch: bool,
+    pub folding: Folding,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        PassOptions { stop_after: None, verify_each_patch: cfg!(debug_assertions) }
+        PassOptions { stop_after: None, verify_each_patch: cfg!(debug_assertions), folding: Folding::default() }
+    }
+}
+
+/// What folding a node's constants may cost: a file of a few bytes may ask for any work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Folding {
+    /// Bytes that a node's results may have beyond those of its operands.
+    pub growth_bytes: usize,
+    /// Iterations of all loops in a node.
+    pub trips: u64,
+}
+
+impl Default for Folding {
+    fn default() -> Self {
+        Folding { growth_bytes: 64 << 10, trips: 1 << 10 }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The graph as a pass sees it: with the users of every value at hand.
 
+use super::Folding;
 use crate::{Constant, Dim, Fact, Graph, Node, NodeId, Op, Symbol, TensorFact, ValueId, ops::Wide};
 use cutover_tensor::{DType, Tensor};
 use std::collections::BTreeSet;
@@ -13,17 +14,18 @@ pub struct Subject {
     pub(super) is_output: Vec<bool>,
     /// Symbols of the graph's inputs: the others are made up where an extent is not known.
     pub(super) input_symbols: BTreeSet<Symbol>,
+    pub(super) folding: Folding,
 }
 
 impl Subject {
-    pub(super) fn new(graph: Graph) -> Subject {
+    pub(super) fn new(graph: Graph, folding: Folding) -> Subject {
         let uses = graph.uses();
         let mut is_output = vec![false; graph.value_count()];
         graph.outputs().iter().for_each(|output| is_output[output.index()] = true);
         let mut input_symbols = BTreeSet::new();
         let facts = graph.inputs().iter().filter_map(|&input| graph.value(input).fact.as_tensor());
         facts.filter_map(|f| f.shape.as_ref()).flatten().for_each(|dim| dim.collect_symbols(&mut input_symbols));
-        Subject { graph, uses, is_output, input_symbols }
+        Subject { graph, uses, is_output, input_symbols, folding }
     }
 
     pub fn graph(&self) -> &Graph {

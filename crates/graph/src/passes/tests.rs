@@ -222,7 +222,7 @@ fn answers_of_random_graphs_stay_what_they_are() {
     let mut applied = std::collections::BTreeMap::<&str, usize>::new();
     for seed in 0..400 * soak() {
         let graph = random_graph(seed);
-        let options = PassOptions { verify_each_patch: true, stop_after: None };
+        let options = PassOptions { verify_each_patch: true, ..PassOptions::default() };
         let (after, report) = declutter(graph.clone(), &options).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         report.steps.iter().for_each(|s| *applied.entry(s.pass).or_default() += 1);
         assert_eq!((report.nodes_before, report.nodes_after), (graph.node_count(), after.node_count()));
@@ -354,7 +354,8 @@ fn large_graphs_take_linear_time() {
         // The best of several: the machine may be busy with other tests.
         let run = |graph: Graph| {
             let start = std::time::Instant::now();
-            let (after, _) = declutter(graph, &PassOptions { verify_each_patch: false, stop_after: None }).unwrap();
+            let (after, _) =
+                declutter(graph, &PassOptions { verify_each_patch: false, ..PassOptions::default() }).unwrap();
             assert_eq!(after.node_count(), count);
             start.elapsed()
         };
