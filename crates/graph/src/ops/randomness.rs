@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_logarithm_is_one() {
-        for x in [1e-300, 1e-9, 0.3, 0.7, 1.0, 1.4142, 1.5, 9.75, 1e300] {
+        for x in [1e-300, 1e-9, 0.3, 0.7, 1.0, 1.41, 1.5, 9.75, 1e300] {
             let (ours, theirs) = (logarithm(x), f64::ln(x));
             assert!((ours - theirs).abs() <= 4.0 * f64::EPSILON * theirs.abs().max(1.0), "ln {x}: {ours}, {theirs}");
         }
