@@ -114,6 +114,8 @@ impl Fact {
             }
             (Fact::Sequence(of), Value::Sequence(values)) => values.iter().all(|value| of.admits(value)),
             (Fact::Optional(of), Value::Optional(value)) => value.as_ref().is_none_or(|value| of.admits(value)),
+            // A value that is there may stand where one that may be missing is expected.
+            (Fact::Optional(of), value) => of.admits(value),
             (Fact::Map { .. }, Value::Map { .. }) => true,
             _ => false,
         }

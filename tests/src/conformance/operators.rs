@@ -44,7 +44,7 @@ pub fn page(cases: &[&Case], backends: &[(&str, &[Outcome])]) -> String {
                 *passed += usize::from(outcome.failure.is_none());
             }
         }
-        let of_cpu = outcomes.last().expect("a backend");
+        let of_cpu = &backends.last().expect("a backend").1[at];
         for used in of_cpu.operators.iter().filter(|_| of_cpu.failure.is_none()) {
             let (domain, operator) = used.name.rsplit_once('.').unwrap_or(("", &used.name));
             let row = rows.entry((domain, operator)).or_default();
