@@ -147,6 +147,10 @@ pub(in crate::cpu) fn lower_layer_norm(builder: &mut Builder<'_>, node: &Node, o
 }
 
 pub(in crate::cpu) fn lower_batch_norm(builder: &mut Builder<'_>, node: &Node, op: &BatchNorm) -> Result<bool, NoPlan> {
+    // Statistics of the batch itself, and of single elements, are the reference's.
+    if op.training.is_some() || op.per_element {
+        return Ok(false);
+    }
     let &[Some(x), Some(scale), Some(bias), Some(mean), Some(variance)] = &node.inputs[..] else { return Ok(false) };
     if op.training.is_some() || op.per_element || node.outputs.len() != 1 {
         return Ok(false);
