@@ -170,7 +170,7 @@ fn svm(random: &mut Random) -> (Op, usize) {
     let (vectors, pairs) = (counts.iter().sum::<i64>() as usize, classes * (classes - 1) / 2);
     let mut attributes = Attributes::new();
     with(&mut attributes, "kernel_type", random.pick(&["LINEAR", "POLY", "RBF", "SIGMOID"]));
-    with(&mut attributes, "kernel_params", vec![0.25, 0.5, 1.0 + random.below(4) as f32]);
+    with(&mut attributes, "kernel_params", vec![0.25, 0.5, 1.0 + random.below(3) as f32]);
     with(&mut attributes, "support_vectors", random.quarters(vectors * FEATURES));
     // Sums of so odd numbers are not 0, whatever they are rounded to.
     with(&mut attributes, "rho", random.quarters(pairs).into_iter().map(|x| x + 0.0123).collect::<Vec<f32>>());
@@ -218,7 +218,8 @@ fn models_of_rows_agree_with_their_definitions() {
         ("regressor", 0.0, |r| trees(r, false)),
         ("sets", 0.0, sets),
         ("linear", 1e-4, linear),
-        ("svm", 1e-3, svm),
+        // Powers of products near 100 cancel each other in sums of dozens.
+        ("svm", 5e-3, svm),
         ("prepared", 1e-6, prepared),
     ];
     let on = |threads: usize| cpu(CpuOptions { threads, ..CpuOptions::default() }).unwrap();
