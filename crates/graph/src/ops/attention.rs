@@ -148,7 +148,10 @@ impl Operator for Attention {
             }
         };
         let (past, k) = with_past(Heads::of(key, kv_heads)?, 4)?;
-        let (_, v) = with_past(Heads::of(value, kv_heads)?, 5)?;
+        let (past_of_v, v) = with_past(Heads::of(value, kv_heads)?, 5)?;
+        if past != past_of_v {
+            return Err(OpError::input(format!("{past} past keys and {past_of_v} past values")));
+        }
         let all = [q.batch, q.heads, q.length, k.length];
         let bias = inputs.optional_tensor(3)?.map(|mask| Bias::of(mask, all, true)).transpose()?;
         if bias.as_ref().is_some_and(|bias| bias.keys == 1 && k.length > 1) {

@@ -240,6 +240,9 @@ impl Groups {
 
 /// The flat offset of every multi-index of axes of these extents and strides, row-major.
 fn offsets(axes: &[(usize, usize)]) -> Vec<usize> {
+    if axes.iter().any(|&(extent, _)| extent == 0) {
+        return Vec::new();
+    }
     axes.iter().fold(vec![0], |offsets, &(extent, stride)| {
         offsets.iter().flat_map(|offset| (0..extent).map(move |i| offset + i * stride)).collect()
     })
