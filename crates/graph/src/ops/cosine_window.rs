@@ -9,7 +9,7 @@ use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{DType, Value};
 
 /// `a₀ − a₁·cos(2πn / N) + a₂·cos(4πn / N)` for every `n` below the one input, `size`. `N` is `size`, or where the window is not periodic
-/// `size − 1`; a window of one element is 1.
+/// `size − 1`; a symmetric window of one element is 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CosineWindow {
     pub kind: CosineWindowKind,
@@ -86,8 +86,8 @@ impl Operator for CosineWindow {
         let [a0, a1, a2] = self.kind.coefficients();
         let period = if self.periodic { size } else { size.saturating_sub(1) };
         let turn = |n: usize| 2.0 * std::f64::consts::PI * n as f64 / period as f64;
-        let element = |n: usize| match size {
-            1 => 1.0,
+        let element = |n: usize| match period {
+            0 => 1.0,
             _ => a0 - a1 * turn(n).cos() + a2 * (2.0 * turn(n)).cos(),
         };
         let window = Wide::Float((0..size).map(element).collect()).narrow(DType::F64, [size])?;
@@ -114,6 +114,7 @@ mod tests {
         window("HammingWindow", 4, 1).gives([f32s(&[4], &[0.086957, 0.543478, 1., 0.543478])]);
         window("BlackmanWindow", 5, 0).gives([f32s(&[5], &[0., 0.34, 1., 0.34, 0.])]);
         window("BlackmanWindow", 1, 0).gives([f32s(&[1], &[1.])]);
+        window("HammingWindow", 1, 1).gives([f32s(&[1], &[0.086957])]);
         window("HannWindow", 0, 1).gives([f32s(&[0], &[])]);
         let integers = window("HannWindow", 4, 1).with("output_datatype", 3);
         integers.gives([tensor::<i8>(&[4], &[0, 0, 1, 0])]);
