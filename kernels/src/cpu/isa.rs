@@ -76,6 +76,17 @@ pub trait Isa: integer::Integers + Copy + Send + Sync + 'static {
     /// `a` where the mask is true, else `b`.
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V;
 
+    /// The integers as floats, rounded where they need more than 24 bits.
+    fn floats_of(self, w: Self::W) -> Self::V;
+    /// As many bytes as lanes, widened without a sign.
+    /// # Safety
+    /// They are readable at `p`.
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W;
+    /// The lowest byte of every lane, an integer that `i32` holds.
+    /// # Safety
+    /// As many bytes as lanes are writable at `p`.
+    unsafe fn store_bytes(self, p: *mut u8, v: Self::V);
+
     /// `2^n` for integral `n` in -126 ..= 127.
     fn pow2(self, n: Self::V) -> Self::V;
     /// `(m, e)` with `x = m * 2^e` and `m` in [√½, √2), for finite normal `x > 0`.

@@ -10,7 +10,7 @@ use super::conv::Axis;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::Output;
 use super::isa::Isa;
-use super::quantized_product::{ProductShape, Quantized, quantized};
+use super::quantized_product::{ProductShape, Quantized, load_some, store_some};
 
 /// How floats become bytes: divided by the scale, rounded to nearest even, the zero point added, saturated.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,21 +46,59 @@ fn part<'a, T>(output: &Output<'a, T>, range: &Range<usize>) -> &'a mut [T] {
     unsafe { std::slice::from_raw_parts_mut(output.pointer().add(range.start), range.len()) }
 }
 
+/// `min(max(round(x), low), high) + zero_point`, NaN as 0.
+#[inline(always)]
+fn rounded<I: Isa>(isa: I, x: I::V, to: &Quantization) -> I::V {
+    let (low, high) = to.bounds();
+    let x = isa.select(isa.eq(x, x), isa.round(x), isa.zero());
+    isa.add(isa.min(isa.max(x, isa.splat(low)), isa.splat(high)), isa.splat(to.zero_point as f32))
+}
+
+/// The first `count` bytes, made unsigned, as floats.
+///
+/// # Safety
+/// As many are readable at `p`; there are no more than lanes.
+#[inline(always)]
+unsafe fn load_unsigned<I: Isa>(isa: I, p: *const u8, count: usize, flip: u8) -> I::V {
+    let mut bytes = [0u8; 16];
+    // SAFETY: the caller; sixteen bytes are as many as lanes at least.
+    unsafe {
+        if count == I::LANES && flip == 0 {
+            return isa.floats_of(isa.load_bytes(p));
+        }
+        std::ptr::copy_nonoverlapping(p, bytes.as_mut_ptr(), count);
+        bytes.iter_mut().for_each(|b| *b ^= flip);
+        isa.floats_of(isa.load_bytes(bytes.as_ptr()))
+    }
+}
+
 /// Quantizes a range of elements.
 pub fn quantize(level: IsaLevel, input: &[f32], to: Quantization, range: Range<usize>, output: Output<'_, u8>) {
     let (input, output) = (&input[range.clone()], part(&output, &range));
-    let (low, high) = to.bounds();
-    dispatch(
-        level,
-        Loop(
-            #[inline(always)]
-            || {
-                for (y, &x) in output.iter_mut().zip(input) {
-                    *y = quantized(x / to.scale, low, high, to.zero_point);
-                }
-            },
-        ),
-    );
+    dispatch(level, Quantize { input, to, output });
+}
+
+struct Quantize<'a> {
+    input: &'a [f32],
+    to: Quantization,
+    output: &'a mut [u8],
+}
+
+impl Kernel for Quantize<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let scale = isa.splat(self.to.scale);
+        let count = self.input.len().min(self.output.len());
+        for i in (0..count).step_by(I::LANES) {
+            let left = I::LANES.min(count - i);
+            // SAFETY: inside both slices.
+            unsafe {
+                let x = isa.div(load_some(isa, self.input.as_ptr().add(i), left), scale);
+                store_some(isa, self.output.as_mut_ptr().add(i), rounded(isa, x, &self.to), left);
+            }
+        }
+    }
 }
 
 /// Floats of a range of elements.
@@ -96,22 +134,37 @@ pub fn add(
     range: Range<usize>,
     output: Output<'_, u8>,
 ) {
-    let ([flip_a, flip_b], [zero_a, zero_b]) = ([a.unsigned().0, b.unsigned().0], [a.unsigned().1, b.unsigned().1]);
-    let (a, b, output) = (&a.bytes[range.clone()], &b.bytes[range.clone()], part(&output, &range));
-    let factors = scales.map(|s| s / to.scale);
-    let (low, high) = to.bounds();
-    dispatch(
-        level,
-        Loop(
-            #[inline(always)]
-            || {
-                for ((y, &a), &b) in output.iter_mut().zip(a).zip(b) {
-                    let (a, b) = (i32::from(a ^ flip_a) - zero_a, i32::from(b ^ flip_b) - zero_b);
-                    *y = quantized(a as f32 * factors[0] + b as f32 * factors[1], low, high, to.zero_point);
-                }
-            },
-        ),
-    );
+    let operands = [a, b].map(|q| (&q.bytes[range.clone()], q.unsigned()));
+    let output = part(&output, &range);
+    dispatch(level, Add { operands, factors: scales.map(|s| s / to.scale), to, output });
+}
+
+struct Add<'a> {
+    operands: [(&'a [u8], (u8, i32)); 2],
+    factors: [f32; 2],
+    to: Quantization,
+    output: &'a mut [u8],
+}
+
+impl Kernel for Add<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let [(a, (flip_a, zero_a)), (b, (flip_b, zero_b))] = self.operands;
+        let factors = self.factors.map(|f| isa.splat(f));
+        let (zero_a, zero_b) = (isa.splat(zero_a as f32), isa.splat(zero_b as f32));
+        let count = self.output.len();
+        for i in (0..count).step_by(I::LANES) {
+            let left = I::LANES.min(count - i);
+            // SAFETY: inside the slices, which are of one length.
+            unsafe {
+                let a = isa.sub(load_unsigned(isa, a.as_ptr().add(i), left, flip_a), zero_a);
+                let b = isa.sub(load_unsigned(isa, b.as_ptr().add(i), left, flip_b), zero_b);
+                let x = isa.add(isa.mul(a, factors[0]), isa.mul(b, factors[1]));
+                store_some(isa, self.output.as_mut_ptr().add(i), rounded(isa, x, &self.to), left);
+            }
+        }
+    }
 }
 
 /// The least and the greatest of a range, 0 among them; NaN is passed over.
@@ -143,8 +196,8 @@ pub fn range_of(level: IsaLevel, input: &[f32], range: Range<usize>) -> (f32, f3
 /// What is made of a window, channel by channel; the shape's `groups` are its channels.
 #[derive(Clone, Copy, Debug)]
 pub enum WindowOp<'a> {
-    /// A convolution of every channel with weights `[height][width][channels]` (integers, less their zero points): the sum times the channel's
-    /// factor plus its offset, quantized; activations are in the bounds.
+    /// A convolution of every channel with weights `[height][width][channels]` (integers, less their zero points), after which come their sums,
+    /// `[channels]`: the sum times the channel's factor plus its offset, quantized; activations are in the bounds.
     Depthwise { weights: &'a [f32], factors: &'a [f32], offsets: &'a [f32], low: f32, high: f32, zero_point: i32 },
     /// The greatest byte, as it is.
     Max,
@@ -175,7 +228,7 @@ pub fn windows(
     assert!(input.bytes.len() >= shape.images * shape.height.input * shape.width.input * channels, "{shape:?}");
     assert!(output.len() >= shape.rows() * channels, "{} bytes of {shape:?}", output.len());
     if let WindowOp::Depthwise { weights, factors, offsets, .. } = op {
-        let fits = weights.len() >= taps * channels && factors.len() >= channels && offsets.len() >= channels;
+        let fits = weights.len() >= (taps + 1) * channels && factors.len() >= channels && offsets.len() >= channels;
         assert!(fits && taps <= DEPTHWISE_TERMS, "{shape:?}");
     }
     dispatch(level, Windows { shape, op, input, pixels, output: output.pointer() })
@@ -216,7 +269,7 @@ impl Kernel for Windows<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<I: Isa>(self, _: I) {
+    fn eval<I: Isa>(self, isa: I) {
         let Windows { shape, op, input, pixels, output } = self;
         let (height, width, channels) = (&shape.height, &shape.width, shape.channels_in);
         let (flip, zero_point) = input.unsigned();
@@ -232,30 +285,74 @@ impl Kernel for Windows<'_> {
             };
             // SAFETY: the entry checked the output's length.
             let to = unsafe { std::slice::from_raw_parts_mut(output.add(pixel * channels), channels) };
+            if let WindowOp::Depthwise { weights, factors, offsets, low, high, zero_point } = op {
+                let to_zero = isa.splat(zero_point as f32);
+                let bounds = (isa.splat(low), isa.splat(high));
+                let whole = rows.len() * columns.len() == height.kernel * width.kernel;
+                let sums_at = height.kernel * width.kernel * channels;
+                // What the zero point adds to the sum of a whole window is taken off once; at the edge, value by value.
+                let off = isa.splat(if whole { 0.0 } else { zero });
+                let mut first = 0;
+                while first < channels {
+                    // Vectors of four at a time, so that additions do not wait for each other.
+                    let four = first + 4 * I::LANES <= channels && flip == 0;
+                    let count = if four { 4 * I::LANES } else { I::LANES.min(channels - first) };
+                    let sum_of = |v: usize| weights[sums_at + first + v * I::LANES..].as_ptr();
+                    // SAFETY: the entry checked the lengths; only channels that exist are read and written.
+                    unsafe {
+                        let mut sums = [isa.zero(); 4];
+                        if four {
+                            let mut tile = [isa.zero(); 4];
+                            if whole {
+                                for v in 0..4 {
+                                    tile[v] = isa.mul(isa.load(sum_of(v)), isa.splat(-zero));
+                                }
+                            }
+                            for ky in rows.clone() {
+                                for kx in columns.clone() {
+                                    let from = input.bytes[at(ky, kx)..][..channels].as_ptr().add(first);
+                                    let weights = weights.as_ptr().add((ky * width.kernel + kx) * channels + first);
+                                    for v in 0..4 {
+                                        let x = isa.floats_of(isa.load_bytes(from.add(v * I::LANES)));
+                                        tile[v] =
+                                            isa.fma(isa.sub(x, off), isa.load(weights.add(v * I::LANES)), tile[v]);
+                                    }
+                                }
+                            }
+                            sums = tile;
+                        } else {
+                            let mut sum = isa.zero();
+                            if whole {
+                                sum = isa.mul(load_some(isa, sum_of(0), count), isa.splat(-zero));
+                            }
+                            for ky in rows.clone() {
+                                for kx in columns.clone() {
+                                    let from = input.bytes[at(ky, kx)..][..channels].as_ptr().add(first);
+                                    let weights = weights.as_ptr().add((ky * width.kernel + kx) * channels + first);
+                                    let x = isa.sub(load_unsigned(isa, from, count, flip), off);
+                                    sum = isa.fma(x, load_some(isa, weights, count), sum);
+                                }
+                            }
+                            sums[0] = sum;
+                        }
+                        for v in 0..count.div_ceil(I::LANES) {
+                            let (at, count) = (first + v * I::LANES, count.min(I::LANES));
+                            let factor = load_some(isa, factors.as_ptr().add(at), count);
+                            let offset = load_some(isa, offsets.as_ptr().add(at), count);
+                            let y = isa.round(isa.add(isa.mul(sums[v], factor), offset));
+                            let y = isa.add(isa.min(isa.max(y, bounds.0), bounds.1), to_zero);
+                            store_some(isa, to.as_mut_ptr().add(at), y, count);
+                        }
+                    }
+                    first += count;
+                }
+                continue;
+            }
             for first in (0..channels).step_by(CHANNELS) {
                 let count = CHANNELS.min(channels - first);
                 let to = &mut to[first..first + count];
                 match op {
-                    WindowOp::Depthwise { weights, factors, offsets, low, high, zero_point } => {
-                        let mut sums = [0f32; CHANNELS];
-                        for ky in rows.clone() {
-                            for kx in columns.clone() {
-                                let from = &input.bytes[at(ky, kx) + first..][..count];
-                                let weights = &weights[(ky * width.kernel + kx) * channels + first..][..count];
-                                if let (Some(from), Some(weights)) =
-                                    (from.first_chunk::<CHANNELS>(), weights.first_chunk::<CHANNELS>())
-                                {
-                                    multiply::<I>(&mut sums, from, weights, flip, zero);
-                                } else {
-                                    multiply::<I>(&mut sums[..count], from, weights, flip, zero);
-                                }
-                            }
-                        }
-                        let (factors, offsets) = (&factors[first..][..count], &offsets[first..][..count]);
-                        for (((to, sum), factor), offset) in to.iter_mut().zip(&sums).zip(factors).zip(offsets) {
-                            *to = quantized(sum * factor + offset, low, high, zero_point);
-                        }
-                    }
+                    WindowOp::Depthwise { .. } => {}
                     WindowOp::Max => {
                         let mut most = [0u8; CHANNELS];
                         for ky in rows.clone() {
@@ -280,9 +377,15 @@ impl Kernel for Windows<'_> {
                             true => counted(height, oy) * counted(width, ox),
                             false => rows.len() * columns.len(),
                         };
-                        let (low, high) = quantization.bounds();
-                        for (to, &sum) in to.iter_mut().zip(&sums) {
-                            *to = quantized(sum as f32 / counted as f32 * factor, low, high, quantization.zero_point);
+                        let by = isa.splat(counted as f32);
+                        for v in (0..count).step_by(I::LANES) {
+                            let left = I::LANES.min(count - v);
+                            // SAFETY: the sums are a multiple of every vector; only bytes that exist are written.
+                            unsafe {
+                                let sum = isa.floats_of(isa.load_w(sums.as_ptr().add(v)));
+                                let y = isa.mul(isa.div(sum, by), isa.splat(factor));
+                                store_some(isa, to.as_mut_ptr().add(v), rounded(isa, y, &quantization), left);
+                            }
                         }
                     }
                 }
@@ -296,15 +399,6 @@ impl Kernel for Windows<'_> {
 fn counted(axis: &Axis, at: usize) -> usize {
     let reach = axis.input + axis.pad_before + axis.pad_after;
     (0..axis.kernel).filter(|k| at * axis.stride + k * axis.dilation < reach).count()
-}
-
-#[inline(always)]
-fn multiply<I: Isa>(sums: &mut [f32], from: &[u8], weights: &[f32], flip: u8, zero: f32) {
-    for ((sum, &x), &weight) in sums.iter_mut().zip(from).zip(weights) {
-        let x = f32::from(x ^ flip) - zero;
-        // Exact either way: every product and sum is an integer below 2²⁴.
-        *sum = if I::FUSED { x.mul_add(weight, *sum) } else { *sum + x * weight };
-    }
 }
 
 #[cfg(test)]
@@ -385,7 +479,10 @@ mod tests {
                 let signed = random.between(0, 1) == 1;
                 let zero_point = if signed { -3 } else { 117 };
                 let input = Quantized { bytes: &bytes, signed, zero_point };
-                let weights: Vec<f32> = (0..9 * channels).map(|_| f32::from(random.bits() as i8)).collect();
+                let taps = height.kernel * width.kernel;
+                let mut weights: Vec<f32> = (0..taps * channels).map(|_| f32::from(random.bits() as i8)).collect();
+                let sums = (0..channels).map(|c| weights.iter().skip(c).step_by(channels).sum::<f32>());
+                weights.extend(sums.collect::<Vec<_>>());
                 let (factors, offsets) = (vec![0.01; channels], random.units(channels));
                 let to = Quantization { scale: 1.0, zero_point: 30, signed: false };
                 let (low, high) = to.bounds();

@@ -321,6 +321,7 @@ impl Kernel for Multiply<'_> {
                             // SAFETY: the entry checked the output's length; this row and these channels are inside.
                             unsafe {
                                 finish(
+                                    isa,
                                     &problem.epilogue,
                                     &sums[..here],
                                     channel,
@@ -382,50 +383,86 @@ unsafe fn multiply_tile<I: Isa, const ROWS: usize>(
 /// # Safety
 /// As many outputs are writable at `to`, which is aligned for them.
 #[inline(always)]
-unsafe fn finish(epilogue: &Epilogue<'_>, sums: &[i32], channel: usize, to: *mut u8) {
-    // SAFETY, below: the caller.
+unsafe fn finish<I: Isa>(isa: I, epilogue: &Epilogue<'_>, sums: &[i32], channel: usize, to: *mut u8) {
+    let count = sums.len();
+    // SAFETY, below: the caller; the entry checked that there is a value of each slice for every channel; whole vectors are read and written
+    // only where there are as many.
     match *epilogue {
-        Epilogue::Sums => unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), to.cast(), sums.len()) },
+        Epilogue::Sums => unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), to.cast(), count) },
         Epilogue::Floats { scale, factors, bias, low, high } => {
-            let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<f32>(), sums.len()) };
-            let factors = &factors[channel..][..sums.len()];
-            match bias {
-                None => {
-                    for ((to, &sum), &factor) in to.iter_mut().zip(sums).zip(factors) {
-                        *to = clamp(sum as f32 * (scale * factor), low, high);
+            let (scale, low, high) = (isa.splat(scale), isa.splat(low), isa.splat(high));
+            let to = to.cast::<f32>();
+            for j in (0..count).step_by(I::LANES) {
+                let left = I::LANES.min(count - j);
+                unsafe {
+                    let factor = isa.mul(scale, load_some(isa, factors.as_ptr().add(channel + j), left));
+                    let mut y = isa.mul(isa.floats_of(load_sums(isa, &sums[j..])), factor);
+                    if let Some(bias) = bias {
+                        y = isa.add(y, load_some(isa, bias.as_ptr().add(channel + j), left));
                     }
-                }
-                Some(bias) => {
-                    for (((to, &sum), &factor), &bias) in to.iter_mut().zip(sums).zip(factors).zip(&bias[channel..]) {
-                        *to = clamp(sum as f32 * (scale * factor) + bias, low, high);
+                    let y = isa.min(isa.max(y, low), high);
+                    match left == I::LANES {
+                        true => isa.store(to.add(j), y),
+                        false => isa.store_partial(to.add(j), y, left),
                     }
                 }
             }
         }
         Epilogue::Bytes { factors, offsets, low, high, zero_point } => {
-            let to = unsafe { std::slice::from_raw_parts_mut(to, sums.len()) };
-            let (factors, offsets) = (&factors[channel..][..sums.len()], &offsets[channel..][..sums.len()]);
-            for (((to, &sum), &factor), &offset) in to.iter_mut().zip(sums).zip(factors).zip(offsets) {
-                *to = quantized(sum as f32 * factor + offset, low, high, zero_point);
+            let (low, high, zero) = (isa.splat(low), isa.splat(high), isa.splat(zero_point as f32));
+            for j in (0..count).step_by(I::LANES) {
+                let left = I::LANES.min(count - j);
+                unsafe {
+                    let factor = load_some(isa, factors.as_ptr().add(channel + j), left);
+                    let offset = load_some(isa, offsets.as_ptr().add(channel + j), left);
+                    let y = isa.add(isa.mul(isa.floats_of(load_sums(isa, &sums[j..])), factor), offset);
+                    let y = isa.add(isa.min(isa.max(isa.round(y), low), high), zero);
+                    store_some(isa, to.add(j), y, left);
+                }
             }
         }
     }
 }
 
+/// A vector of sums, 0 where there are no more.
 #[inline(always)]
-fn clamp(x: f32, low: f32, high: f32) -> f32 {
-    let x = if x < low { low } else { x };
-    if x > high { high } else { x }
+fn load_sums<I: Isa>(isa: I, sums: &[i32]) -> I::W {
+    if sums.len() >= I::LANES {
+        // SAFETY: as many as lanes.
+        return unsafe { isa.load_w(sums.as_ptr()) };
+    }
+    let mut lanes = [0; 16];
+    lanes[..sums.len()].copy_from_slice(sums);
+    // SAFETY: sixteen are as many as lanes at least.
+    unsafe { isa.load_w(lanes.as_ptr()) }
 }
 
-/// `min(max(round(x), low), high) + zero_point` as a byte; NaN as 0.
+/// The first `count` lanes from memory.
+///
+/// # Safety
+/// As many values are readable at `p`; there are no more than lanes.
 #[inline(always)]
-pub(crate) fn quantized(x: f32, low: f32, high: f32, zero_point: i32) -> u8 {
-    let x = x.round_ties_even();
-    let x = if x.is_nan() { 0.0 } else { clamp(x, low, high) };
-    // SAFETY: between bounds that are a byte's less a zero point.
-    let x = unsafe { x.to_int_unchecked::<i32>() };
-    (x + zero_point) as u8
+pub(crate) unsafe fn load_some<I: Isa>(isa: I, p: *const f32, count: usize) -> I::V {
+    // SAFETY: the caller.
+    unsafe { if count == I::LANES { isa.load(p) } else { isa.load_partial(p, count) } }
+}
+
+/// The bytes of the first `count` lanes.
+///
+/// # Safety
+/// As many are writable at `p`; there are no more than lanes.
+#[inline(always)]
+pub(crate) unsafe fn store_some<I: Isa>(isa: I, p: *mut u8, v: I::V, count: usize) {
+    // SAFETY: the caller; sixteen bytes are as many as lanes at least.
+    unsafe {
+        if count == I::LANES {
+            isa.store_bytes(p, v);
+        } else {
+            let mut bytes = [0u8; 16];
+            isa.store_bytes(bytes.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), p, count);
+        }
+    }
 }
 
 /// Gathers the windows of a range of rows, `row_len` elements apart.
@@ -443,6 +480,17 @@ fn gather<P: Part>(problem: &Product<'_>, group: usize, rows: Range<usize>, room
             *to = P::of(from ^ flip, zero_point);
         }
     };
+    let same = height.input == height.output && width.input == width.output;
+    let steps = (height.stride, width.stride, height.kernel, width.kernel, height.pad_before, width.pad_before);
+    if shape.groups == 1 && same && steps == (1, 1, 1, 1, 0, 0) && row_len == depth {
+        // Rows are pixels, one after the other.
+        let count = rows.len() * depth;
+        debug_assert!(count * size_of::<P>() <= size_of_val(room));
+        // SAFETY: the workspace has as many words as whole rows have; plain numbers.
+        let to = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<P>(), count) };
+        put(to, &bytes[rows.start * depth..][..count]);
+        return;
+    }
     for (index, row) in rows.enumerate() {
         // SAFETY: the workspace has as many words as whole rows have; plain numbers.
         let to = unsafe {

@@ -48,6 +48,31 @@ impl Isa for Neon {
     const FUSED: bool = true;
 
     #[inline(always)]
+    fn floats_of(self, w: Self::W) -> Self::V {
+        // SAFETY: the token.
+        unsafe { vcvtq_f32_s32(w) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W {
+        // SAFETY: the token; the caller vouches for four bytes.
+        unsafe {
+            let bytes = vcreate_u8(u64::from(p.cast::<u32>().read_unaligned()));
+            vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, v: Self::V) {
+        // SAFETY: the token; the caller vouches for four bytes.
+        unsafe {
+            let halves = vmovn_s32(vcvtq_s32_f32(v));
+            let bytes = vreinterpret_u32_s8(vmovn_s16(vcombine_s16(halves, halves)));
+            p.cast::<u32>().write_unaligned(vget_lane_u32::<0>(bytes));
+        }
+    }
+
+    #[inline(always)]
     fn outline<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token.
         unsafe { outline_neon(kernel) }

@@ -173,6 +173,23 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn floats_of(self, w: Self::W) -> Self::V {
+        Lanes(w.map(|x| x as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W {
+        // SAFETY: the caller vouches for four readable bytes.
+        unsafe { p.cast::<[u8; 4]>().read_unaligned() }.map(i32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, v: Self::V) {
+        // SAFETY: the caller vouches for four writable bytes.
+        unsafe { p.cast::<[u8; 4]>().write_unaligned(v.0.map(|x| x as i32 as u8)) }
+    }
+
+    #[inline(always)]
     fn pow2(self, n: Self::V) -> Self::V {
         // `as` saturates and sends NaN to 0; the shift then builds the exponent field.
         n.map(|n| f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))

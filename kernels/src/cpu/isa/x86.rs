@@ -226,6 +226,28 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn floats_of(self, w: Self::W) -> Self::V {
+        // SAFETY: the token.
+        unsafe { _mm256_cvtepi32_ps(w) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W {
+        // SAFETY: the token; the caller vouches for eight bytes.
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, v: Self::V) {
+        // SAFETY: the token; the caller vouches for eight bytes.
+        unsafe {
+            let low = _mm256_and_si256(_mm256_cvtps_epi32(v), _mm256_set1_epi32(0xff));
+            let pairs = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low));
+            _mm_storel_epi64(p.cast(), _mm_packus_epi16(pairs, pairs));
+        }
+    }
+
+    #[inline(always)]
     fn pow2(self, n: Self::V) -> Self::V {
         // SAFETY: the token.
         unsafe {
@@ -424,6 +446,24 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: the token.
         unsafe { _mm512_mask_blend_ps(m, b, a) }
+    }
+
+    #[inline(always)]
+    fn floats_of(self, w: Self::W) -> Self::V {
+        // SAFETY: the token.
+        unsafe { _mm512_cvtepi32_ps(w) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W {
+        // SAFETY: the token; the caller vouches for sixteen bytes.
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, v: Self::V) {
+        // SAFETY: the token; the caller vouches for sixteen bytes.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
     }
 
     #[inline(always)]

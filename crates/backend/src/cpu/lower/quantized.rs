@@ -638,9 +638,14 @@ fn depthwise(
 ) -> Result<(), NoPlan> {
     let (channels, taps) = (shape.channels_in, shape.height.kernel * shape.width.kernel);
     let how = format!("integer depthwise {channels} {taps}");
-    let packed = builder.pack(Recipe { identities: weights.identities, how }, channels * taps, |packed| {
-        for (i, to) in packed.iter_mut().enumerate() {
+    let packed = builder.pack(Recipe { identities: weights.identities, how }, channels * (taps + 1), |packed| {
+        // By taps, and the sum of each channel's at the end.
+        let (body, sums) = packed.split_at_mut(channels * taps);
+        for (i, to) in body.iter_mut().enumerate() {
             *to = weights.values[i % channels * taps + i / channels].into();
+        }
+        for (channel, sum) in sums.iter_mut().enumerate() {
+            *sum = weights.values[channel * taps..][..taps].iter().map(|&w| f32::from(w)).sum();
         }
     })?;
     let (factors, offsets) = requantization(&weights.scales, from.scale, bias.as_deref(), sink.to.scale);
