@@ -367,7 +367,8 @@ fn a_run_keeps_to_its_limit() {
     let last = m.some_rows(more);
     let plan = m.plan(&[last]);
     let inputs = [Value::Tensor(Tensor::from_vec([256, 4], vec![1f32; 1024]).unwrap())];
-    let context = |arena_bytes| RunContext { limits: RunLimits { arena_bytes }, ..RunContext::default() };
+    let limits = |arena_bytes| RunLimits { arena_bytes, ..RunLimits::default() };
+    let context = |arena_bytes| RunContext { limits: limits(arena_bytes), ..RunContext::default() };
     assert!(run(&*on_threads(1), &plan, &inputs, &context(1 << 20), 1).is_ok());
     let error = run(&*on_threads(1), &plan, &inputs, &context(24 << 10), 1).unwrap_err();
     assert!(matches!(error, RunError::Resource(_) | RunError::Op { .. }), "{error}");

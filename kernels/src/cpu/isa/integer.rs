@@ -217,7 +217,6 @@ mod tests {
     use super::super::super::dispatch::{Kernel, dispatch};
     use super::super::super::{IsaLevel, testing::Random};
     use super::super::Isa;
-    use super::*;
 
     struct Dots<'a>(&'a [i32; 16], &'a [i32; 16]);
 
