@@ -4,7 +4,7 @@ use cutover::{Device, DeviceOptions, Model, OpenOptions, Tensor, TensorView, gra
 use cutover_cli::tensors;
 use std::path::{Path, PathBuf};
 
-const MODELS: [&str; 4] = ["mobile", "segmentation", "transformer", "recurrent"];
+const MODELS: [&str; 5] = ["mobile", "segmentation", "transformer", "recurrent", "traced"];
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance/models").join(name)
