@@ -10,7 +10,7 @@ use cutover::{
 use cutover_cli::tensors;
 use std::path::{Path, PathBuf};
 
-const MODELS: [&str; 5] = ["mobile", "segmentation", "transformer", "recurrent", "quantized"];
+const MODELS: [&str; 6] = ["mobile", "segmentation", "transformer", "recurrent", "quantized", "traced"];
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance/models").join(name)

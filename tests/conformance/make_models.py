@@ -191,9 +191,29 @@ def quantized(seed):
         return onnx.load(optimised), data
 
 
+def traced(seed):
+    """What tracing leaves: extents scaled by fractions, sizes computed in floats, a batch declared as the example's. Opset 13."""
+    b = Builder(13, seed)
+    scales = lambda by: b.constant([1, 1, by, by], np.float32)
+    x = b.op("Resize", "image", "", scales(1.7), mode="nearest", coordinate_transformation_mode="asymmetric",
+             nearest_mode="floor")
+    x = b.op("Relu", b.conv(x, 3, 20, 3, strides=[2, 2], pads=[1, 1, 1, 1]))
+    extents = b.op("Slice", b.op("Shape", x), b.constant([2]), b.constant([4]))
+    scaled = b.op("Mul", b.op("Cast", extents, to=FLOAT), b.constant(1.3, np.float32))
+    outer = b.op("Slice", b.op("Shape", x), b.constant([0]), b.constant([2]))
+    sizes = b.op("Concat", outer, b.op("Cast", b.op("Floor", scaled), to=INT64), axis=0)
+    y = b.op("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode="pytorch_half_pixel")
+    y = b.conv(y, 20, 4, 1)
+    outer = b.op("Slice", b.op("Shape", y), b.constant([0]), b.op("Mod", b.constant([5]), b.constant([3])))
+    split = b.op("Reshape", y, b.op("Concat", outer, b.constant([-1]), axis=0))
+    data = {"image": b.random.standard_normal((3, 3, 10, 7)).astype(np.float32)}
+    outputs = [(y, FLOAT, [1, 4, "h", "w"]), (split, FLOAT, [1, 4, 20])]
+    return b.model([("image", FLOAT, ["N", 3, "H", "W"])], outputs), data
+
+
 def main():
     os.makedirs(HERE, exist_ok=True)
-    for seed, make in enumerate((mobile, segmentation, transformer, recurrent, quantized)):
+    for seed, make in enumerate((mobile, segmentation, transformer, recurrent, quantized, traced)):
         model, inputs = make(seed)
         if make is not quantized:  # The checker knows the default domain only.
             onnx.checker.check_model(model)

@@ -214,6 +214,14 @@ mod tests {
             .wave(&[1, 1, 3, 3])
             .wave(&[1, 2, 2, 2])
             .gives([f32s(&[1, 1, 2, 2], &[0.766388, 0.366245, -0.75, 1.11816])]);
+        // A cubic clamps the elements it is made of, not its place.
+        case("GridSample", 16)
+            .with("mode", "bicubic")
+            .with("padding_mode", "border")
+            .with("align_corners", 1)
+            .wave(&[1, 1, 3, 3])
+            .input(f32s(&[1, 1, 3, 2], &[1.2, 0.3, -1.3, -1.1, 0.1, 1.5]))
+            .gives([f32s(&[1, 1, 1, 3], &[-0.9433129, -1.6132312, -0.16618769])]);
         case("GridSample", 16)
             .with("mode", "bilinear")
             .with("padding_mode", "reflection")
