@@ -198,10 +198,9 @@ impl Operator for Recurrent {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
-        let run = Run::new(self, inputs)?;
+        let run = Run::new(self, inputs, context)?;
         let directions = self.direction.count();
         let (steps, batch, hidden) = (run.steps, run.batch, run.hidden);
-        context.bounded_len(&[steps, directions, batch, hidden])?;
         // Held as [t, d, n, h] and [d, n, h] until the end.
         let mut y = vec![0.0; steps * directions * batch * hidden];
         let (mut h, mut c) = (run.initial(inputs, 5)?, run.initial(inputs, 6)?);
@@ -286,13 +285,15 @@ struct Run {
 }
 
 impl Run {
-    fn new(op: &Recurrent, inputs: Inputs<'_>) -> Result<Run, OpError> {
+    fn new(op: &Recurrent, inputs: Inputs<'_>, context: &EvalContext) -> Result<Run, OpError> {
         let (x, r) = (inputs.tensor(0)?, inputs.tensor(2)?);
         let ([x0, x1, features], [_, _, hidden]) = (axes3(x)?, axes3(r)?);
         if let Some(size) = op.hidden_size.filter(|&size| size != hidden) {
             return Err(OpError::input(format!("R is of {hidden} hidden units, hidden_size is {size}")));
         }
         let (steps, batch) = if op.batch_first { (x1, x0) } else { (x0, x1) };
+        // Without elements an extent may be as large as it likes, and is walked all the same.
+        context.bounded_len(&[steps, op.direction.count(), batch, hidden].map(|extent| extent.max(1)))?;
         let lengths = match inputs.get(4) {
             None => vec![steps; batch],
             Some(_) => {
@@ -345,7 +346,7 @@ pub(super) struct Weights {
 impl Weights {
     fn new(op: &Recurrent, inputs: Inputs<'_>, d: usize, run: &Run) -> Result<Weights, OpError> {
         let Run { features, hidden, directions, .. } = *run;
-        let rows = op.cell.gates() * hidden;
+        let rows = op.cell.gates().saturating_mul(hidden);
         let part = |index: usize, shape: &[usize]| -> Result<Option<Vec<f64>>, OpError> {
             let Some(tensor) = inputs.optional_tensor(index)? else { return Ok(None) };
             let expected: Shape = [directions].iter().chain(shape).copied().collect();
@@ -356,13 +357,16 @@ impl Weights {
             Ok(Some(Wide::floats(tensor)?[d * len..][..len].to_vec()))
         };
         let missing = || OpError::input("W and R are required");
+        // Where these are of the shapes expected, so much memory is there already.
+        let (w, r) = (part(1, &[rows, features])?, part(2, &[rows, hidden])?);
+        let (w, r) = (w.ok_or_else(missing)?, r.ok_or_else(missing)?);
         let mut w_bias = part(3, &[2 * rows])?.unwrap_or_else(|| vec![0.0; 2 * rows]);
         let r_bias = w_bias.split_off(rows);
         Ok(Weights {
             features,
             hidden,
-            w: part(1, &[rows, features])?.ok_or_else(missing)?,
-            r: part(2, &[rows, hidden])?.ok_or_else(missing)?,
+            w,
+            r,
             w_bias,
             r_bias,
             peepholes: part(7, &[3 * hidden])?.unwrap_or_else(|| vec![0.0; 3 * hidden]),
@@ -587,6 +591,15 @@ impl CellActivation {
 mod tests {
     use super::*;
     use crate::ops::cases::{case, f32s, run, tensor, wave};
+
+    #[test]
+    fn no_extent_is_walked_that_holds_nothing() {
+        let rnn = |x: &[usize], r: &[usize]| {
+            case("RNN", 14).input(f32s(x, &[])).input(f32s(&[1, r[1], x[2]], &[])).input(f32s(r, &[]))
+        };
+        rnn(&[0, 1 << 40, 0], &[1, 0, 0]).fails("resource limit");
+        rnn(&[0, 1, 0], &[0, 1 << 20, 1 << 20]).fails("input 2 is");
+    }
 
     #[test]
     fn lstm_agrees_with_onnx_runtime() {

@@ -120,6 +120,9 @@ impl Operator for Slice {
         let x = inputs.tensor(0)?;
         let Some(shape) = &x.shape else { return movement::moved_fact(x, None, |_| unreachable!("no shape is known")) };
         let starts = inputs.tensor(1)?;
+        if starts.rank().is_some_and(|rank| rank != 1) {
+            return Err(OpError::input(format!("expected a list of starts, got {starts}")));
+        }
         let length = starts.constant_shape().and_then(|s| s.first().copied());
         if let Some(length) = length.filter(|&length| length > shape.len()) {
             return Err(OpError::input(format!("{length} ranges for a tensor of {} axes", shape.len())));
@@ -162,6 +165,9 @@ impl Operator for Slice {
 
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
         let (x, shape) = movement::source(inputs)?;
+        if inputs.tensor(1)?.shape().rank() != 1 {
+            return Err(OpError::input(format!("expected a list of starts, got {:?}", inputs.tensor(1)?)));
+        }
         let optional = |i: usize| inputs.get(i).map(|_| inputs.integers(i)).transpose();
         let ranges = Ranges::new(shape.len(), inputs.integers(1)?, inputs.integers(2)?, optional(3)?, optional(4)?)?;
         ranges.moved(shape)?.apply(x)
@@ -194,5 +200,12 @@ mod tests {
         slice(9, -9, -1, &[3., 2., 1., 0.]);
         slice(-9, i64::MAX, -1, &[]);
         slice(2, 1, 1, &[]);
+    }
+
+    #[test]
+    fn starts_are_a_list() {
+        let node = |starts: &[usize]| case("Slice", 13).wave(&[2, 2]).input(tensor::<i64>(starts, &[1, 1]));
+        node(&[2]).input(tensor::<i64>(&[2], &[2, 2])).gives([f32s(&[1, 1], &[1.25])]);
+        node(&[1, 2]).input(tensor::<i64>(&[2], &[2, 2])).fails("expected a list of starts");
     }
 }
