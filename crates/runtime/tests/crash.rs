@@ -137,6 +137,7 @@ fn a_kill_at_any_moment_leaves_old_or_new() {
             active == acknowledged || active == in_flight,
             "cut {cut} after {pause:?}: {active:?} serves, {acknowledged:?} was acknowledged, {in_flight:?} under way"
         );
+        // What was under way may have come to its end unsaid.
         // What serves is whole.
         let known = versions().into_iter().find(|v| Some(v.version) == active.as_deref()).unwrap();
         for (class, expected) in known.answers().iter().enumerate() {

@@ -374,7 +374,7 @@ fn limits_are_kept() {
     limit(Limits { nodes: 3, ..Limits::default() }, chain(4), &["'g'", "number of nodes", "4", "3"]);
     limit(Limits { values: 5, ..Limits::default() }, chain(4), &["'g'", "number of values", "10", "5"]);
     let deep = || with(|g| *g = loops(3));
-    limit(Limits { depth: 2, ..Limits::default() }, deep(), &["'loop1'", "the depth of graphs in nodes", "3", "2"]);
+    limit(Limits { depth: 2, ..Limits::default() }, deep(), &["'loop0'", "the depth of graphs in nodes", "3", "2"]);
     limit(Limits { rank: 1, ..Limits::default() }, good(), &["'w'", "rank", "2", "1"]);
     let long = with_node(node(&"n".repeat(100), "Relu", &["x"], &["y"]));
     limit(Limits { name_bytes: 99, ..Limits::default() }, long, &["length of a name", "100", "99"]);

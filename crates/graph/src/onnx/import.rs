@@ -779,12 +779,14 @@ impl<'a> Importer<'a> {
     }
 }
 
-/// What a body may rely on of an input of which it says no type, as those of ONNX's own functions do: a shape may change from one
-/// iteration to the next.
+/// What a body may rely on of an input of which it says no type, as those of ONNX's own functions do, and of the elements of containers: a
+/// shape may change from one iteration to the next.
 fn of_any_shape(given: &Fact) -> Fact {
     match given {
         Fact::Tensor(tensor) => TensorFact::unknown_rank(tensor.dtype).into(),
-        other => other.clone(),
+        Fact::Sequence(of) => Fact::Sequence(Box::new(of_any_shape(of))),
+        Fact::Optional(of) => Fact::Optional(Box::new(of_any_shape(of))),
+        Fact::Map { .. } => given.clone(),
     }
 }
 
@@ -803,7 +805,8 @@ fn traced(declared: Fact, given: &Fact, name: &str) -> Fact {
             };
             TensorFact { dtype, shape: Some(extents.map(extent).collect()), value }.into()
         }
-        (declared, _) => declared,
+        (declared @ Fact::Tensor(_), _) => declared,
+        (declared, _) => of_any_shape(&declared),
     }
 }
 

@@ -238,8 +238,9 @@ fn answers_of_random_graphs_stay_what_they_are() {
         assert_eq!(prefix.steps, report.steps[..stop]);
         assert_same(&graph, &partly, &random_inputs(&graph, &mut Random::new(seed), 2), TOLERANCE);
     }
-    // Every pass had something to do.
-    let idle: Vec<&str> = super::PASSES.iter().map(|p| p.name()).filter(|name| !applied.contains_key(name)).collect();
+    // Every pass had something to do, but the one for classifiers, which are not among these graphs: the backends' tests have it.
+    let passes = super::PASSES.iter().map(|p| p.name()).filter(|&name| name != "number-classes");
+    let idle: Vec<&str> = passes.filter(|name| !applied.contains_key(name)).collect();
     assert!(idle.is_empty(), "{idle:?} never applied: {applied:?}");
 }
 
