@@ -111,7 +111,9 @@ impl Judge {
         let usual = if actual.dtype() == DType::BF16 { OF_BF16 } else { DEFAULT };
         let Tolerance { rtol, atol } = self.tolerance.get(case).copied().unwrap_or(usual);
         let (actual, expected) = (numbers(actual)?, numbers(expected)?);
-        let near = |a: f64, e: f64| a == e || (a.is_nan() && e.is_nan()) || e.is_finite() && (a - e).abs() <= atol + rtol * e.abs();
+        let near = |a: f64, e: f64| {
+            a == e || (a.is_nan() && e.is_nan()) || e.is_finite() && (a - e).abs() <= atol + rtol * e.abs()
+        };
         let apart = actual.iter().zip(&expected).filter(|&(&a, &e)| !near(a, e)).count();
         match actual.iter().zip(&expected).position(|(&a, &e)| !near(a, e)) {
             Some(at) => {
