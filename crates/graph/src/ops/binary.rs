@@ -98,7 +98,8 @@ impl BinaryFunction {
             }
             Fmod => a % b,
             Mod => match a % b {
-                remainder if remainder != 0.0 && (remainder < 0.0) != (b < 0.0) => remainder + b,
+                0.0 => 0f64.copysign(b),
+                remainder if (remainder < 0.0) != (b < 0.0) => remainder + b,
                 remainder => remainder,
             },
             _ => return None,
