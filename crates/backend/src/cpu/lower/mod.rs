@@ -169,6 +169,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
         Op::Concat(op) => movement::lower_concat(builder, node, op),
         Op::Split(op) => movement::lower_split(builder, node, op),
         Op::Gather(op) => movement::lower_gather(builder, node, op),
+        Op::ArrayFeatureExtractor(_) => movement::lower_features(builder, node),
         _ => Ok(false),
     }
 }
@@ -270,6 +271,7 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
             | Op::Concat(_)
             | Op::Split(_)
             | Op::Gather(_)
+            | Op::ArrayFeatureExtractor(_)
     );
     let is_ml = matches!(node.op, Op::TreeEnsemble(_) | Op::Scaler(_) | Op::Normalizer(_) | Op::Linear(_) | Op::Svm(_));
     let kernel = match &node.op {
@@ -301,7 +303,7 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::Dropout(_) if is_no_dropout(node) => "view",
         Op::Transpose(_) | Op::Slice(_) | Op::Expand(_) | Op::DepthSpace(_) => "strided copy",
         Op::Concat(_) | Op::Split(_) => "copy",
-        Op::Gather(_) => "gather",
+        Op::Gather(_) | Op::ArrayFeatureExtractor(_) => "gather",
         Op::QuantizeLinear(_) | Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_) => "quantization",
         Op::MatMulInteger(_) | Op::QLinearMatMul(_) => "integer product",
         Op::ConvInteger(_) | Op::QLinearConv(_) => "integer convolution",

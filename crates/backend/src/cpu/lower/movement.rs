@@ -48,9 +48,12 @@ pub(in crate::cpu) struct GatherStep {
     table: Buffer,
     indices: Buffer,
     index_type: DType,
+    /// Whether negative indices count from the end.
+    from_end: bool,
     output: Buffer,
     /// For errors.
     node: String,
+    op: &'static str,
 }
 
 impl Copy {
@@ -111,10 +114,10 @@ impl GatherStep {
                 DType::I64 => i64::from_le_bytes(indices[at * 8..][..8].try_into().expect("eight bytes")),
                 _ => i64::from(i32::from_le_bytes(indices[at * 4..][..4].try_into().expect("four bytes"))),
             };
-            let wrapped = if given < 0 { given + self.extent as i64 } else { given };
+            let wrapped = if given < 0 && self.from_end { given + self.extent as i64 } else { given };
             let Some(index) = usize::try_from(wrapped).ok().filter(|&i| i < self.extent) else {
                 let source = OpError::input(format!("index {given} of an axis of {}", self.extent));
-                return Err(RunError::Op { node: self.node.clone(), op: "Gather".to_string(), source });
+                return Err(RunError::Op { node: self.node.clone(), op: self.op.to_string(), source });
             };
             let from = (outer * self.extent + index) * self.width;
             frame.write(self.output, unit * self.width, &table[from..from + self.width]);
@@ -270,7 +273,7 @@ pub(in crate::cpu) fn lower_concat(builder: &mut Builder<'_>, node: &Node, op: &
     let Some(inputs) = node.inputs.iter().copied().collect::<Option<Vec<ValueId>>>() else { return Ok(false) };
     let output = node.outputs[0];
     let shape = builder.shape(output);
-    let Ok(axis) = normalize_axis(op.axis, shape.rank()) else { return Ok(false) };
+    let Ok(axis) = normalize_axis(axis, shape.rank()) else { return Ok(false) };
     let bits = builder.fact(output).dtype.bits();
     if bits < 8 || shape.element_count() == 0 {
         return Ok(false);
@@ -355,6 +358,15 @@ pub(in crate::cpu) fn lower_split(builder: &mut Builder<'_>, node: &Node, op: &S
 }
 
 pub(in crate::cpu) fn lower_gather(builder: &mut Builder<'_>, node: &Node, op: &Gather) -> Result<bool, NoPlan> {
+    gather(builder, node, op.axis, true, "Gather")
+}
+
+/// Features of rows: the last axis, by indices that are none from the end.
+pub(in crate::cpu) fn lower_features(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
+    gather(builder, node, -1, false, "ai.onnx.ml.ArrayFeatureExtractor")
+}
+
+fn gather(builder: &mut Builder<'_>, node: &Node, axis: i64, from_end: bool, op: &'static str) -> Result<bool, NoPlan> {
     let (Some(x), Some(indices)) = (input(node, 0), input(node, 1)) else { return Ok(false) };
     let output = node.outputs[0];
     let shape = builder.shape(x);
@@ -373,8 +385,10 @@ pub(in crate::cpu) fn lower_gather(builder: &mut Builder<'_>, node: &Node, op: &
         table,
         indices: index,
         index_type: builder.fact(indices).dtype,
+        from_end,
         output: to,
         node: node.name.clone(),
+        op,
     };
     builder.push(Lowered::Gather(step), &[table, index], &[to]);
     Ok(true)
