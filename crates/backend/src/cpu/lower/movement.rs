@@ -273,7 +273,7 @@ pub(in crate::cpu) fn lower_concat(builder: &mut Builder<'_>, node: &Node, op: &
     let Some(inputs) = node.inputs.iter().copied().collect::<Option<Vec<ValueId>>>() else { return Ok(false) };
     let output = node.outputs[0];
     let shape = builder.shape(output);
-    let Ok(axis) = normalize_axis(axis, shape.rank()) else { return Ok(false) };
+    let Ok(axis) = normalize_axis(op.axis, shape.rank()) else { return Ok(false) };
     let bits = builder.fact(output).dtype.bits();
     if bits < 8 || shape.element_count() == 0 {
         return Ok(false);
@@ -370,7 +370,7 @@ fn gather(builder: &mut Builder<'_>, node: &Node, axis: i64, from_end: bool, op:
     let (Some(x), Some(indices)) = (input(node, 0), input(node, 1)) else { return Ok(false) };
     let output = node.outputs[0];
     let shape = builder.shape(x);
-    let Ok(axis) = normalize_axis(op.axis, shape.rank()) else { return Ok(false) };
+    let Ok(axis) = normalize_axis(axis, shape.rank()) else { return Ok(false) };
     let bits = builder.fact(x).dtype.bits();
     if bits < 8 || builder.shape(output).element_count() == 0 {
         return Ok(false);
