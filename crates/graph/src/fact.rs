@@ -1,6 +1,6 @@
 //! What is known of a value before any input is seen.
 
-use crate::{Dim, OpError};
+use crate::{Bindings, Dim, OpError};
 use cutover_tensor::{DType, Shape, Tensor, Value};
 use std::fmt;
 
@@ -103,19 +103,19 @@ impl Fact {
         }
     }
 
-    /// Whether nothing of `value` contradicts this: its kind, element type, rank, and extents that are numbers.
-    pub fn admits(&self, value: &Value) -> bool {
+    /// Whether nothing of `value` contradicts this: its kind, element type, rank, and extents as far as `bindings` say them.
+    pub fn admits(&self, value: &Value, bindings: &Bindings) -> bool {
         match (self, value) {
             (Fact::Tensor(fact), Value::Tensor(tensor)) => {
                 let extents = tensor.shape();
-                let agree = |(dim, &extent): (&Dim, &usize)| dim.as_const().is_none_or(|dim| dim == extent as i64);
+                let agree = |(dim, &extent): (&Dim, &usize)| dim.eval(bindings).is_none_or(|dim| dim == extent as i64);
                 let fits = |dims: &Vec<Dim>| dims.len() == extents.rank() && dims.iter().zip(extents.iter()).all(agree);
                 fact.dtype == tensor.dtype() && fact.shape.as_ref().is_none_or(fits)
             }
-            (Fact::Sequence(of), Value::Sequence(values)) => values.iter().all(|value| of.admits(value)),
-            (Fact::Optional(of), Value::Optional(value)) => value.as_ref().is_none_or(|value| of.admits(value)),
-            // A value that is there may stand where one that may be missing is expected.
-            (Fact::Optional(of), value) => of.admits(value),
+            (Fact::Sequence(of), Value::Sequence(values)) => values.iter().all(|value| of.admits(value, bindings)),
+            (Fact::Optional(of), Value::Optional(value)) => {
+                value.as_ref().is_none_or(|value| of.admits(value, bindings))
+            }
             (Fact::Map { .. }, Value::Map { .. }) => true,
             _ => false,
         }

@@ -67,6 +67,18 @@ impl Value {
         }
     }
 
+    /// Bytes of all its elements; of strings those of the text.
+    pub fn byte_size(&self) -> u64 {
+        match self {
+            Value::Tensor(tensor) if tensor.dtype() == DType::String => {
+                tensor.strings().map_or(0, |s| s.iter().map(|s| s.len() as u64).sum())
+            }
+            Value::Tensor(tensor) | Value::Map { values: tensor, .. } => tensor.bytes().len() as u64,
+            Value::Sequence(values) => values.iter().map(Value::byte_size).sum(),
+            Value::Optional(value) => value.as_deref().map_or(0, Value::byte_size),
+        }
+    }
+
     /// Name of the kind of value, for messages.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -13,7 +13,7 @@ use cutover_graph::{
     Bindings, Fact, GraphError, Node, NodeId, OpError, Plan, TensorFact, ValueId,
     ops::{EvalContext, Inputs},
 };
-use cutover_tensor::{DType, Value};
+use cutover_tensor::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
@@ -237,7 +237,7 @@ impl Program {
 
     /// Bytes of the constants, those inside operators too.
     pub fn constant_bytes(&self) -> u64 {
-        let own: u64 = self.constants.iter().flatten().map(byte_size).sum();
+        let own: u64 = self.constants.iter().flatten().map(Value::byte_size).sum();
         own + self.bodies.values().flatten().map(Program::constant_bytes).sum::<u64>()
     }
 
@@ -295,7 +295,7 @@ impl Program {
                 let released = values.made[id.index()].take();
                 // What an input was copied for was not counted.
                 let counted = released.as_ref().filter(|_| self.input_at[id.index()].is_none());
-                run.held_bytes -= counted.map_or(0, byte_size);
+                run.held_bytes -= counted.map_or(0, Value::byte_size);
             }
         }
         for (&id, output) in graph.outputs().iter().zip(outputs) {
@@ -445,19 +445,8 @@ impl Values<'_> {
     }
 
     fn hold(&mut self, id: ValueId, value: Value, run: &mut Run<'_>) -> Result<(), RunError> {
-        run.hold(byte_size(&value))?;
+        run.hold(value.byte_size())?;
         self.made[id.index()] = Some(value);
         Ok(())
-    }
-}
-
-fn byte_size(value: &Value) -> u64 {
-    match value {
-        Value::Tensor(tensor) if tensor.dtype() == DType::String => {
-            tensor.strings().map_or(0, |s| s.iter().map(|s| s.len() as u64).sum())
-        }
-        Value::Tensor(tensor) | Value::Map { values: tensor, .. } => tensor.bytes().len() as u64,
-        Value::Sequence(values) => values.iter().map(byte_size).sum(),
-        Value::Optional(value) => value.as_deref().map_or(0, byte_size),
     }
 }

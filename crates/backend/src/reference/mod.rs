@@ -13,7 +13,7 @@ use cutover_graph::{
     Bindings, Fact, Graph, Node, NodeId, OpError, Plan, Source, TensorFact, ValueId,
     ops::{EvalContext, Facts, InferContext, Inputs},
 };
-use cutover_tensor::{DType, Value};
+use cutover_tensor::Value;
 use std::{cell::Cell, collections::BTreeSet, sync::Arc, time::Instant};
 
 /// The reference backend.
@@ -283,25 +283,14 @@ impl Run<'_> {
     }
 
     fn hold(&mut self, id: ValueId, value: Value) {
-        self.held_bytes += byte_size(&value);
+        self.held_bytes += value.byte_size();
         self.values[id.index()] = Some(value);
     }
 
     fn release(&mut self, id: ValueId) {
         if let Some(value) = self.values[id.index()].take() {
-            self.held_bytes -= byte_size(&value);
+            self.held_bytes -= value.byte_size();
         }
-    }
-}
-
-fn byte_size(value: &Value) -> u64 {
-    match value {
-        Value::Tensor(tensor) if tensor.dtype() == DType::String => {
-            tensor.strings().map_or(0, |s| s.iter().map(|s| s.len() as u64).sum())
-        }
-        Value::Tensor(tensor) | Value::Map { values: tensor, .. } => tensor.bytes().len() as u64,
-        Value::Sequence(values) => values.iter().map(byte_size).sum(),
-        Value::Optional(value) => value.as_deref().map_or(0, byte_size),
     }
 }
 
@@ -313,7 +302,7 @@ mod tests {
         Dim,
         ops::{Unary, UnaryFunction},
     };
-    use cutover_tensor::{Tensor, TensorView, TensorViewMut};
+    use cutover_tensor::{DType, Tensor, TensorView, TensorViewMut};
     use std::sync::Mutex;
 
     /// `y = relu(-x)` with `x [N]`; the graph's outputs are `y` and `x` itself.

@@ -47,12 +47,10 @@ impl Operator for Branch {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
-        context.counting(|context| {
-            self.eval_with(inputs, &mut |which, given| {
-                context.count_trip()?;
-                self.subgraphs()[which].eval(given, context)
-            })
-        })
+        let run = |context: &EvalContext| {
+            self.eval_with(inputs, &mut |which, given| self.subgraphs()[which].iterate(given, context))
+        };
+        context.counting(run)
     }
 }
 

@@ -205,7 +205,7 @@ impl Case {
         for facts in [exact, symbolic, unknown] {
             let inferred = infer(op, &facts, self.outputs).unwrap_or_else(|error| panic!("{}: {error}", self.op));
             for (fact, result) in inferred.iter().zip(results) {
-                assert!(fits(fact, result, &bindings), "{}: {result:?} was inferred to be {fact}", self.op);
+                assert!(fact.admits(result, &bindings), "{}: {result:?} was inferred to be {fact}", self.op);
             }
         }
     }
@@ -216,23 +216,6 @@ impl Case {
             Some(self.declared.get(&index).cloned().unwrap_or_else(|| fact_of(value)))
         };
         inputs.iter().enumerate().map(fact).collect()
-    }
-}
-
-/// Whether nothing of `value` contradicts `fact`.
-fn fits(fact: &Fact, value: &Value, bindings: &Bindings) -> bool {
-    match (fact, value) {
-        (Fact::Tensor(fact), Value::Tensor(tensor)) => {
-            let agree =
-                |(extent, &actual): (&Dim, &usize)| extent.eval(bindings).is_none_or(|extent| extent == actual as i64);
-            let shape = tensor.shape();
-            let fits = |dims: &Vec<Dim>| dims.len() == shape.rank() && dims.iter().zip(shape.iter()).all(agree);
-            fact.dtype == tensor.dtype() && fact.shape.as_ref().is_none_or(fits)
-        }
-        (Fact::Sequence(of), Value::Sequence(values)) => values.iter().all(|value| fits(of, value, bindings)),
-        (Fact::Optional(of), Value::Optional(value)) => value.as_ref().is_none_or(|value| fits(of, value, bindings)),
-        (Fact::Map { .. }, Value::Map { .. }) => true,
-        _ => false,
     }
 }
 

@@ -36,12 +36,7 @@ impl Operator for SequenceMap {
     }
 
     fn eval(&self, inputs: Inputs<'_>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
-        context.counting(|context| {
-            self.eval_with(inputs, &mut |_, given| {
-                context.count_trip()?;
-                self.body.eval(given, context)
-            })
-        })
+        context.counting(|context| self.eval_with(inputs, &mut |_, given| self.body.iterate(given, context)))
     }
 }
 

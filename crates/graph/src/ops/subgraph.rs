@@ -4,7 +4,7 @@
 //! like any other, and only the ONNX file has names that reach outwards.
 
 use super::{EvalContext, Facts, InferContext, Inputs, Op};
-use crate::{Dim, Fact, Graph, GraphError, NodeId, OpError, Source, Symbol, TensorFact, ValueId};
+use crate::{Bindings, Dim, Fact, Graph, GraphError, NodeId, OpError, Source, Symbol, TensorFact, ValueId};
 use cutover_tensor::Value;
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
@@ -84,13 +84,24 @@ impl Subgraph {
     pub fn check(&self, given: &[Value]) -> Result<(), OpError> {
         let graph = self.graph();
         let declared = graph.inputs().iter().map(|&id| graph.value(id));
-        match declared.zip(given).find(|(declared, given)| !declared.fact.admits(given)) {
+        let none = Bindings::new();
+        // A value that is there may stand where one that may be missing is expected.
+        let admits = |fact: &Fact, given: &Value| {
+            fact.admits(given, &none) || matches!(fact, Fact::Optional(of) if of.admits(given, &none))
+        };
+        match declared.zip(given).find(|(declared, given)| !admits(&declared.fact, given)) {
             Some((declared, given)) => {
                 let (name, fact) = (&declared.name, &declared.fact);
                 Err(OpError::input(format!("'{}': input '{name}' is {fact}, got {given:?}", graph.name)))
             }
             None => Ok(()),
         }
+    }
+
+    /// [`Subgraph::eval`], counted among the trips of the run.
+    pub fn iterate(&self, inputs: Vec<Value>, context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        context.count_trip()?;
+        self.eval(inputs, context)
     }
 
     /// Runs it: the formal inputs, then the captured ones.

@@ -26,6 +26,16 @@ use wire::{Field, Message};
 #[global_allocator]
 static COUNTING: watch::Counting = watch::Counting;
 
+impl Random {
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    fn of<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
+        &choices[self.below(choices.len())]
+    }
+}
+
 /// Evaluation may make results of so many elements; everything else follows from it.
 const ELEMENTS_MAX: usize = 1 << 16;
 

@@ -14,14 +14,4 @@ impl Random {
     pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit.max(1) as u64) as usize
     }
-
-    #[allow(dead_code, reason = "not every test of this package needs it")]
-    pub fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    #[allow(dead_code, reason = "not every test of this package needs it")]
-    pub fn of<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
-        &choices[self.below(choices.len())]
-    }
 }

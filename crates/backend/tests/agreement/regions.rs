@@ -3,6 +3,7 @@
 //!
 //! `CUTOVER_SOAK=N` runs N times as many graphs.
 
+use super::support::{Random, soak};
 use cutover_backend::{
     Backend, Cancellation, CompileOptions, CpuOptions, Executable, Input, OpTiming, Output, Profiler, RunContext,
     RunError, RunLimits, SessionMemory, cpu, reference,
@@ -19,25 +20,6 @@ use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) ^ (self.0 >> 17 & 0xffff)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        self.next() as usize % n
-    }
-
-    fn tensor(&mut self, shape: &[usize]) -> Tensor {
-        let count = shape.iter().product();
-        let values: Vec<f32> = (0..count).map(|_| (self.next() & 0xffff) as f32 / 32768.0 - 1.0).collect();
-        Tensor::from_vec(shape, values).unwrap()
-    }
-}
 
 /// A graph being made.
 struct Making {
@@ -247,8 +229,7 @@ fn check(plan: &Plan, inputs: &[Value], said: &str) {
 
 #[test]
 fn random_graphs_agree_with_the_reference() {
-    let soak: u64 = std::env::var("CUTOVER_SOAK").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    for seed in 0..40 * soak {
+    for seed in 0..40 * soak() {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 7);
         let width = 4 + random.below(6);
         let mut m = Making::new("outer");

@@ -1,7 +1,8 @@
 //! What the CPU backend writes as other operators, against the reference's evaluation of the operator: over seeded random shapes, once
 //! known when the plan is compiled and once not.
 
-use cutover_backend::{Backend, CompileOptions, CpuOptions, Input, Output, RunContext, SessionMemory, cpu, reference};
+use super::support::{Random, answers};
+use cutover_backend::{Backend, CompileOptions, CpuOptions, cpu, reference};
 use cutover_graph::{
     Dim, Graph, Op, Plan, TensorFact,
     ops::{
@@ -11,24 +12,6 @@ use cutover_graph::{
 };
 use cutover_tensor::{DType, Tensor, Value};
 use std::sync::Arc;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) ^ (self.0 >> 17 & 0xffff)
-    }
-
-    /// From 1 to `n`.
-    fn upto(&mut self, n: usize) -> usize {
-        1 + self.next() as usize % n
-    }
-
-    fn coin(&mut self) -> bool {
-        self.upto(2) == 1
-    }
-}
 
 /// An extent that a symbol stands for where shapes are not known, and one that is always known.
 #[derive(Clone, Copy)]
@@ -61,7 +44,7 @@ impl Case {
 
     fn floats(&mut self, extents: &[Extent]) -> &mut Case {
         let shape: Vec<usize> = extents.iter().map(|e| e.get()).collect();
-        let values = (0..shape.iter().product()).map(|_| (self.random.next() & 0xffff) as f32 / 32768.0 - 1.0);
+        let values = (0..shape.iter().product()).map(|_| self.random.unit());
         let tensor = Tensor::from_vec(shape, values.collect()).unwrap();
         self.given(extents, tensor)
     }
@@ -128,17 +111,8 @@ impl Case {
             let left = executable.placement().nodes.iter().filter(|node| node.op == op && node.kernel == "reference");
             assert_eq!(left.count(), 0, "{op} is not composed: {:?} of {:?}", self.op, plan.graph());
         }
-        let count = executable.signature().outputs.len();
-        let mut session = executable.session(SessionMemory::default()).unwrap();
         let values: Vec<Value> = self.inputs.iter().flatten().map(|(_, t)| Value::Tensor(t.clone())).collect();
-        let given: Vec<Input<'_>> = values.iter().map(Input::Value).collect();
-        let mut outputs: Vec<Output<'_>> = (0..count).map(|_| Output::Allocate(None)).collect();
-        session.run(&given, &mut outputs, &RunContext::default()).unwrap();
-        let tensor = |output| match output {
-            Output::Allocate(Some(value)) => Value::into_tensor(value).unwrap(),
-            other => panic!("{other:?}"),
-        };
-        outputs.into_iter().map(tensor).collect()
+        answers(executable, &values, &format!("{:?}", self.op))
     }
 }
 

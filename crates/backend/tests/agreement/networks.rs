@@ -3,7 +3,8 @@
 //!
 //! `CUTOVER_SOAK=N` runs N times as many graphs.
 
-use cutover_backend::{Backend, CompileOptions, CpuOptions, Input, Output, RunContext, SessionMemory, cpu, reference};
+use super::support::{RUNGS, Random, run, same_bits, soak};
+use cutover_backend::{Backend, CpuOptions, cpu, reference};
 use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact, ValueId,
     ops::{
@@ -14,29 +15,6 @@ use cutover_graph::{
 };
 use cutover_tensor::{DType, Tensor, Value};
 use std::sync::Arc;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) ^ (self.0 >> 17 & 0xffff)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        self.next() as usize % n
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    fn tensor(&mut self, shape: &[usize]) -> Tensor {
-        let count = shape.iter().product();
-        let values: Vec<f32> = (0..count).map(|_| (self.next() & 0xffff) as f32 / 32768.0 - 1.0).collect();
-        Tensor::from_vec(shape, values).unwrap()
-    }
-}
 
 /// A graph being drawn, and the inputs it will be run on.
 struct Drawing {
@@ -316,39 +294,15 @@ impl Drawing {
     }
 }
 
-fn run(backend: &Arc<dyn Backend>, plan: &Plan, inputs: &[Value]) -> Vec<Vec<f32>> {
-    let executable = backend.compile(plan, &CompileOptions::default()).unwrap();
-    let count = executable.signature().outputs.len();
-    let mut session = executable.session(SessionMemory::default()).unwrap();
-    let given: Vec<Input<'_>> = inputs.iter().map(Input::Value).collect();
-    let mut answers: Vec<Vec<Vec<f32>>> = Vec::new();
-    // Twice: the second run finds its memory used.
-    for _ in 0..2 {
-        let mut outputs: Vec<Output<'_>> = (0..count).map(|_| Output::Allocate(None)).collect();
-        session.run(&given, &mut outputs, &RunContext::default()).unwrap();
-        let floats = |output: &Output<'_>| match output {
-            Output::Allocate(Some(value)) => value.as_tensor().unwrap().to_vec::<f32>().unwrap(),
-            other => panic!("{other:?}"),
-        };
-        answers.push(outputs.iter().map(floats).collect());
-    }
-    assert!(bits(&answers[0]) == bits(&answers[1]), "a second run gives other bits");
-    answers.swap_remove(0)
-}
-
-fn bits(answers: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    answers.iter().map(|a| a.iter().map(|v| v.to_bits()).collect()).collect()
-}
-
 /// One backend per rung of the ladder that this machine has and number of threads.
 fn backends() -> Vec<(&'static str, Vec<Arc<dyn Backend>>)> {
     let make = |isa: &str, threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()) }).ok();
     let rung = |isa| Some((isa, [1, 2, 3, 7].into_iter().map(|t| make(isa, t)).collect::<Option<Vec<_>>>()?));
-    ["scalar", "avx2", "avx512"].into_iter().filter_map(rung).collect()
+    RUNGS.into_iter().filter_map(rung).collect()
 }
 
-fn soak() -> u64 {
-    std::env::var("CUTOVER_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+fn all_same_bits(a: &[Tensor], b: &[Tensor]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_bits(a, b))
 }
 
 #[test]
@@ -359,17 +313,19 @@ fn random_graphs_agree_with_the_reference_at_every_instruction_set_and_number_of
         let drawing = Drawing::chain(seed);
         let said = drawing.said.join("; ");
         let plan = Plan::new(drawing.graph).unwrap();
-        let expected = run(&reference, &plan, &drawing.inputs);
+        let expected = run(&reference, &plan, &drawing.inputs, &said);
         for (isa, backends) in &backends {
-            let answers: Vec<_> = backends.iter().map(|b| run(b, &plan, &drawing.inputs)).collect();
+            let answers: Vec<_> = backends.iter().map(|b| run(b, &plan, &drawing.inputs, &said)).collect();
             assert!(
-                answers.iter().all(|a| bits(a) == bits(&answers[0])),
+                answers.iter().all(|a| all_same_bits(a, &answers[0])),
                 "seed {seed}, {isa}: other bits on more threads: {said}"
             );
             for (output, (actual, expected)) in answers[0].iter().zip(&expected).enumerate() {
+                let floats = |tensor: &Tensor| tensor.to_vec::<f32>().unwrap();
+                let (actual, expected) = (floats(actual), floats(expected));
                 assert_eq!(actual.len(), expected.len());
                 let scale = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
-                for (at, (a, e)) in actual.iter().zip(expected).enumerate() {
+                for (at, (a, e)) in actual.iter().zip(&expected).enumerate() {
                     let near = (a - e).abs() <= 2e-4 * scale || a.to_bits() == e.to_bits() || a.is_nan() && e.is_nan();
                     assert!(near, "seed {seed}, {isa}, output {output}[{at}]: {a}, expected {e}: {said}");
                 }
@@ -397,11 +353,13 @@ fn a_sample_has_the_same_bits_whatever_it_is_batched_with() {
             };
             let all = Random(3).tensor(&[batch, 12, 9, 9]);
             let values: Vec<f32> = all.to_vec().unwrap();
-            let together = run(&backends[1], &build(batch), &[Value::Tensor(all)]);
-            for (sample, expected) in values.chunks(12 * 81).zip(together[0].chunks(33)) {
+            let together = run(&backends[1], &build(batch), &[Value::Tensor(all)], "together").swap_remove(0);
+            let together = together.to_vec::<f32>().unwrap();
+            for (sample, expected) in values.chunks(12 * 81).zip(together.chunks(33)) {
                 let alone = Tensor::from_vec([1, 12, 9, 9], sample.to_vec()).unwrap();
-                let alone = run(&backends[0], &build(1), &[Value::Tensor(alone)]);
-                assert!(bits(&alone) == bits(&[expected.to_vec()]), "{isa}, {batch} samples");
+                let alone = run(&backends[0], &build(1), &[Value::Tensor(alone)], "alone");
+                let expected = Tensor::from_vec([1, 33], expected.to_vec()).unwrap();
+                assert!(all_same_bits(&alone, &[expected]), "{isa}, {batch} samples");
             }
         }
     }
@@ -411,13 +369,13 @@ fn a_sample_has_the_same_bits_whatever_it_is_batched_with() {
 fn sessions_of_one_backend_run_side_by_side() {
     let backend = cpu(CpuOptions { threads: 2, isa: None }).unwrap();
     let drawn: Vec<_> = (0..4).map(Drawing::chain).map(|d| (Plan::new(d.graph).unwrap(), d.inputs)).collect();
-    let expected: Vec<_> = drawn.iter().map(|(plan, inputs)| bits(&run(&backend, plan, inputs))).collect();
+    let expected: Vec<_> = drawn.iter().map(|(plan, inputs)| run(&backend, plan, inputs, "one")).collect();
     std::thread::scope(|scope| {
         for ((plan, inputs), expected) in drawn.iter().zip(&expected) {
             let backend = &backend;
             scope.spawn(move || {
                 for _ in 0..20 {
-                    assert!(bits(&run(backend, plan, inputs)) == *expected);
+                    assert!(all_same_bits(&run(backend, plan, inputs, "side by side"), expected));
                 }
             });
         }

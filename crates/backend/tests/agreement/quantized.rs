@@ -2,7 +2,8 @@
 //!
 //! `CUTOVER_SOAK=N` runs N times as many graphs.
 
-use cutover_backend::{Backend, CompileOptions, CpuOptions, Input, Output, RunContext, SessionMemory, cpu, reference};
+use super::support::{RUNGS, Random, run, soak};
+use cutover_backend::{Backend, CompileOptions, CpuOptions, cpu, reference};
 use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact, ValueId,
     ops::{
@@ -13,27 +14,6 @@ use cutover_graph::{
 };
 use cutover_tensor::{DType, Tensor, Value};
 use std::sync::Arc;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) ^ (self.0 >> 17 & 0xffff)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        self.next() as usize % n
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    fn unit(&mut self) -> f32 {
-        (self.next() & 0xffff) as f32 / 32768.0 - 1.0
-    }
-}
 
 const PER_TENSOR: Granularity = Granularity { axis: 1, block_size: 0 };
 
@@ -330,37 +310,18 @@ impl Drawing {
     }
 }
 
-fn run(backend: &Arc<dyn Backend>, plan: &Plan, inputs: &[Value], said: &str) -> Tensor {
-    let executable = backend.compile(plan, &CompileOptions::default()).unwrap();
-    let mut session = executable.session(SessionMemory::default()).unwrap();
-    let given: Vec<Input<'_>> = inputs.iter().map(Input::Value).collect();
-    let mut answers = Vec::new();
-    // Twice: the second run finds its memory used.
-    for _ in 0..2 {
-        let mut outputs = [Output::Allocate(None)];
-        session.run(&given, &mut outputs, &RunContext::default()).unwrap_or_else(|e| panic!("{said}: {e}"));
-        match outputs {
-            [Output::Allocate(Some(value))] => answers.push(value.as_tensor().unwrap().clone()),
-            other => panic!("{other:?}"),
-        }
-    }
-    assert!(answers[0].bytes() == answers[1].bytes(), "a second run gives other bits: {said}");
-    answers.swap_remove(0)
-}
-
 fn check(draw: fn(u64) -> Drawing, seeds: u64) {
-    let soak = std::env::var("CUTOVER_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let reference = reference();
-    let backends: Vec<Arc<dyn Backend>> = ["scalar", "avx2", "avx512", "avx512vnni", "neon"]
+    let backends: Vec<Arc<dyn Backend>> = RUNGS
         .into_iter()
         .flat_map(|isa| [1, 3].map(|threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()) }).ok()))
         .flatten()
         .collect();
-    for seed in 0..seeds * soak {
+    for seed in 0..seeds * soak() {
         let drawing = draw(seed);
         let said = format!("seed {seed}: {}", drawing.said.join("; "));
         let plan = Plan::new(drawing.graph).unwrap();
-        let expected = run(&reference, &plan, &drawing.inputs, &said);
+        let expected = run(&reference, &plan, &drawing.inputs, &said).swap_remove(0);
         let mut first: Option<(String, Tensor)> = None;
         for backend in &backends {
             let about = backend.describe();
@@ -368,7 +329,7 @@ fn check(draw: fn(u64) -> Drawing, seeds: u64) {
             for placed in &executable.placement().nodes {
                 assert_ne!(placed.kernel, "reference", "{said}: {} {}", placed.op, placed.reason);
             }
-            let actual = run(backend, &plan, &drawing.inputs, &said);
+            let actual = run(backend, &plan, &drawing.inputs, &said).swap_remove(0);
             assert_eq!((actual.dtype(), actual.shape()), (expected.dtype(), expected.shape()), "{said}");
             let values = |t: &Tensor| match cutover_graph::ops::Wide::of(t).unwrap() {
                 cutover_graph::ops::Wide::Int(v) => v.into_iter().map(|v| v as f64).collect::<Vec<_>>(),

@@ -1,6 +1,7 @@
 //! Operators of elements of every type: the CPU backend against the reference, without a fallback, for every number of threads.
 
-use cutover_backend::{Backend, CompileOptions, CpuOptions, Input, Output, RunContext, SessionMemory, cpu, reference};
+use super::support::run;
+use cutover_backend::{CompileOptions, CpuOptions, cpu, reference};
 use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact,
     ops::{
@@ -10,7 +11,6 @@ use cutover_graph::{
     },
 };
 use cutover_tensor::{DType, Tensor, Value, bf16, f16};
-use std::sync::Arc;
 
 const NUMBERS: [DType; 12] = {
     use DType::*;
@@ -107,20 +107,6 @@ fn check(op: impl Into<Op>, operands: &[Operand], outputs: usize, tolerance: f64
             }
         }
     }
-}
-
-fn run(backend: &Arc<dyn Backend>, plan: &Plan, inputs: &[Value], said: &str) -> Vec<Tensor> {
-    let executable = backend.compile(plan, &CompileOptions::default()).unwrap();
-    let count = executable.signature().outputs.len();
-    let mut session = executable.session(SessionMemory::default()).unwrap();
-    let given: Vec<Input<'_>> = inputs.iter().map(Input::Value).collect();
-    let mut outputs: Vec<Output<'_>> = (0..count).map(|_| Output::Allocate(None)).collect();
-    session.run(&given, &mut outputs, &RunContext::default()).unwrap_or_else(|e| panic!("{said}: {e}"));
-    let tensor = |output: Output<'_>| match output {
-        Output::Allocate(Some(value)) => value.as_tensor().unwrap().clone(),
-        other => panic!("{other:?}"),
-    };
-    outputs.into_iter().map(tensor).collect()
 }
 
 #[test]

@@ -1,0 +1,9 @@
+//! The CPU backend gives what the reference gives, whatever the graph, the instruction set and the number of threads.
+
+mod any_type;
+mod compositions;
+mod models_of_rows;
+mod networks;
+mod quantized;
+mod regions;
+mod support;
