@@ -3,14 +3,13 @@
 use super::{
     gradient::Tape,
     mapping::FileBytes,
-    proto::{
-        self, AttributeProto, Extent, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, TypeValue,
-        attribute_type,
-    },
+    order::order,
+    proto::{self, AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, attribute_type},
     tensors::TensorReader,
+    types::{fact, of_any_shape, traced},
 };
 use crate::{
-    Constant, Dim, Fact, Graph, GraphError, ImportError, Op, Source, TensorFact, ValueId,
+    Constant, Dim, Fact, Graph, ImportError, Op, Source, TensorFact, ValueId,
     ops::{Attribute, CustomOp, Identity, NodeReader, OPERATOR_NAMES, Subgraph, Unsqueeze, trailing_axes},
 };
 use cutover_tensor::{DType, Shape, Tensor};
@@ -114,7 +113,7 @@ fn read(file: FileBytes, folder: Option<&Path>, options: &ImportOptions) -> Resu
     importer.model(&model)
 }
 
-fn corrupt<T>(place: impl Into<String>, message: impl Into<String>) -> Result<T, ImportError> {
+pub(super) fn corrupt<T>(place: impl Into<String>, message: impl Into<String>) -> Result<T, ImportError> {
     Err(ImportError::Corrupt { place: place.into(), message: message.into() })
 }
 
@@ -167,7 +166,7 @@ impl Names {
 }
 
 /// The domain and name of the operator that is replaced by the gradient of the graph it is in.
-const GRADIENT: (&str, &str) = ("ai.onnx.preview.training", "Gradient");
+pub(super) const GRADIENT: (&str, &str) = ("ai.onnx.preview.training", "Gradient");
 
 type Functions<'a> = HashMap<(&'a str, &'a str, &'a str), &'a FunctionProto>;
 
@@ -779,37 +778,6 @@ impl<'a> Importer<'a> {
     }
 }
 
-/// What a body may rely on of an input of which it says no type, as those of ONNX's own functions do, and of the elements of containers: a
-/// shape may change from one iteration to the next.
-fn of_any_shape(given: &Fact) -> Fact {
-    match given {
-        Fact::Tensor(tensor) => TensorFact::unknown_rank(tensor.dtype).into(),
-        Fact::Sequence(of) => Fact::Sequence(Box::new(of_any_shape(of))),
-        Fact::Optional(of) => Fact::Optional(Box::new(of_any_shape(of))),
-        Fact::Map { .. } => given.clone(),
-    }
-}
-
-/// What a body declares of an input, without the numbers that its node does not know of what it hands over: exporters that trace a model declare
-/// the extents of their example.
-fn traced(declared: Fact, given: &Fact, name: &str) -> Fact {
-    match (declared, given) {
-        (
-            Fact::Tensor(TensorFact { dtype, shape: Some(shape), value }),
-            Fact::Tensor(TensorFact { shape: Some(given), .. }),
-        ) if shape.len() == given.len() => {
-            let extents = shape.into_iter().zip(given).enumerate();
-            let extent = |(axis, (declared, given)): (usize, (Dim, &Dim))| match declared.as_const() {
-                Some(_) if declared != *given => Dim::symbol(format!("{name}.{axis}")),
-                _ => declared,
-            };
-            TensorFact { dtype, shape: Some(extents.map(extent).collect()), value }.into()
-        }
-        (declared @ Fact::Tensor(_), _) => declared,
-        (declared, _) => of_any_shape(&declared),
-    }
-}
-
 /// The value of a `Constant` node.
 fn constant(attributes: &mut BTreeMap<String, Attribute>, place: &str) -> Result<Tensor, ImportError> {
     let tensor = match attributes.pop_first() {
@@ -836,106 +804,4 @@ fn hint(domain: &str, op_type: &str) -> String {
     }
     let similar = OPERATOR_NAMES.iter().find(|n| n.rsplit('.').next().is_some_and(|n| n.eq_ignore_ascii_case(op_type)));
     similar.map(|n| format!("; there is {n}")).unwrap_or_default()
-}
-
-/// Every name that `node` uses, the graphs in its attributes included.
-fn uses<'b>(node: &'b NodeProto, into: &mut Vec<&'b str>) {
-    if (node.domain.as_str(), node.op_type.as_str()) == GRADIENT {
-        let named = node.attribute.iter().flat_map(|a| a.strings.iter().chain([&a.s]));
-        into.extend(named.filter_map(|name| std::str::from_utf8(name).ok()).filter(|name| !name.is_empty()));
-    }
-    into.extend(node.input.iter().filter(|i| !i.is_empty()).map(String::as_str));
-    for graph in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
-        into.extend(graph.output.iter().map(|o| o.name.as_str()));
-        graph.node.iter().for_each(|inner| uses(inner, into));
-    }
-}
-
-/// The nodes in an order in which every value is made before it is used, whatever their order in the file.
-fn order(nodes: &[NodeProto], known: impl Fn(&str) -> bool) -> Result<Vec<usize>, ImportError> {
-    let mut maker: HashMap<&str, usize> = HashMap::new();
-    for (index, node) in nodes.iter().enumerate() {
-        for output in node.output.iter().filter(|o| !o.is_empty()) {
-            maker.insert(output, index);
-        }
-    }
-    let needs = |index: usize| {
-        let mut names = Vec::new();
-        uses(&nodes[index], &mut names);
-        names.iter().filter(|name| !known(name)).filter_map(|name| maker.get(name).copied()).collect::<HashSet<usize>>()
-    };
-    let mut waiting: Vec<usize> = Vec::with_capacity(nodes.len());
-    let mut users: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
-    for index in 0..nodes.len() {
-        let needed = needs(index);
-        waiting.push(needed.len());
-        needed.into_iter().for_each(|n| users[n].push(index));
-    }
-    let mut ready: std::collections::BinaryHeap<_> =
-        (0..waiting.len()).filter(|&i| waiting[i] == 0).map(std::cmp::Reverse).collect();
-    let mut order = Vec::with_capacity(waiting.len());
-    while let Some(std::cmp::Reverse(index)) = ready.pop() {
-        order.push(index);
-        for &user in &users[index] {
-            waiting[user] -= 1;
-            if waiting[user] == 0 {
-                ready.push(std::cmp::Reverse(user));
-            }
-        }
-    }
-    if order.len() == nodes.len() {
-        return Ok(order);
-    }
-    // Every node left waits for one that is left: following them leads into a cycle.
-    let done: HashSet<usize> = order.into_iter().collect();
-    let mut node = (0..nodes.len()).find(|i| !done.contains(i)).expect("one is left");
-    let mut seen = HashSet::new();
-    while seen.insert(node) {
-        node = needs(node).into_iter().filter(|n| !done.contains(n)).min().expect("it waits for one that is left");
-    }
-    let node = &nodes[node];
-    let name = if node.name.is_empty() { node.output.first().cloned().unwrap_or_default() } else { node.name.clone() };
-    Err(GraphError::Cycle { node: format!("{name}' ('{}", node.op_type) }.into())
-}
-
-/// The fact that a declared type is; unnamed dimensions get symbols called after `name`.
-fn fact(declared: &TypeProto, name: &str, place: &str, rank_limit: usize) -> Result<Fact, ImportError> {
-    let dtype = |code: i32| match DType::from_onnx_code(code) {
-        Some(dtype) => Ok(dtype),
-        None => corrupt(place, format!("element type {code} is not one of ONNX's")),
-    };
-    match &declared.value {
-        Some(TypeValue::Tensor(tensor)) => {
-            let dtype = dtype(tensor.elem_type)?;
-            let Some(shape) = &tensor.shape else { return Ok(TensorFact::unknown_rank(dtype).into()) };
-            if shape.dim.len() > rank_limit {
-                let (actual, limit) = (shape.dim.len() as u64, rank_limit as u64);
-                return Err(ImportError::Limit { place: place.to_string(), what: "the rank", actual, limit });
-            }
-            let dims = shape.dim.iter().enumerate().map(|(axis, dim)| match &dim.value {
-                Some(Extent::Value(value)) if *value >= 0 => Dim::Const(*value),
-                Some(Extent::Parameter(symbol)) if !symbol.is_empty() => Dim::symbol(symbol.as_str()),
-                // Some exporters write -1 for what varies.
-                _ => Dim::symbol(format!("{name}.{axis}")),
-            });
-            Ok(TensorFact::new(dtype, dims.collect::<Vec<_>>()).into())
-        }
-        Some(TypeValue::Sequence(of)) => Ok(Fact::Sequence(Box::new(element(of, name, place, rank_limit)?))),
-        Some(TypeValue::Optional(of)) => Ok(Fact::Optional(Box::new(element(of, name, place, rank_limit)?))),
-        Some(TypeValue::Map(map)) => {
-            let Some(value) = &map.value_type else { return corrupt(place, "a map without a type of its values") };
-            Ok(Fact::Map { key: dtype(map.key_type)?, value: Box::new(fact(value, name, place, rank_limit)?) })
-        }
-        Some(TypeValue::SparseTensor(_)) => {
-            Err(ImportError::Unsupported { place: place.to_string(), message: "sparse tensors".to_string() })
-        }
-        None => corrupt(place, "has no type"),
-    }
-}
-
-fn element(of: &proto::ElementTypeProto, name: &str, place: &str, rank_limit: usize) -> Result<Fact, ImportError> {
-    match &of.elem_type {
-        Some(of) => fact(of, name, place, rank_limit),
-        None => corrupt(place, "a sequence or optional of no type"),
-    }
 }

@@ -10,9 +10,11 @@ mod gradient;
 mod hostile;
 mod import;
 mod mapping;
+mod order;
 mod proto;
 pub mod safetensors;
 mod tensors;
+mod types;
 mod values;
 
 pub use export::{ExportError, Weights, encode, encode_with, export};
