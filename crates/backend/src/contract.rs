@@ -200,10 +200,13 @@ pub enum Precision {
 /// How far a backend may rearrange arithmetic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Numerics {
+    /// Fewer multiplications where the rounding error stays about a direct sum's: convolution by Winograd's F(2×2, 3×3) and F(4×4, 3×3).
     #[default]
     Default,
-    /// No algorithm whose rounding error exceeds a direct sum's.
+    /// Every output of a product or convolution is one direct sum.
     Strict,
+    /// Algorithms too whose rounding error is about ten times a direct sum's: F(6×6, 3×3).
+    Relaxed,
 }
 
 /// The device behind a backend.

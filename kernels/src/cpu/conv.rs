@@ -7,7 +7,7 @@
 //! inputs found pixel by pixel, so that tiles stay wide. One-dimensional operators have a height of [`Axis::UNIT`].
 //!
 //! Not here: depthwise convolution ([`super::depthwise`]), the first layer that reads plain `NCHW` ([`super::conv_first`]), and
-//! fast algorithms (Winograd, FFT).
+//! Winograd's ([`super::winograd`]).
 
 use std::ops::Range;
 

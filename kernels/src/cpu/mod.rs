@@ -45,6 +45,7 @@ pub mod trees;
 pub mod typed;
 pub mod vmath;
 mod window;
+pub mod winograd;
 
 pub use dispatch::IsaLevel;
 pub use epilogue::{Activation, Output, Residual};

@@ -9,8 +9,8 @@ use super::{
     segment::Memory,
 };
 use crate::{
-    CompileError, Executable, Footprint, Input, Output, Placement, ResourceError, RunContext, RunError, Session,
-    SessionMemory, Signature, binding,
+    CompileError, Executable, Footprint, Input, Numerics, Output, Placement, ResourceError, RunContext, RunError,
+    Session, SessionMemory, Signature, binding,
 };
 use cutover_graph::{Bindings, Plan};
 use std::{sync::Arc, time::Duration};
@@ -23,8 +23,8 @@ pub(super) struct CpuExecutable {
 }
 
 impl CpuExecutable {
-    pub fn new(device: Arc<Device>, plan: &Plan) -> Result<Arc<CpuExecutable>, CompileError> {
-        let mut program = Program::new(&device, plan, false)?;
+    pub fn new(device: Arc<Device>, plan: &Plan, numerics: Numerics) -> Result<Arc<CpuExecutable>, CompileError> {
+        let mut program = Program::new(&device, plan, numerics, false)?;
         let first = match program.prepare() {
             Ok(first) => first,
             Err(RunError::Resource(error)) => return Err(error.into()),

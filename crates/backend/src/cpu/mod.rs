@@ -96,7 +96,7 @@ impl Backend for Cpu {
             let message = format!("the CPU computes in f32, {:?} is not there yet", options.precision);
             return Err(CompileError::Options(message));
         }
-        Ok(executable::CpuExecutable::new(Arc::clone(&self.device), plan)?)
+        Ok(executable::CpuExecutable::new(Arc::clone(&self.device), plan, options.numerics)?)
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
     lower::{self, Lowered},
     weights::{Packed, Recipe},
 };
-use crate::{ResourceError, RunError};
+use crate::{Numerics, ResourceError, RunError};
 use cutover_graph::{
     Constant, Fact, Graph, Node, NodeId, TensorFact, ValueId,
     ops::{Facts, InferContext},
@@ -40,6 +40,7 @@ pub(super) struct Setting<'a> {
     pub graph: &'a Graph,
     /// By value.
     pub constants: &'a [Option<Fact>],
+    pub numerics: Numerics,
 }
 
 /// All that a run of one set of input shapes needs.
@@ -135,6 +136,7 @@ impl From<RunError> for NoPlan {
 pub(super) struct Builder<'a> {
     pub graph: &'a Graph,
     pub device: &'a Device,
+    pub numerics: Numerics,
     constants: &'a [Option<Fact>],
     /// By value; concrete tensors. Constants are in `constants`.
     facts: Vec<Option<Fact>>,
@@ -169,6 +171,7 @@ pub(super) fn build(
     let mut builder = Builder {
         graph,
         device,
+        numerics: setting.numerics,
         constants: setting.constants,
         facts,
         held: vec![Held::default(); count],

@@ -8,7 +8,7 @@ use super::{
     schedule::{Piece, Schedule},
     segment::{Memory, Segment},
 };
-use crate::{Input, OpTiming, Output, PlacedNode, ResourceError, RunContext, RunError, Support, binding};
+use crate::{Input, Numerics, OpTiming, Output, PlacedNode, ResourceError, RunContext, RunError, Support, binding};
 use cutover_graph::{
     Bindings, Fact, GraphError, Node, NodeId, OpError, Plan, TensorFact, ValueId,
     ops::{EvalContext, Inputs},
@@ -23,6 +23,7 @@ use std::{
 pub(super) struct Program {
     device: Arc<Device>,
     plan: Plan,
+    numerics: Numerics,
     /// Whether it is a graph inside an operator.
     is_body: bool,
     /// The programs of a node's graphs.
@@ -82,13 +83,14 @@ impl Run<'_> {
 }
 
 impl Program {
-    pub fn new(device: &Arc<Device>, plan: &Plan, is_body: bool) -> Result<Program, GraphError> {
+    pub fn new(device: &Arc<Device>, plan: &Plan, numerics: Numerics, is_body: bool) -> Result<Program, GraphError> {
         let plan = compose::compose(plan)?;
         let graph = plan.graph();
         let mut bodies = BTreeMap::new();
         for (id, node) in graph.nodes() {
-            let compile =
-                |of: &cutover_graph::ops::Subgraph| Program::new(device, &Plan::new(of.graph().clone())?, true);
+            let compile = |of: &cutover_graph::ops::Subgraph| {
+                Program::new(device, &Plan::new(of.graph().clone())?, numerics, true)
+            };
             let programs = node.op.subgraphs().into_iter().map(compile).collect::<Result<Vec<_>, _>>()?;
             if !programs.is_empty() {
                 bodies.insert(id, programs);
@@ -105,10 +107,11 @@ impl Program {
         graph.inputs().iter().enumerate().for_each(|(at, id)| input_at[id.index()] = Some(at));
         let name = |(id, node): (NodeId, &Node)| (id, Name { node: node.name.clone(), op: node.op.name() });
         let names = Names(graph.nodes().map(name).collect());
-        let schedule = Schedule::guess(&plan, Setting { graph, constants: &facts }, is_body);
+        let schedule = Schedule::guess(&plan, Setting { graph, constants: &facts, numerics }, is_body);
         Ok(Program {
             device: Arc::clone(device),
             plan,
+            numerics,
             is_body,
             bodies,
             names,
@@ -121,7 +124,7 @@ impl Program {
     }
 
     fn setting(&self) -> Setting<'_> {
-        Setting { graph: self.plan.graph(), constants: &self.facts }
+        Setting { graph: self.plan.graph(), constants: &self.facts, numerics: self.numerics }
     }
 
     fn schedule(&self) -> Arc<Schedule> {

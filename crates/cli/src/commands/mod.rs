@@ -15,7 +15,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use cutover::{
     Device, DeviceOptions, Model, OpenOptions,
-    backend::{CompileOptions, Precision},
+    backend::{CompileOptions, Numerics, Precision},
     graph::{
         onnx::{ImportOptions, Limits},
         passes::PassOptions,
@@ -82,6 +82,18 @@ struct DeviceArguments {
     /// f32; bf16 and f16 where a backend computes in them.
     #[arg(long, default_value = "f32", value_parser = precision)]
     precision: Precision,
+    /// How arithmetic may be rearranged: default; strict, for direct sums alone; relaxed, for Winograd's F(6×6, 3×3) too.
+    #[arg(long, default_value = "default", value_parser = numerics)]
+    numerics: Numerics,
+}
+
+fn numerics(text: &str) -> Result<Numerics, String> {
+    match text {
+        "default" => Ok(Numerics::Default),
+        "strict" => Ok(Numerics::Strict),
+        "relaxed" => Ok(Numerics::Relaxed),
+        _ => Err("expected default, strict or relaxed".to_string()),
+    }
 }
 
 fn precision(text: &str) -> Result<Precision, String> {
@@ -95,7 +107,7 @@ fn precision(text: &str) -> Result<Precision, String> {
 
 impl DeviceArguments {
     fn options(&self) -> DeviceOptions {
-        let compile = CompileOptions { precision: self.precision, ..CompileOptions::default() };
+        let compile = CompileOptions { precision: self.precision, numerics: self.numerics };
         DeviceOptions { threads: self.threads, isa: self.isa.clone(), compile }
     }
 

@@ -1,6 +1,7 @@
 //! Convolutions, on blocked images.
 
 use super::{activation, layout::per_image};
+use crate::Numerics;
 use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::{Lowered, elementwise},
@@ -16,6 +17,7 @@ use cutover_kernels::cpu::{
     conv::{self, ConvShape},
     conv_first::{self, FirstShape},
     depthwise::{self, DepthwiseShape},
+    winograd::{self, WinogradTile},
 };
 use cutover_tensor::Shape;
 
@@ -26,6 +28,8 @@ const FIRST_CHANNELS: usize = 8;
 
 pub(in crate::cpu) struct ConvStep {
     shape: ConvShape,
+    /// Direct, or by tiles of Winograd's.
+    tile: Option<WinogradTile>,
     images: usize,
     input: Buffer,
     filter: Buffer,
@@ -191,11 +195,29 @@ fn push_conv(
     activation: Activation,
     output: ValueId,
 ) -> Result<bool, NoPlan> {
-    let how = format!("conv {w_shape} groups {} transposed {}", shape.groups, shape.transposed);
-    let filter = pack(builder, w, &how, conv::packed_filter_len(&shape), |w, p| conv::pack_filter(&shape, w, p))?;
+    let tile = match builder.numerics {
+        Numerics::Strict => None,
+        Numerics::Default => winograd::choose(&shape, WinogradTile::Four),
+        Numerics::Relaxed => winograd::choose(&shape, WinogradTile::Six),
+    };
+    let filter = match tile {
+        None => {
+            let how = format!("conv {w_shape} groups {} transposed {}", shape.groups, shape.transposed);
+            pack(builder, w, &how, conv::packed_filter_len(&shape), |w, p| conv::pack_filter(&shape, w, p))?
+        }
+        Some(tile) => {
+            builder.name_kernel("Winograd convolution");
+            builder.need_workspace(winograd::winograd_workspace_len(tile, &shape));
+            let (level, len) = (builder.device.level, winograd::packed_winograd_len(tile, &shape));
+            // Rounding in `f64` is the same on every instruction set.
+            pack(builder, w, &format!("winograd {tile:?} {w_shape}"), len, |w, p| {
+                winograd::pack_winograd(level, tile, &shape, w, p);
+            })?
+        }
+    };
     let input = builder.blocked(x)?;
     let to = builder.new_blocked(output)?;
-    let step = ConvStep { shape, images, input, filter, bias, residual, activation, output: to };
+    let step = ConvStep { shape, tile, images, input, filter, bias, residual, activation, output: to };
     builder.push(Lowered::Conv(step), &reads([input, filter], [bias, residual]), &[to]);
     Ok(true)
 }
@@ -221,9 +243,13 @@ fn pack(
 }
 
 impl ConvStep {
-    pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
+    pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
         let (from, to) = (self.shape.input_len(), self.shape.output_len());
-        for (image, units) in per_image(self.images, conv::conv_units(level, &self.shape), worker) {
+        let units = match self.tile {
+            None => conv::conv_units(level, &self.shape),
+            Some(tile) => winograd::winograd_units(tile, &self.shape),
+        };
+        for (image, units) in per_image(self.images, units, worker) {
             let problem = conv::Conv {
                 shape: self.shape,
                 input: &frame.floats(self.input)[image * from..][..from],
@@ -234,7 +260,11 @@ impl ConvStep {
                     .map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[image * to..][..to])),
                 activation: self.activation,
             };
-            conv::conv(level, &problem, units, frame.output_at(self.output, image * to, to));
+            let output = frame.output_at(self.output, image * to, to);
+            match self.tile {
+                None => conv::conv(level, &problem, units, output),
+                Some(tile) => winograd::winograd(level, tile, &problem, units, output, worker.workspace),
+            }
         }
     }
 }

@@ -1,0 +1,853 @@
+//! 3 × 3 convolution with stride 1 by Winograd's minimal filtering, on `NCHW16c` images, one image at a time.
+//!
+//! A tile of `M × M` outputs reads `A × A` inputs, `A = M + 2`. Both input and filter are transformed to `A²` coefficients, in which
+//! the convolution is a product over the channels, one for each coefficient:
+//!
+//! `Y = Aᵀ [ Σ_c (G g_c Gᵀ) ⊙ (Bᵀ d_c B) ] A` (Lavin and Gray 2015, *Fast Algorithms for Convolutional Neural Networks*).
+//!
+//! `A²` multiplications stand where `9 M²` were. The price is a larger rounding error, which two things keep at that of a direct
+//! sum: the points of interpolation are ±√½ and ±√2 (Barabasz et al. 2018, *Error Analysis and Improving the Accuracy of Winograd
+//! Convolution*, on how much their choice is worth), and sums over channels are cut into chains of [`CHAIN`]. Filters are transformed in `f64` and
+//! rounded once.
+//!
+//! A unit of work is a few tiles by a few blocks of outputs: their coefficients stay in the second-level cache from the first transform
+//! to the last, and no thread waits for another. Each output is one fixed order of operations, whatever the units and their ranges.
+
+use std::ops::Range;
+
+use super::conv::{Conv, ConvShape, load_bias};
+use super::dispatch::{Kernel, dispatch};
+use super::epilogue::{ApplyRows, Output, Residual};
+use super::isa::Isa;
+use super::tile::{BlockedPixels, Tile, accumulate_blocks, pieces};
+use super::{BLOCK, IsaLevel, vmath};
+
+/// Channels that are summed in one chain before they join the sum of the others.
+const CHAIN: usize = 64;
+
+/// Blocks of outputs that a unit computes from one set of transformed inputs.
+const UNIT_BLOCKS: usize = 2;
+
+/// Tiles of a unit at most: two full register tiles of the widest kind.
+const UNIT_TILES: usize = 28;
+
+/// Floats of transformed input that a unit holds at most, give or take: with the sums, what the second-level cache holds.
+const UNIT_COEFFICIENTS: usize = 160 * 1024;
+
+/// How many outputs along each side a tile computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WinogradTile {
+    /// F(2×2, 3×3): 2.25 times fewer multiplications, error below a direct sum's.
+    Two,
+    /// F(4×4, 3×3): 4 times fewer, error as a direct sum's.
+    Four,
+    /// F(6×6, 3×3): 5.06 times fewer, error about 8 times a direct sum's. Never chosen by itself.
+    Six,
+}
+
+impl WinogradTile {
+    /// Outputs along a side, `M`.
+    pub const fn outputs(self) -> usize {
+        match self {
+            WinogradTile::Two => 2,
+            WinogradTile::Four => 4,
+            WinogradTile::Six => 6,
+        }
+    }
+
+    /// Coefficients along a side, `A`.
+    const fn points(self) -> usize {
+        self.outputs() + 2
+    }
+
+    /// Coefficients of a tile.
+    const fn coefficients(self) -> usize {
+        self.points() * self.points()
+    }
+
+    /// Whether [`winograd`] can compute this convolution: 3 × 3, stride 1, undilated, one group.
+    pub fn supports(self, shape: &ConvShape) -> bool {
+        let axis = |axis: &super::conv::Axis| axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1;
+        axis(&shape.height) && axis(&shape.width) && shape.groups == 1 && !shape.transposed
+    }
+}
+
+/// The tile with which a convolution is estimated fastest, `None` for none: direct convolution is.
+///
+/// The estimate counts operations in units of one multiply-add: the products, rounded up to whole tiles; what transforms cost; and
+/// the bytes of filters, which a small image reads for few products. It looks at sizes alone, so that a model's results
+/// are the same on every run and every machine of an instruction set. No tile is larger than `largest`.
+pub fn choose(shape: &ConvShape, largest: WinogradTile) -> Option<WinogradTile> {
+    let (inputs, outputs) = (shape.channels_in as f64, shape.channels_out as f64);
+    let pixels = (shape.height.output * shape.width.output) as f64;
+    if inputs < 16.0 || outputs < 16.0 {
+        return None;
+    }
+    let direct = inputs * outputs * 9.0 * (pixels + FILTER_COST);
+    let estimate = |tile: WinogradTile| {
+        let coefficients = tile.coefficients() as f64;
+        let tiles = tile_count(tile, shape) as f64;
+        let transforms = tiles * coefficients * TRANSFORM_COST * (inputs + outputs);
+        inputs * outputs * coefficients * (tiles + FILTER_COST) + transforms
+    };
+    let tiles = [WinogradTile::Two, WinogradTile::Four, WinogradTile::Six];
+    let mut best = (None, 0.9 * direct);
+    for tile in tiles.into_iter().filter(|&tile| tile <= largest && tile.supports(shape)) {
+        // A larger tile has to be worth its error and its bytes.
+        let estimate = estimate(tile);
+        if estimate < best.1 {
+            best = (Some(tile), 0.9 * estimate);
+        }
+    }
+    best.0
+}
+
+/// Multiply-adds that could be done while one coefficient of a filter arrives from memory.
+const FILTER_COST: f64 = 6.0;
+/// Multiply-adds that could be done while one coefficient of a tile is made or taken apart.
+const TRANSFORM_COST: f64 = 5.0;
+
+fn tile_count(tile: WinogradTile, shape: &ConvShape) -> usize {
+    shape.height.output.div_ceil(tile.outputs()) * shape.width.output.div_ceil(tile.outputs())
+}
+
+/// Elements of a packed filter, `[O/16][A²][C rounded up to 16][16]`.
+pub fn packed_winograd_len(tile: WinogradTile, shape: &ConvShape) -> usize {
+    shape.channels_out.div_ceil(BLOCK) * shape.channels_in.div_ceil(BLOCK) * BLOCK * BLOCK * tile.coefficients()
+}
+
+/// Transforms and packs weights `[O, I, 3, 3]`.
+pub fn pack_winograd(level: IsaLevel, tile: WinogradTile, shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
+    assert!(tile.supports(shape), "{tile:?} of {shape:?}");
+    assert!(weights.len() >= shape.channels_out * shape.channels_in * 9, "{} weights for {shape:?}", weights.len());
+    assert!(packed.len() >= packed_winograd_len(tile, shape), "packed filter of {} for {shape:?}", packed.len());
+    match tile {
+        WinogradTile::Two => dispatch(level, Pack::<F2, 2, 4> { shape, weights, packed, of: F2 }),
+        WinogradTile::Four => dispatch(level, Pack::<F4, 4, 6> { shape, weights, packed, of: F4 }),
+        WinogradTile::Six => dispatch(level, Pack::<F6, 6, 8> { shape, weights, packed, of: F6 }),
+    }
+}
+
+/// How the work on one image is cut: unit = (tiles, blocks of outputs), blocks fastest.
+struct Units {
+    tile: WinogradTile,
+    tiles: usize,
+    /// Pieces that the tiles are cut into.
+    tile_pieces: usize,
+    /// Sets of [`UNIT_BLOCKS`] output blocks.
+    block_sets: usize,
+    /// Tiles of the longest piece.
+    most_tiles: usize,
+    blocks_in: usize,
+}
+
+impl Units {
+    fn new(tile: WinogradTile, shape: &ConvShape) -> Units {
+        let tiles = tile_count(tile, shape);
+        let blocks_in = shape.channels_in.div_ceil(BLOCK);
+        let per_tile = tile.coefficients() * blocks_in * BLOCK;
+        let most = (UNIT_COEFFICIENTS / per_tile.max(1)).clamp(UNIT_TILES / 4, UNIT_TILES);
+        let tile_pieces = tiles.div_ceil(most);
+        let block_sets = shape.channels_out.div_ceil(BLOCK).div_ceil(UNIT_BLOCKS);
+        Units { tile, tiles, tile_pieces, block_sets, most_tiles: tiles.div_ceil(tile_pieces.max(1)), blocks_in }
+    }
+
+    fn count(&self) -> usize {
+        self.tile_pieces * self.block_sets
+    }
+
+    /// Floats between the same place of neighbouring coefficients, of the transformed input. Lines of all coefficients of one
+    /// pixel would fall into one set of the cache without the odd one out.
+    fn input_stride(&self) -> usize {
+        self.blocks_in * self.most_tiles * BLOCK + BLOCK
+    }
+
+    /// The same of the sums of a block of outputs.
+    fn sum_stride(&self) -> usize {
+        self.most_tiles * BLOCK + BLOCK
+    }
+
+    fn workspace_len(&self) -> usize {
+        let coefficients = self.tile.coefficients();
+        coefficients * (self.input_stride() + UNIT_BLOCKS * self.sum_stride() + BLOCK)
+    }
+}
+
+/// Units of work, for [`winograd`].
+pub fn winograd_units(tile: WinogradTile, shape: &ConvShape) -> usize {
+    Units::new(tile, shape).count()
+}
+
+/// Elements of workspace that [`winograd`] needs on each thread.
+pub fn winograd_workspace_len(tile: WinogradTile, shape: &ConvShape) -> usize {
+    Units::new(tile, shape).workspace_len()
+}
+
+/// Computes a range of units. The filter is as [`pack_winograd`] leaves it; `output` is the whole image, `[ceil(O/16)][H'][W'][16]`.
+pub fn winograd(
+    level: IsaLevel,
+    tile: WinogradTile,
+    conv: &Conv<'_>,
+    units: Range<usize>,
+    output: Output<'_>,
+    workspace: &mut [f32],
+) {
+    if units.is_empty() {
+        return;
+    }
+    let shape = &conv.shape;
+    let of = Units::new(tile, shape);
+    assert!(tile.supports(shape), "{tile:?} of {shape:?}");
+    assert!(units.end <= of.count(), "units {units:?} of {}", of.count());
+    assert!(conv.input.len() >= shape.input_len(), "input of {} for {shape:?}", conv.input.len());
+    assert!(conv.filter.len() >= packed_winograd_len(tile, shape), "filter of {} for {shape:?}", conv.filter.len());
+    assert!(output.len() >= shape.output_len(), "output of {} for {shape:?}", output.len());
+    assert!(conv.bias.is_none_or(|bias| bias.len() >= shape.channels_out), "too few biases for {shape:?}");
+    assert!(workspace.len() >= of.workspace_len(), "workspace of {} elements", workspace.len());
+    if let Residual::Slice(residual) = conv.residual {
+        assert!(residual.len() >= shape.output_len(), "residual of {} for {shape:?}", residual.len());
+    }
+    let output = output.pointer();
+    match tile {
+        WinogradTile::Two => dispatch(level, Run::<F2, 2, 4> { conv, of, units, output, workspace, with: F2 }),
+        WinogradTile::Four => dispatch(level, Run::<F4, 4, 6> { conv, of, units, output, workspace, with: F4 }),
+        WinogradTile::Six => dispatch(level, Run::<F6, 6, 8> { conv, of, units, output, workspace, with: F6 }),
+    }
+}
+
+/// The three transforms of F(`M`×`M`, 3×3), along one side.
+///
+/// With points `a_i`, `N_i = Π_{j≠i} (a_i − a_j)` and the point at infinity last: row i of `G` is `(1, a_i, a_i²) / N_i`, row i of `Bᵀ` the coefficients
+/// of `Π_{j≠i} (x − a_j)`, and column i of `Aᵀ` is `(1, a_i, …, a_i^{M−1})`.
+trait Transform<const M: usize, const A: usize>: Copy {
+    /// `G`.
+    const FILTER: [[f64; 3]; A];
+    /// `Bᵀ d`.
+    fn input<I: Isa>(self, isa: I, d: [I::V; A]) -> [I::V; A];
+    /// `Aᵀ m`.
+    fn output<I: Isa>(self, isa: I, m: [I::V; A]) -> [I::V; M];
+}
+
+/// Points 0, ±1, ∞.
+#[derive(Clone, Copy)]
+struct F2;
+
+impl Transform<2, 4> for F2 {
+    const FILTER: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+
+    #[inline(always)]
+    fn input<I: Isa>(self, isa: I, d: [I::V; 4]) -> [I::V; 4] {
+        [isa.sub(d[0], d[2]), isa.add(d[2], d[1]), isa.sub(d[2], d[1]), isa.sub(d[3], d[1])]
+    }
+
+    #[inline(always)]
+    fn output<I: Isa>(self, isa: I, m: [I::V; 4]) -> [I::V; 2] {
+        [isa.add(m[0], isa.add(m[1], m[2])), isa.add(m[3], isa.sub(m[1], m[2]))]
+    }
+}
+
+/// Points 0, ±√½, ±√2, ∞.
+#[derive(Clone, Copy)]
+struct F4;
+
+const ROOT: f64 = std::f64::consts::SQRT_2;
+const HALF_ROOT: f64 = std::f64::consts::FRAC_1_SQRT_2;
+
+impl Transform<4, 6> for F4 {
+    const FILTER: [[f64; 3]; 6] = [
+        [1.0, 0.0, 0.0],
+        [-2.0 / 3.0, -2.0 / 3.0 * HALF_ROOT, -1.0 / 3.0],
+        [-2.0 / 3.0, 2.0 / 3.0 * HALF_ROOT, -1.0 / 3.0],
+        [1.0 / 6.0, ROOT / 6.0, 1.0 / 3.0],
+        [1.0 / 6.0, -ROOT / 6.0, 1.0 / 3.0],
+        [0.0, 0.0, 1.0],
+    ];
+
+    #[inline(always)]
+    fn input<I: Isa>(self, isa: I, d: [I::V; 6]) -> [I::V; 6] {
+        let (low, high) = (isa.splat(HALF_ROOT as f32), isa.splat(ROOT as f32));
+        let (half, two, middle) = (isa.splat(0.5), isa.splat(2.0), isa.splat(2.5));
+        let near_even = isa.fnma(two, d[2], d[4]);
+        let near_odd = isa.mul(low, isa.fnma(two, d[1], d[3]));
+        let far_even = isa.fnma(half, d[2], d[4]);
+        let far_odd = isa.mul(high, isa.fnma(half, d[1], d[3]));
+        [
+            isa.fnma(middle, d[2], isa.add(d[0], d[4])),
+            isa.add(near_even, near_odd),
+            isa.sub(near_even, near_odd),
+            isa.add(far_even, far_odd),
+            isa.sub(far_even, far_odd),
+            isa.fnma(middle, d[3], isa.add(d[1], d[5])),
+        ]
+    }
+
+    #[inline(always)]
+    fn output<I: Isa>(self, isa: I, m: [I::V; 6]) -> [I::V; 4] {
+        let splat = |x: f64| isa.splat(x as f32);
+        let (near_sum, near_difference) = (isa.add(m[1], m[2]), isa.sub(m[1], m[2]));
+        let (far_sum, far_difference) = (isa.add(m[3], m[4]), isa.sub(m[3], m[4]));
+        [
+            isa.add(m[0], isa.add(near_sum, far_sum)),
+            isa.fma(splat(HALF_ROOT), near_difference, isa.mul(splat(ROOT), far_difference)),
+            isa.fma(splat(0.5), near_sum, isa.mul(splat(2.0), far_sum)),
+            isa.fma(splat(HALF_ROOT / 2.0), near_difference, isa.fma(splat(ROOT * 2.0), far_difference, m[5])),
+        ]
+    }
+}
+
+/// Points 0, ±1, ±½, ±2, ∞.
+#[derive(Clone, Copy)]
+struct F6;
+
+impl Transform<6, 8> for F6 {
+    const FILTER: [[f64; 3]; 8] = [
+        [-1.0, 0.0, 0.0],
+        [-2.0 / 9.0, -2.0 / 9.0, -2.0 / 9.0],
+        [-2.0 / 9.0, 2.0 / 9.0, -2.0 / 9.0],
+        [32.0 / 45.0, 16.0 / 45.0, 8.0 / 45.0],
+        [32.0 / 45.0, -16.0 / 45.0, 8.0 / 45.0],
+        [1.0 / 90.0, 1.0 / 45.0, 2.0 / 45.0],
+        [1.0 / 90.0, -1.0 / 45.0, 2.0 / 45.0],
+        [0.0, 0.0, 1.0],
+    ];
+
+    #[inline(always)]
+    fn input<I: Isa>(self, isa: I, d: [I::V; 8]) -> [I::V; 8] {
+        let splat = |x: f32| isa.splat(x);
+        // Of (x² − ¼)(x² − 4)(x² − 1) and its parts, by even and odd powers.
+        let ends = |a: I::V, b: I::V, c: I::V, d: I::V| isa.fma(splat(5.25), isa.sub(b, c), isa.sub(d, a));
+        let one_even = isa.fnma(splat(4.25), d[4], isa.add(d[2], d[6]));
+        let one_odd = isa.fnma(splat(4.25), d[3], isa.add(d[1], d[5]));
+        let half_even = isa.fma(splat(4.0), d[2], isa.fnma(splat(5.0), d[4], d[6]));
+        let half_odd = isa.fma(splat(2.0), d[1], isa.fma(splat(0.5), d[5], isa.mul(splat(-2.5), d[3])));
+        let two_even = isa.fma(splat(0.25), d[2], isa.fnma(splat(1.25), d[4], d[6]));
+        let two_odd = isa.fma(splat(0.5), d[1], isa.fma(splat(2.0), d[5], isa.mul(splat(-2.5), d[3])));
+        [
+            ends(d[0], d[2], d[4], d[6]),
+            isa.add(one_even, one_odd),
+            isa.sub(one_even, one_odd),
+            isa.add(half_even, half_odd),
+            isa.sub(half_even, half_odd),
+            isa.add(two_even, two_odd),
+            isa.sub(two_even, two_odd),
+            ends(d[1], d[3], d[5], d[7]),
+        ]
+    }
+
+    #[inline(always)]
+    fn output<I: Isa>(self, isa: I, m: [I::V; 8]) -> [I::V; 6] {
+        let splat = |x: f32| isa.splat(x);
+        let sums = [isa.add(m[1], m[2]), isa.add(m[3], m[4]), isa.add(m[5], m[6])];
+        let differences = [isa.sub(m[1], m[2]), isa.sub(m[3], m[4]), isa.sub(m[5], m[6])];
+        // Σ of the pairs by powers of 1, ½ and 2.
+        let of = |pairs: [I::V; 3], half: f32, two: f32| {
+            isa.fma(splat(two), pairs[2], isa.fma(splat(half), pairs[1], pairs[0]))
+        };
+        [
+            isa.add(m[0], of(sums, 1.0, 1.0)),
+            of(differences, 0.5, 2.0),
+            of(sums, 0.25, 4.0),
+            of(differences, 0.125, 8.0),
+            of(sums, 0.0625, 16.0),
+            isa.add(m[7], of(differences, 0.03125, 32.0)),
+        ]
+    }
+}
+
+struct Pack<'a, W, const M: usize, const A: usize> {
+    shape: &'a ConvShape,
+    weights: &'a [f32],
+    packed: &'a mut [f32],
+    of: W,
+}
+
+impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Pack<'_, W, M, A> {
+    type Output = ();
+
+    /// A block of outputs at a time, in `f64`: the loops over its 16 lanes become vectors.
+    #[inline(always)]
+    fn eval<I: Isa>(self, _: I) {
+        let _ = self.of;
+        let (inputs, outputs) = (self.shape.channels_in, self.shape.channels_out);
+        let depth = inputs.div_ceil(BLOCK) * BLOCK;
+        for (block, packed) in self.packed.chunks_exact_mut(A * A * depth * BLOCK).enumerate() {
+            let lanes = BLOCK.min(outputs.saturating_sub(block * BLOCK));
+            for input in 0..depth {
+                let mut filter = [[[0.0f64; BLOCK]; 3]; 3];
+                for o in 0..if input < inputs { lanes } else { 0 } {
+                    let from = &self.weights[((block * BLOCK + o) * inputs + input) * 9..][..9];
+                    for tap in 0..9 {
+                        filter[tap / 3][tap % 3][o] = f64::from(from[tap]);
+                    }
+                }
+                // G g, then (G g) Gᵀ.
+                let mut half = [[[0.0f64; BLOCK]; 3]; A];
+                for i in 0..A {
+                    for x in 0..3 {
+                        for o in 0..BLOCK {
+                            half[i][x][o] = W::FILTER[i][0] * filter[0][x][o]
+                                + W::FILTER[i][1] * filter[1][x][o]
+                                + W::FILTER[i][2] * filter[2][x][o];
+                        }
+                    }
+                }
+                for i in 0..A {
+                    for j in 0..A {
+                        let to = &mut packed[((i * A + j) * depth + input) * BLOCK..][..BLOCK];
+                        for o in 0..BLOCK {
+                            to[o] = (W::FILTER[j][0] * half[i][0][o]
+                                + W::FILTER[j][1] * half[i][1][o]
+                                + W::FILTER[j][2] * half[i][2][o]) as f32;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Run<'a, W, const M: usize, const A: usize> {
+    conv: &'a Conv<'a>,
+    of: Units,
+    units: Range<usize>,
+    output: *mut f32,
+    workspace: &'a mut [f32],
+    with: W,
+}
+
+impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Run<'_, W, M, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Run { conv, of, units, output, workspace, with } = self;
+        let shape = &conv.shape;
+        let blocks_out = shape.channels_out.div_ceil(BLOCK);
+        let (inputs, rest) = workspace.split_at_mut(A * A * of.input_stride());
+        let (sums, patch) = rest.split_at_mut(UNIT_BLOCKS * A * A * of.sum_stride());
+        let mut transformed = None;
+        for unit in units {
+            let (piece, set) = (unit / of.block_sets, unit % of.block_sets);
+            let tiles = of.tiles * piece / of.tile_pieces..of.tiles * (piece + 1) / of.tile_pieces;
+            let blocks = set * UNIT_BLOCKS..blocks_out.min((set + 1) * UNIT_BLOCKS);
+            if transformed.replace(piece) != Some(piece) {
+                isa.outline(TransformInputs { conv, of: &of, tiles: tiles.clone(), inputs, patch, with });
+            }
+            for coefficient in 0..A * A {
+                for (at, block) in blocks.clone().enumerate() {
+                    let sums = &mut sums[(at * A * A + coefficient) * of.sum_stride()..][..of.most_tiles * BLOCK];
+                    let inputs = &inputs[coefficient * of.input_stride()..];
+                    let depth = of.blocks_in * BLOCK;
+                    let filter = &conv.filter[(block * A * A + coefficient) * depth * BLOCK..][..depth * BLOCK];
+                    multiply(isa, inputs, filter, sums, tiles.len(), of.most_tiles, shape.channels_in);
+                }
+            }
+            isa.outline(TransformOutputs { conv, of: &of, tiles, blocks, sums, output, with });
+        }
+    }
+}
+
+/// `sums[t] = Σ_c inputs[c/16][t][c % 16] · filter[c]`, a vector of 16 outputs for each tile.
+#[inline(always)]
+fn multiply<I: Isa>(
+    isa: I,
+    inputs: &[f32],
+    filter: &[f32],
+    sums: &mut [f32],
+    tiles: usize,
+    most_tiles: usize,
+    channels: usize,
+) {
+    let block_stride = most_tiles * BLOCK;
+    assert!(inputs.len() >= channels.div_ceil(BLOCK) * block_stride && tiles <= most_tiles);
+    assert!(filter.len() >= channels.div_ceil(BLOCK) * BLOCK * BLOCK && sums.len() >= tiles * BLOCK);
+    for start in (0..channels).step_by(CHAIN) {
+        let depth = CHAIN.min(channels - start);
+        for piece in pieces(tiles, most_rows::<I>()) {
+            // SAFETY: as asserted; chains start at whole blocks.
+            let strip = unsafe {
+                Strip {
+                    inputs: inputs.as_ptr().add(start / BLOCK * block_stride + piece.start * BLOCK),
+                    block_stride,
+                    filter: filter.as_ptr().add(start * BLOCK),
+                    sums: sums.as_mut_ptr().add(piece.start * BLOCK),
+                    depth,
+                    first: start == 0,
+                }
+            };
+            macro_rules! rows {
+                ($($rows:literal)+) => {
+                    match piece.len() {
+                        $($rows if const { $rows <= most_rows::<I>() } => match const { BLOCK / I::LANES } {
+                            1 => isa.outline(Rows::<$rows, 1>(strip)),
+                            2 if const { $rows <= 6 } => isa.outline(Rows::<$rows, 2>(strip)),
+                            _ if const { $rows <= 6 } => isa.outline(Rows::<$rows, 4>(strip)),
+                            _ => unreachable!("a piece fits its tile"),
+                        },)+
+                        _ => unreachable!("a piece fits its tile"),
+                    }
+                };
+            }
+            rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        }
+    }
+}
+
+/// Tiles whose sums the registers hold.
+#[inline(always)]
+const fn most_rows<I: Isa>() -> usize {
+    match (I::LANES, I::REGISTERS) {
+        (16, _) => 14,
+        (4, 16) => 2,
+        _ => 6,
+    }
+}
+
+/// A chain of channels for a few tiles.
+#[derive(Clone, Copy)]
+struct Strip {
+    inputs: *const f32,
+    block_stride: usize,
+    filter: *const f32,
+    sums: *mut f32,
+    depth: usize,
+    /// Whether the sums begin here.
+    first: bool,
+}
+
+struct Rows<const MR: usize, const VB: usize>(Strip);
+
+impl<const MR: usize, const VB: usize> Kernel for Rows<MR, VB> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Strip { inputs, block_stride, filter, sums, depth, first } = self.0;
+        let mut acc: Tile<I, MR, 1, VB> = [[[isa.zero(); VB]; 1]; MR];
+        let tiles = std::array::from_fn(|m| inputs.wrapping_add(m * BLOCK));
+        let pixels = BlockedPixels { first: tiles, block_stride: [block_stride; MR] };
+        // SAFETY: `multiply` checked the lengths.
+        unsafe {
+            accumulate_blocks::<I, MR, 1, VB>(isa, &mut acc, pixels, [filter], depth);
+            for m in 0..MR {
+                for v in 0..VB {
+                    let to = sums.add(m * BLOCK + v * I::LANES);
+                    let sum = if first { acc[m][0][v] } else { isa.add(isa.load(to), acc[m][0][v]) };
+                    isa.store(to, sum);
+                }
+            }
+        }
+    }
+}
+
+struct TransformInputs<'a, W, const M: usize, const A: usize> {
+    conv: &'a Conv<'a>,
+    of: &'a Units,
+    tiles: Range<usize>,
+    inputs: &'a mut [f32],
+    /// Room for the inputs of a tile that reaches over the image's edge.
+    patch: &'a mut [f32],
+    with: W,
+}
+
+impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for TransformInputs<'_, W, M, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let TransformInputs { conv, of, tiles, inputs, patch, with } = self;
+        let (height, width) = (conv.shape.height, conv.shape.width);
+        let (columns, image) = (width.output.div_ceil(M), height.input * width.input * BLOCK);
+        let stride = of.input_stride();
+        assert!(inputs.len() >= A * A * stride && patch.len() >= A * A * BLOCK && tiles.len() <= of.most_tiles);
+        assert!(conv.input.len() >= of.blocks_in * image);
+        for (t, tile) in tiles.enumerate() {
+            let (y, x) = (tile / columns * M, tile % columns * M);
+            // The rows and columns of the tile's inputs that exist.
+            let rows = inside(y, height.pad_before, height.input, A);
+            let across = inside(x, width.pad_before, width.input, A);
+            let whole = rows.len() == A && across.len() == A;
+            if !whole {
+                patch[..A * A * BLOCK].fill(0.0);
+            }
+            for block in 0..of.blocks_in {
+                let to = (block * of.most_tiles + t) * BLOCK;
+                // SAFETY: `inside` gives positions that exist; `to` is inside a coefficient's part, as asserted.
+                unsafe {
+                    let plane = conv.input.as_ptr().add(block * image);
+                    let to = inputs.as_mut_ptr().add(to);
+                    if whole {
+                        let from = plane.add(((y - height.pad_before) * width.input + x - width.pad_before) * BLOCK);
+                        transform_input::<I, W, M, A>(isa, with, from, width.input * BLOCK, to, stride);
+                    } else {
+                        for i in rows.clone().take(if across.is_empty() { 0 } else { A }) {
+                            let (y, x) = (y + i - height.pad_before, x + across.start - width.pad_before);
+                            let from = plane.add((y * width.input + x) * BLOCK);
+                            let to = patch.as_mut_ptr().add((i * A + across.start) * BLOCK);
+                            std::ptr::copy_nonoverlapping(from, to, across.len() * BLOCK);
+                        }
+                        transform_input::<I, W, M, A>(isa, with, patch.as_ptr(), A * BLOCK, to, stride);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Which of `count` positions from `start − pad` on are below `len` and not negative, counted from the first.
+#[inline(always)]
+fn inside(start: usize, pad: usize, len: usize, count: usize) -> Range<usize> {
+    let low = pad.saturating_sub(start).min(count);
+    let high = (len + pad).saturating_sub(start).min(count);
+    low..high.max(low)
+}
+
+/// `Bᵀ d B` for 16 channels.
+///
+/// # Safety
+/// `A` rows of `A` pixels are readable, and 16 floats writable at every coefficient.
+#[inline(always)]
+unsafe fn transform_input<I: Isa, W: Transform<M, A>, const M: usize, const A: usize>(
+    isa: I,
+    with: W,
+    from: *const f32,
+    row_stride: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    for lane in (0..BLOCK).step_by(I::LANES) {
+        let mut rows = [[isa.zero(); A]; A];
+        // SAFETY: the caller.
+        unsafe {
+            for i in 0..A {
+                let mut d = [isa.zero(); A];
+                for j in 0..A {
+                    d[j] = isa.load(from.add(i * row_stride + j * BLOCK + lane));
+                }
+                rows[i] = with.input(isa, d);
+            }
+            for j in 0..A {
+                let mut d = [isa.zero(); A];
+                for i in 0..A {
+                    d[i] = rows[i][j];
+                }
+                let d = with.input(isa, d);
+                for i in 0..A {
+                    isa.store(to.add((i * A + j) * stride + lane), d[i]);
+                }
+            }
+        }
+    }
+}
+
+struct TransformOutputs<'a, W, const M: usize, const A: usize> {
+    conv: &'a Conv<'a>,
+    of: &'a Units,
+    tiles: Range<usize>,
+    blocks: Range<usize>,
+    sums: &'a [f32],
+    output: *mut f32,
+    with: W,
+}
+
+impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for TransformOutputs<'_, W, M, A> {
+    type Output = ();
+
+    /// `Aᵀ m A`, then bias, residual, activation, store.
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let TransformOutputs { conv, of, tiles, blocks, sums, output, with } = self;
+        let (height, width) = (conv.shape.height.output, conv.shape.width.output);
+        let columns = width.div_ceil(M);
+        let stride = of.sum_stride();
+        let (low, high) = conv.activation.bounds();
+        assert!(sums.len() >= blocks.len() * A * A * stride && tiles.len() <= of.most_tiles);
+        for (at, block) in blocks.enumerate() {
+            for (t, tile) in tiles.clone().enumerate() {
+                let (y, x) = (tile / columns * M, tile % columns * M);
+                let (rows, across) = (M.min(height - y), M.min(width - x));
+                let first = ((block * height + y) * width + x) * BLOCK;
+                // SAFETY: the entry checked the lengths of output and residual; the tile's pixels that are stored exist.
+                unsafe {
+                    let residual = match conv.residual {
+                        Residual::None => std::ptr::null(),
+                        Residual::Slice(r) => r.as_ptr().add(first),
+                        Residual::Output => output.add(first).cast_const(),
+                    };
+                    let output = output.add(first);
+                    let sums = sums.as_ptr().add(at * A * A * stride + t * BLOCK);
+                    for lane in (0..BLOCK).step_by(I::LANES) {
+                        let bias = match conv.bias {
+                            None => isa.zero(),
+                            Some(bias) => load_bias(isa, &bias[..conv.shape.channels_out], block * BLOCK + lane),
+                        };
+                        let mut half = [[isa.zero(); A]; M];
+                        for j in 0..A {
+                            let mut m = [isa.zero(); A];
+                            for i in 0..A {
+                                m[i] = isa.load(sums.add((i * A + j) * stride + lane));
+                            }
+                            let m = with.output(isa, m);
+                            for i in 0..M {
+                                half[i][j] = m[i];
+                            }
+                        }
+                        for i in 0..M {
+                            if i >= rows {
+                                break;
+                            }
+                            let values = with.output(isa, half[i]);
+                            for j in 0..M {
+                                if j >= across {
+                                    break;
+                                }
+                                let to = (i * width + j) * BLOCK + lane;
+                                let mut value = isa.add(values[j], bias);
+                                if !residual.is_null() {
+                                    value = isa.add(value, isa.load(residual.add(to)));
+                                }
+                                isa.store(output.add(to), vmath::clip(isa, value, low, high));
+                            }
+                        }
+                    }
+                    if !conv.activation.clamps() {
+                        let (activation, row_stride, width) = (conv.activation, width * BLOCK, across * BLOCK);
+                        isa.outline(ApplyRows { activation, pointer: output, rows, row_stride, width });
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conv::Axis;
+    use super::super::conv::tests::{blocked, plain_conv, unblocked};
+    use super::super::epilogue::Activation;
+    use super::super::testing::*;
+    use super::*;
+
+    const TILES: [WinogradTile; 3] = [WinogradTile::Two, WinogradTile::Four, WinogradTile::Six];
+
+    fn axis(input: usize, pad_before: usize, pad_after: usize) -> Axis {
+        let output = input + pad_before + pad_after - 2;
+        Axis { input, output, kernel: 3, stride: 1, dilation: 1, pad_before, pad_after }
+    }
+
+    fn shape(channels_in: usize, channels_out: usize, height: Axis, width: Axis) -> ConvShape {
+        ConvShape { channels_in, channels_out, groups: 1, height, width, transposed: false }
+    }
+
+    fn packed(level: IsaLevel, tile: WinogradTile, shape: &ConvShape, weights: &[f32]) -> Vec<f32> {
+        let mut packed = vec![f32::NAN; packed_winograd_len(tile, shape)];
+        pack_winograd(level, tile, shape, weights, &mut packed);
+        packed
+    }
+
+    /// The whole image, and again in random cuts of units: the same bits. Gives `[O, H', W']`.
+    fn run(level: IsaLevel, tile: WinogradTile, problem: &Conv<'_>, start: &[f32], random: &mut Random) -> Vec<f32> {
+        let shape = &problem.shape;
+        let count = winograd_units(tile, shape);
+        let mut workspace = vec![f32::NAN; winograd_workspace_len(tile, shape)];
+        let (mut whole, mut cut) = (start.to_vec(), start.to_vec());
+        winograd(level, tile, problem, 0..count, Output::new(&mut whole), &mut workspace);
+        for units in random_cuts(random, count) {
+            workspace.fill(f32::NAN);
+            winograd(level, tile, problem, units, Output::new(&mut cut), &mut workspace);
+        }
+        let pixels = shape.height.output * shape.width.output;
+        let whole = unblocked(level, shape.channels_out, pixels, &whole);
+        assert_same_bits(level, shape, &whole, &unblocked(level, shape.channels_out, pixels, &cut));
+        whole
+    }
+
+    #[test]
+    fn any_shape_matches_plain_loops_and_does_not_depend_on_ranges() {
+        for level in IsaLevel::available() {
+            let mut random = Random::new(11);
+            for round in 0..90 {
+                let tile = TILES[round % 3];
+                let mut side = || loop {
+                    let (input, before, after) = (random.between(1, 19), random.between(0, 3), random.between(0, 3));
+                    if input + before + after > 2 {
+                        return axis(input, before, after);
+                    }
+                };
+                let (height, width) = (side(), side());
+                let shape = shape(random.between(1, 90), random.between(1, 70), height, width);
+                let pixels = shape.height.output * shape.width.output;
+                let input = random.units(shape.channels_in * shape.height.input * shape.width.input);
+                let weights = random.units(shape.channels_in * shape.channels_out * 9);
+                let (bias, residual) = (random.units(shape.channels_out), random.units(shape.channels_out * pixels));
+                let (use_bias, use_residual) = (random.between(0, 1) == 1, random.between(0, 2));
+                let activation = ACTIVATIONS[round % ACTIVATIONS.len()];
+                let image = blocked(level, shape.channels_in, shape.height.input * shape.width.input, &input);
+                let blocked_residual = blocked(level, shape.channels_out, pixels, &residual);
+                let problem = Conv {
+                    shape,
+                    input: &image,
+                    filter: &packed(level, tile, &shape, &weights),
+                    bias: use_bias.then_some(&bias),
+                    residual: [Residual::None, Residual::Slice(&blocked_residual), Residual::Output][use_residual],
+                    activation,
+                };
+                let start =
+                    if use_residual == 2 { blocked_residual.clone() } else { vec![f32::NAN; shape.output_len()] };
+                let output = run(level, tile, &problem, &start, &mut random);
+                let mut expected = plain_conv(&shape, &input, &weights);
+                for (at, value) in expected.iter_mut().enumerate() {
+                    *value += if use_bias { f64::from(bias[at / pixels]) } else { 0.0 };
+                    *value += if use_residual > 0 { f64::from(residual[at]) } else { 0.0 };
+                    *value = activate(activation, *value);
+                }
+                let terms = (shape.channels_in * 9) as f64;
+                let each = if tile == WinogradTile::Six { 2e-5 } else { 3e-6 };
+                assert_near(level, &(tile, shape, activation), &output, &expected, each * (1.0 + terms.sqrt()));
+            }
+        }
+    }
+
+    /// Root of the mean square of the error over that of the output, of ReLU-like inputs and weights of variance 2/(9 C).
+    #[test]
+    fn the_error_is_as_small_as_stated() {
+        let level = IsaLevel::detect();
+        let mut random = Random::new(12);
+        let side = axis(12, 1, 1);
+        let shape = shape(256, 16, side, side);
+        let input: Vec<f32> = random.units(256 * 144).into_iter().map(|x| x.max(0.0)).collect();
+        let scale = (2.0f32 / (9.0 * 256.0)).sqrt() * 3f32.sqrt();
+        let weights: Vec<f32> = random.units(256 * 16 * 9).into_iter().map(|x| x * scale).collect();
+        let expected = plain_conv(&shape, &input, &weights);
+        let image = blocked(level, 256, 144, &input);
+        for (tile, most) in [(WinogradTile::Two, 6e-7), (WinogradTile::Four, 9e-7), (WinogradTile::Six, 7e-6)] {
+            let problem = Conv {
+                shape,
+                input: &image,
+                filter: &packed(level, tile, &shape, &weights),
+                bias: None,
+                residual: Residual::None,
+                activation: Activation::Identity,
+            };
+            let output = run(level, tile, &problem, &vec![0.0; shape.output_len()], &mut random);
+            let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+            let error = square(&mut output.iter().zip(&expected).map(|(&a, e)| f64::from(a) - e));
+            let relative = (error / square(&mut expected.iter().copied())).sqrt();
+            assert!(relative < most, "{tile:?}: {relative:e}, expected below {most:e}");
+        }
+    }
+
+    #[test]
+    fn large_images_with_channels_are_worth_it_and_others_are_not() {
+        let of = |channels: usize, side: usize| {
+            let side = axis(side, 1, 1);
+            choose(&shape(channels, channels, side, side), WinogradTile::Four)
+        };
+        assert_eq!(of(64, 56), Some(WinogradTile::Four));
+        assert_eq!(of(256, 14), Some(WinogradTile::Four));
+        assert_eq!(of(8, 56), None);
+        assert_eq!(of(64, 1), None);
+        let strided = Axis { stride: 2, output: 28, ..axis(56, 1, 1) };
+        assert_eq!(choose(&shape(64, 64, strided, strided), WinogradTile::Four), None);
+    }
+}
