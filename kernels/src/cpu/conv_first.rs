@@ -10,13 +10,16 @@ use super::conv::load_bias;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{Activation, ApplyRows, Output};
 use super::isa::Isa;
-use super::tile::{Rows, ScatteredRows, SteppedRows, Tile, accumulate, pieces};
+use super::tile::{ListedRows, Rows, ScatteredRows, SteppedRows, Tile, accumulate, pieces};
 use super::window::Axis;
 use super::{BLOCK, IsaLevel, vmath};
 
 /// Values that fit on the stack for an edge tile: the columns that it reads, of every row and channel. Larger ones are read
 /// tap by tap.
 const EDGE_VALUES: usize = 2048;
+
+/// Taps of all channels for which it is listed where each is. Kernels of more go row by row.
+const LISTED_TAPS: usize = 256;
 
 /// What padding points to.
 static ZERO: f32 = 0.0;
@@ -43,6 +46,23 @@ impl FirstShape {
 
     fn depth(&self) -> usize {
         self.channels_in * self.height.kernel * self.width.kernel
+    }
+
+    /// Writes where each tap is, counted from the first, of an image of such strides; the list if it is long enough.
+    fn list_taps<'a>(&self, channel_stride: usize, row_stride: usize, list: &'a mut [u32]) -> Option<&'a [u32]> {
+        let list = list.get_mut(..self.depth())?;
+        // Strides are those of an image in memory that was checked; a list has no room for those beyond 32 bits.
+        u32::try_from(self.channels_in * channel_stride + self.height.kernel * row_stride).ok()?;
+        let mut places = list.iter_mut();
+        for channel in 0..self.channels_in {
+            for row in 0..self.height.kernel {
+                for column in 0..self.width.kernel {
+                    let place = channel * channel_stride + row * row_stride + column * self.width.dilation;
+                    *places.next()? = place as u32;
+                }
+            }
+        }
+        Some(list)
     }
 }
 
@@ -120,6 +140,10 @@ impl Kernel for OutputRows<'_> {
     fn eval<I: Isa>(self, isa: I) {
         let shape = self.problem.shape;
         let blocks = shape.channels_out.div_ceil(BLOCK);
+        let mut list = [0; LISTED_TAPS];
+        let (channel_stride, row_stride) =
+            (shape.height.input * shape.width.input, shape.height.dilation * shape.width.input);
+        let taps = shape.list_taps(channel_stride, row_stride, &mut list);
         for y in self.units {
             for block in 0..blocks {
                 for piece in pieces(shape.width.output, tile_pixels::<I>()) {
@@ -130,13 +154,13 @@ impl Kernel for OutputRows<'_> {
                             match (piece.len(), BLOCK / I::LANES) {
                                 $(
                                     ($pixels, 1) if const { I::LANES == 16 } => {
-                                        isa.outline(Pixels::<$pixels, 1> { problem, output, y, x, block })
+                                        isa.outline(Pixels::<$pixels, 1> { problem, output, y, x, block, taps })
                                     }
                                     ($pixels, 2) if const { I::LANES == 8 && $pixels <= tile_pixels::<I>() } => {
-                                        isa.outline(Pixels::<$pixels, 2> { problem, output, y, x, block })
+                                        isa.outline(Pixels::<$pixels, 2> { problem, output, y, x, block, taps })
                                     }
                                     ($pixels, 4) if const { I::LANES == 4 && $pixels <= tile_pixels::<I>() } => {
-                                        isa.outline(Pixels::<$pixels, 4> { problem, output, y, x, block })
+                                        isa.outline(Pixels::<$pixels, 4> { problem, output, y, x, block, taps })
                                     }
                                 )+
                                 _ => unreachable!("pieces fit the tiles"),
@@ -156,6 +180,8 @@ struct Pixels<'a, const MR: usize, const VB: usize> {
     y: usize,
     x: usize,
     block: usize,
+    /// Where the taps are from the first, in the plain image.
+    taps: Option<&'a [u32]>,
 }
 
 impl<const MR: usize, const VB: usize> Kernel for Pixels<'_, MR, VB> {
@@ -163,7 +189,7 @@ impl<const MR: usize, const VB: usize> Kernel for Pixels<'_, MR, VB> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let First { shape, input, filter, bias, activation } = *self.problem;
+        let First { shape, input, filter, .. } = *self.problem;
         let FirstShape { height, width, .. } = shape;
         let start = width.start(self.x);
         let span = (MR - 1) * width.stride + (width.kernel - 1) * width.dilation + 1;
@@ -207,6 +233,35 @@ impl<const MR: usize, const VB: usize> Kernel for Pixels<'_, MR, VB> {
                     }
                     Image { first: edge.as_ptr().cast(), channel_stride: taps_y.len() * span, row_stride: span }
                 };
+                // All taps in one loop: accumulators that live through several are moved about between them.
+                let mut list;
+                let taps = match taps_y.len() == height.kernel {
+                    true if interior => self.taps,
+                    true => {
+                        list = [0; LISTED_TAPS];
+                        shape.list_taps(image.channel_stride, image.row_stride, &mut list)
+                    }
+                    false => None,
+                };
+                if let Some(offsets) = taps {
+                    let (first, depth) = (image.first, offsets.len());
+                    let mut acc = [[[isa.zero(); VB]; 1]; MR];
+                    macro_rules! stepped {
+                        ($($step:literal)+) => {
+                            match width.stride {
+                                $($step => {
+                                    let rows = ListedRows::<$step> { first, offsets };
+                                    accumulate::<I, _, MR, 1, VB>(isa, &mut acc, rows, [b], BLOCK, depth);
+                                    true
+                                })+
+                                _ => false,
+                            }
+                        };
+                    }
+                    if stepped!(1 2 4) {
+                        return self.finish(isa, acc);
+                    }
+                }
                 match (width.stride, width.dilation) {
                     (1, 1) => self.row_by_row::<I, _>(isa, &image, b, SteppedRows::<1>),
                     (2, 1) => self.row_by_row::<I, _>(isa, &image, b, SteppedRows::<2>),
@@ -222,6 +277,22 @@ impl<const MR: usize, const VB: usize> Kernel for Pixels<'_, MR, VB> {
                 }
             }
         };
+        self.finish(isa, acc);
+    }
+}
+
+/// Where tap rows are: of channel `c`, the `j`-th row inside the input, at `first + c·channel_stride + j·row_stride`.
+struct Image {
+    first: *const f32,
+    channel_stride: usize,
+    row_stride: usize,
+}
+
+impl<const MR: usize, const VB: usize> Pixels<'_, MR, VB> {
+    /// Bias, activation, store.
+    #[inline(always)]
+    fn finish<I: Isa>(&self, isa: I, acc: Tile<I, MR, 1, VB>) {
+        let First { shape: FirstShape { height, width, .. }, bias, activation, .. } = *self.problem;
         // SAFETY: the entry checked the lengths; the tile is inside the output.
         unsafe {
             let plane = height.output * width.output * BLOCK;
@@ -241,16 +312,7 @@ impl<const MR: usize, const VB: usize> Kernel for Pixels<'_, MR, VB> {
             }
         }
     }
-}
 
-/// Where tap rows are: of channel `c`, the `j`-th row inside the input, at `first + c·channel_stride + j·row_stride`.
-struct Image {
-    first: *const f32,
-    channel_stride: usize,
-    row_stride: usize,
-}
-
-impl<const MR: usize, const VB: usize> Pixels<'_, MR, VB> {
     /// With all columns there, and a whole tap row at a time.
     ///
     /// # Safety

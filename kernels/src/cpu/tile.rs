@@ -37,6 +37,22 @@ impl<const STEP: usize> Rows for SteppedRows<STEP> {
     }
 }
 
+/// Rows a constant distance apart whose values are where a list says.
+#[derive(Clone, Copy)]
+pub(crate) struct ListedRows<'a, const STEP: usize> {
+    pub first: *const f32,
+    /// By depth.
+    pub offsets: &'a [u32],
+}
+
+impl<const STEP: usize> Rows for ListedRows<'_, STEP> {
+    #[inline(always)]
+    unsafe fn at(&self, m: usize, k: usize) -> *const f32 {
+        // SAFETY: the caller.
+        unsafe { self.first.add(*self.offsets.get_unchecked(k) as usize + m * STEP) }
+    }
+}
+
 /// Rows anywhere.
 #[derive(Clone, Copy)]
 pub(crate) struct ScatteredRows<const MR: usize>(pub [*const f32; MR]);
