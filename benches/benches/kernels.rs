@@ -4,7 +4,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use cutover_kernels::cpu::{
     Activation, IsaLevel, Output, Residual,
     conv::{self, Axis, Conv, ConvShape},
+    conv_first::{self, First, FirstShape},
     gemm::{self, Bias, Gemm, Matrix},
+    winograd::{self, WinogradTile},
 };
 
 fn products(criterion: &mut Criterion) {
@@ -36,29 +38,25 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
+/// An axis of `input` positions whose outputs are a stride apart, padded so that none is lost.
+fn axis(input: usize, kernel: usize, stride: usize) -> Axis {
+    let output = input.div_ceil(stride);
+    Axis { input, output, kernel, stride, dilation: 1, pad_before: kernel / 2, pad_after: kernel / 2 }
+}
+
+/// Throughput counts the multiply-adds of the direct sum, whatever the algorithm needs.
 fn convolutions(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("convolution");
-    for [channels, extent, kernel] in [[64, 56, 3], [128, 28, 3], [256, 14, 1]] {
-        let axis = Axis {
-            input: extent,
-            output: extent,
-            kernel,
-            stride: 1,
-            dilation: 1,
-            pad_before: kernel / 2,
-            pad_after: kernel / 2,
-        };
-        let shape = ConvShape {
-            channels_in: channels,
-            channels_out: channels,
-            groups: 1,
-            height: axis,
-            width: axis,
-            transposed: false,
-        };
-        group.throughput(Throughput::Elements((channels * channels * extent * extent * kernel * kernel) as u64));
+    for [inputs, outputs, extent, kernel] in
+        [[64, 64, 56, 3], [128, 128, 28, 3], [256, 256, 14, 3], [512, 512, 7, 3], [24, 144, 56, 1], [384, 96, 14, 1]]
+    {
+        let (height, width) = (axis(extent, kernel, 1), axis(extent, kernel, 1));
+        let shape =
+            ConvShape { channels_in: inputs, channels_out: outputs, groups: 1, height, width, transposed: false };
+        group.throughput(Throughput::Elements((inputs * outputs * extent * extent * kernel * kernel) as u64));
+        let weights = vec![0.5; inputs * outputs * kernel * kernel];
         let mut filter = vec![0f32; conv::packed_filter_len(&shape)];
-        conv::pack_filter(&shape, &vec![0.5; channels * channels * kernel * kernel], &mut filter);
+        conv::pack_filter(&shape, &weights, &mut filter);
         let (input, mut output) = (vec![0.25f32; shape.input_len()], vec![0f32; shape.output_len()]);
         let problem = Conv {
             shape,
@@ -69,16 +67,46 @@ fn convolutions(criterion: &mut Criterion) {
             activation: Activation::Relu,
         };
         for level in IsaLevel::available() {
-            group.bench_function(
-                BenchmarkId::new(level.name(), format!("{channels}x{extent}x{extent} {kernel}x{kernel}")),
-                |bencher| {
-                    let units = conv::conv_units(level, &shape);
-                    bencher.iter(|| conv::conv(level, &problem, 0..units, Output::new(&mut output)));
-                },
-            );
+            let name = format!("{inputs}-{outputs} {extent}x{extent} {kernel}x{kernel}");
+            group.bench_function(BenchmarkId::new(format!("{} direct", level.name()), &name), |bencher| {
+                let units = conv::conv_units(level, &shape);
+                bencher.iter(|| conv::conv(level, &problem, 0..units, Output::new(&mut output)));
+            });
+            for tile in [WinogradTile::Two, WinogradTile::Four].into_iter().filter(|tile| tile.supports(&shape)) {
+                let mut filter = vec![0f32; winograd::packed_winograd_len(tile, &shape)];
+                winograd::pack_winograd(level, tile, &shape, &weights, &mut filter);
+                let mut workspace = vec![0f32; winograd::winograd_workspace_len(tile, &shape)];
+                let (problem, units) = (Conv { filter: &filter, ..problem }, winograd::winograd_units(tile, &shape));
+                let id = BenchmarkId::new(format!("{} winograd {tile:?}", level.name()), &name);
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| {
+                        let output = Output::new(&mut output);
+                        winograd::winograd(level, tile, &problem, 0..units, output, &mut workspace);
+                    });
+                });
+            }
         }
     }
 }
 
-criterion_group!(kernels, products, convolutions);
+fn first_layers(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("first layer");
+    for [outputs, kernel] in [[64, 7], [32, 3]] {
+        let (height, width) = (axis(224, kernel, 2), axis(224, kernel, 2));
+        let shape = FirstShape { channels_in: 3, channels_out: outputs, height, width };
+        group.throughput(Throughput::Elements((3 * outputs * 112 * 112 * kernel * kernel) as u64));
+        let mut filter = vec![0f32; conv_first::packed_first_len(&shape)];
+        conv_first::pack_first(&shape, &vec![0.5; 3 * outputs * kernel * kernel], &mut filter);
+        let (input, mut output) = (vec![0.25f32; shape.input_len()], vec![0f32; shape.output_len()]);
+        let problem = First { shape, input: &input, filter: &filter, bias: None, activation: Activation::Relu };
+        for level in IsaLevel::available() {
+            group.bench_function(BenchmarkId::new(level.name(), format!("3-{outputs} {kernel}x{kernel}")), |bencher| {
+                let units = conv_first::conv_first_units(&shape);
+                bencher.iter(|| conv_first::conv_first(level, &problem, 0..units, Output::new(&mut output)));
+            });
+        }
+    }
+}
+
+criterion_group!(kernels, products, convolutions, first_layers);
 criterion_main!(kernels);

@@ -65,8 +65,13 @@ impl TensorFact {
     /// Attaches `value` where it may be kept: an integer or boolean type, a constant shape, few elements.
     pub fn with_value(mut self, value: Option<Vec<Dim>>) -> TensorFact {
         let kept = matches!(self.dtype, DType::I64 | DType::I32 | DType::Bool);
-        self.value =
-            value.filter(|v| kept && v.len() <= TensorFact::VALUE_LIMIT && self.constant_count() == Some(v.len()));
+        // What overflows wraps, which extents do not.
+        let fits = |d: &Dim| self.dtype != DType::I32 || d.as_const().is_none_or(|d| i32::try_from(d).is_ok());
+        self.value = value.filter(|v| {
+            kept && v.len() <= TensorFact::VALUE_LIMIT
+                && self.constant_count() == Some(v.len())
+                && v.iter().all(fits)
+        });
         self
     }
 

@@ -158,7 +158,9 @@ pub struct Conv<'a> {
     pub activation: Activation,
 }
 
-/// How the outputs are numbered: unit = (output blocks, row, piece of the row), pieces fastest.
+/// How the outputs are numbered: unit = (group, then a set of output blocks and a piece of a row). Of these two the one
+/// is fastest whose operand is read again and again: either a piece's inputs stay in the cache while the filter passes, or a set's filter
+/// does while the image passes.
 struct Units {
     grouping: Grouping,
     /// Output blocks that a unit computes together.
@@ -169,6 +171,8 @@ struct Units {
     /// Pixels of a row; for a transposed convolution of the longest phase of a row.
     row_pixels: usize,
     pieces: usize,
+    /// Whether sets are numbered fastest, else pieces.
+    sets_fastest: bool,
 }
 
 impl Units {
@@ -188,8 +192,24 @@ impl Units {
             8 if row_pixels == 1 => 4,
             _ => 1,
         };
-        let pieces = (row_pixels + UNIT_PIXELS / 2) / UNIT_PIXELS;
-        Units { grouping, blocks, block_sets: blocks_out.div_ceil(blocks), rows, row_pixels, pieces: pieces.max(1) }
+        let pieces = ((row_pixels + UNIT_PIXELS / 2) / UNIT_PIXELS).max(1);
+        let block_sets = blocks_out.div_ceil(blocks);
+        let filter = shape.height.kernel * shape.width.kernel * grouping.channels_out;
+        let image = shape.height.input * shape.width.input;
+        // Values read over a group's run, in units of its input channels.
+        let sets_fastest = filter.saturating_mul(rows * pieces) < image.saturating_mul(block_sets);
+        Units { grouping, blocks, block_sets, rows, row_pixels, pieces, sets_fastest }
+    }
+
+    /// Group, set, row and piece of a unit.
+    fn decode(&self, unit: usize) -> [usize; 4] {
+        let of_group = self.block_sets * self.rows * self.pieces;
+        let (group, unit) = (unit / of_group, unit % of_group);
+        let (set, strip) = match self.sets_fastest {
+            true => (unit % self.block_sets, unit / self.block_sets),
+            false => (unit / (self.rows * self.pieces), unit % (self.rows * self.pieces)),
+        };
+        [group, set, strip / self.pieces, strip % self.pieces]
     }
 
     fn count(&self) -> usize {
@@ -249,10 +269,7 @@ impl Kernel for Direct<'_> {
             (shape.height.input * shape.width.input, shape.height.output * shape.width.output)
         };
         for unit in self.units {
-            let piece = unit % units.pieces;
-            let y = unit / units.pieces % units.rows;
-            let set = unit / units.pieces / units.rows;
-            let (group, set) = (set / units.block_sets, set % units.block_sets);
+            let [group, set, y, piece] = units.decode(unit);
             let first_block = set * units.blocks;
             let blocks = first_block..blocks_out.min(first_block + units.blocks);
             let (input_width, output_width, y_taps) = if shape.is_pointwise() {

@@ -16,10 +16,13 @@ use super::{IsaLevel, vmath};
 
 /// Depth of a block: the panel of A it makes fits the first-level cache, and deep products still reread C seldom.
 const DEPTH_BLOCK: usize = 512;
-/// Rows of A packed at a time: with [`DEPTH_BLOCK`] about a quarter of a MiB, for the second-level cache.
-const ROW_BLOCK: usize = 126;
+/// Rows of A packed at a time: with [`DEPTH_BLOCK`] a third of a MiB, for the second-level cache; B streams past once for all of
+/// them, the 128 tokens of most transformers among others.
+const ROW_BLOCK: usize = 144;
 /// Packed rows for a block at most: the tiles' rows are padded to whole vectors, 6 to 8 and 13 or 14 to 16.
-const PACKED_ROWS: usize = 176;
+const PACKED_ROWS: usize = 192;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Up to this many rows B's stream is what bounds the product, and A is not packed.
 const FEW_ROWS: usize = 3;
 
@@ -335,7 +338,17 @@ impl Product<'_> {
                     unsafe { pack_a(isa, problem.a, row, tile.len(), k.clone(), packed.add(i * tile_len)) };
                 }
                 for panel in self.panels.clone() {
+                    let tiles = block.len().div_ceil(mr);
                     for (i, tile) in pieces(block.len(), mr).enumerate() {
+                        // The next panel arrives while this one is used, a part with every tile.
+                        if panel + 1 < self.panels.end {
+                            let lines = k.len() * panel_vectors::<I>() * I::LANES * size_of::<f32>() / LINE;
+                            let width = panel_vectors::<I>() * I::LANES;
+                            let next = problem.b.as_ptr().wrapping_add(((panel + 1) * problem.k + k.start) * width);
+                            for line in lines * i / tiles..lines * (i + 1) / tiles {
+                                isa.prefetch(next.cast::<u8>().wrapping_add(line * LINE).cast());
+                            }
+                        }
                         let strip = Strip {
                             problem,
                             row: block.start + tile.start,

@@ -48,6 +48,12 @@ pub trait Isa: integer::Integers + Copy + Send + Sync + 'static {
     /// `n < LANES` values are writable at `p`.
     unsafe fn store_partial(self, p: *mut f32, v: Self::V, n: usize);
 
+    /// Asks for the line at `p` to be brought into the second-level cache, where the machine has such an instruction. Any address may be given.
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        let _ = p;
+    }
+
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;

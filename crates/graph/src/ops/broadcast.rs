@@ -20,7 +20,7 @@ pub fn broadcast_dims(facts: &[&TensorFact]) -> Result<Option<Vec<Dim>>, OpError
 }
 
 /// One axis; `None` where two known extents contradict each other.
-fn broadcast_dim(a: &Dim, b: &Dim) -> Option<Dim> {
+pub(super) fn broadcast_dim(a: &Dim, b: &Dim) -> Option<Dim> {
     match (a.as_const(), b.as_const()) {
         _ if a == b => Some(a.clone()),
         (Some(1), _) => Some(b.clone()),

@@ -98,6 +98,8 @@ mod tests {
         sum(1).with("exclusive", 1).gives([f32s(&[2, 3], &[0., 1., 3., 0., 4., 9.])]);
         sum(1).with("reverse", 1).gives([f32s(&[2, 3], &[6., 5., 3., 15., 11., 6.])]);
         sum(1).with("reverse", 1).with("exclusive", 1).gives([f32s(&[2, 3], &[5., 3., 0., 11., 6., 0.])]);
+        let most = tensor::<i32>(&[2], &[i32::MAX, 1]);
+        case("CumSum", 14).input(most).input(Tensor::scalar(0i64)).gives([tensor::<i32>(&[2], &[i32::MAX, i32::MIN])]);
         sum(2).fails("axis 2 of a tensor of rank 2");
         case("CumSum", 11).wave(&[2, 0, 3]).input(tensor::<i32>(&[1], &[1])).gives([f32s(&[2, 0, 3], &[])]);
     }

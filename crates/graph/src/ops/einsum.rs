@@ -1,6 +1,8 @@
 //! Sums of products in Einstein's notation.
 
-use super::{EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, conv::differ};
+use super::{
+    EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast::broadcast_dim,
+};
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Shape, Value};
 use std::{
@@ -157,14 +159,11 @@ fn extents(terms: &Terms, shapes: &[&[Dim]]) -> Result<Vec<(Label, Dim)>, OpErro
         for (&label, dim) in labels.iter().zip(*shape) {
             match extents.iter_mut().find(|(l, _)| *l == label) {
                 None => extents.push((label, dim.clone())),
-                Some((_, known)) if known.as_const() == Some(1) => *known = dim.clone(),
-                Some((_, known)) if dim.as_const() != Some(1) && differ(known, dim) => {
-                    return Err(OpError::input(format!("{label:?} is {known} in one input and {dim} in another")));
+                Some((_, known)) => {
+                    *known = broadcast_dim(known, dim).ok_or_else(|| {
+                        OpError::input(format!("{label:?} is {known} in one input and {dim} in another"))
+                    })?;
                 }
-                Some((_, known)) if known.as_const().is_none() && dim.as_const().is_some_and(|d| d != 1) => {
-                    *known = dim.clone();
-                }
-                Some(_) => {}
             }
         }
     }
@@ -232,7 +231,7 @@ impl Contraction {
 
 #[cfg(test)]
 mod tests {
-    use crate::ops::cases::{case, f32s};
+    use crate::ops::cases::{case, f32s, wave};
 
     #[test]
     fn agrees_with_onnx_runtime() {
@@ -241,6 +240,7 @@ mod tests {
             .wave(&[2, 1, 2])
             .wave(&[2, 2, 2])
             .gives([f32s(&[2, 1, 2], &[0.75, -1.9375, -1.75, 0.9375])]);
+        case("Einsum", 12).with("equation", "ii->i").wave(&[1, 2]).gives([wave(&[2], 0)]);
         case("Einsum", 12).with("equation", "ii->i").wave(&[3, 3]).gives([f32s(&[3], &[-1.25, 0.25, -1.0])]);
         case("Einsum", 12)
             .with("equation", "...ij -> ...ji")

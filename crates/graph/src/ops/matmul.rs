@@ -1,8 +1,8 @@
 //! Matrix product, batched and broadcast as NumPy's.
 
 use super::{
-    Activation, EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide, broadcast_index,
-    broadcast_shape, conv::differ,
+    Activation, EvalContext, Facts, InferContext, Inputs, NodeReader, Op, Operator, Spelling, Wide,
+    broadcast::broadcast_dim, broadcast_index, broadcast_shape, conv::differ,
 };
 use crate::{Dim, Fact, ImportError, OpError, TensorFact};
 use cutover_tensor::{Shape, Value};
@@ -93,17 +93,11 @@ pub(super) fn infer_shape(a: &TensorFact, b: &TensorFact) -> Result<Option<Vec<D
     };
     let mut shape = Vec::with_capacity(rank + 2);
     for axis in 0..rank {
-        shape.push(match (at(x_batch, axis), at(y_batch, axis)) {
-            (Dim::Const(1), d) | (d, Dim::Const(1)) => d,
-            (x, y) if differ(&x, &y) => {
-                return Err(OpError::input(format!("cannot multiply {a} by {b}: {x} matrices against {y}")));
-            }
-            (x @ Dim::Const(_), _) => x,
-            (_, y @ Dim::Const(_)) => y,
-            (x, y) if x == y => x,
-            // Either could be 1, where the other decides.
-            (x, y) => x.maximum(&y),
-        });
+        let (x, y) = (at(x_batch, axis), at(y_batch, axis));
+        shape.push(
+            broadcast_dim(&x, &y)
+                .ok_or_else(|| OpError::input(format!("cannot multiply {a} by {b}: {x} matrices against {y}")))?,
+        );
     }
     shape.extend(x_core[..x_core.len() - 1].iter().cloned());
     shape.extend(y_core[1..].iter().cloned());
@@ -189,6 +183,7 @@ mod tests {
 
     #[test]
     fn contradictions_are_errors() {
+        case("MatMul", 13).wave(&[0, 1, 2]).wave(&[1, 2, 1]).gives([f32s(&[0, 1, 1], &[])]);
         case("MatMul", 13).wave(&[2, 3]).wave(&[2, 2]).fails("3 columns against 2 rows");
         case("MatMul", 13).wave(&[2, 2, 2]).wave(&[3, 2, 2]).fails("2 matrices against 3");
         case("MatMul", 13).wave(&[]).wave(&[2]).fails("a scalar is no matrix");

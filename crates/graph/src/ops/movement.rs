@@ -55,11 +55,12 @@ pub fn strided(shape: Vec<usize>, strides: Vec<isize>, start: usize) -> Moved {
         if n > 0 {
             for axis in (0..extents.len()).rev() {
                 index[axis] += 1;
-                at += strides[axis];
+                // Past the last element of an axis it may be anywhere.
+                at = at.wrapping_add(strides[axis]);
                 if index[axis] < extents[axis] {
                     break;
                 }
-                at -= strides[axis] * extents[axis] as isize;
+                at = at.wrapping_sub(strides[axis].wrapping_mul(extents[axis] as isize));
                 index[axis] = 0;
             }
         }

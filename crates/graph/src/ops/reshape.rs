@@ -29,6 +29,9 @@ impl Operator for Reshape {
 
     fn infer(&self, inputs: Facts<'_>, context: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
         let (x, target) = (inputs.tensor(0)?, inputs.tensor(1)?);
+        if let Some(rank) = target.rank().filter(|&rank| rank != 1) {
+            return Err(OpError::input(format!("the new shape has {rank} axes, expected a list of extents")));
+        }
         let Some(spelled) = &target.value else {
             let rank = target.constant_shape().and_then(|s| s.first().copied());
             let fresh = |rank: usize| (0..rank).map(|i| context.fresh(&format!("dim{i}"))).collect::<Vec<_>>();
@@ -78,6 +81,10 @@ impl Operator for Reshape {
 
     fn eval(&self, inputs: Inputs<'_>, _: &EvalContext) -> Result<Vec<Value>, OpError> {
         let (x, spelled) = (inputs.tensor(0)?, inputs.integers(1)?);
+        let rank = inputs.tensor(1)?.shape().rank();
+        if rank != 1 {
+            return Err(OpError::input(format!("the new shape has {rank} axes, expected a list of extents")));
+        }
         let mut dims = Vec::with_capacity(spelled.len());
         let mut open = None;
         for (at, &dim) in spelled.iter().enumerate() {
@@ -103,11 +110,13 @@ impl Operator for Reshape {
 
 #[cfg(test)]
 mod tests {
-    use crate::ops::cases::{case, wave};
+    use crate::ops::cases::{case, tensor, wave};
 
     #[test]
     fn a_shape_as_attribute() {
         case("Reshape", 1).with("shape", vec![0i64, -1]).wave(&[2, 1, 2]).gives([wave(&[2, 2], 0)]);
         case("Reshape", 1).wave(&[2]).fails("attribute 'shape' is missing");
+        let square = tensor::<i64>(&[1, 2], &[2, 1]);
+        case("Reshape", 13).wave(&[2]).input(square).fails("the new shape has 2 axes, expected a list of extents");
     }
 }

@@ -157,6 +157,9 @@ impl Operator for Resize {
         if x.element_count() == 0 && output.element_count() > 0 {
             return Err(OpError::input(format!("there is nothing in {} to fill {output} from", x.shape())));
         }
+        if output.element_count() == 0 {
+            return Ok(vec![select(x, output, std::iter::empty())?.into()]);
+        }
         if self.mode == ResizeMode::Nearest && self.coordinates != CoordinateMode::TfCropAndResize {
             return Ok(vec![self.nearest(x, &axes, output)?.into()]);
         }
@@ -474,6 +477,8 @@ mod tests {
         let expected = [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 4.0, 4.0, 5.0, 5.0, 6.0, 7.0, 7.0, 8.0, 8.0, 9.0];
         ten(1.7).gives([f32s(&[17], &expected)]);
         ten(1.3).gives([f32s(&[13], &[0.0, 0.0, 1.0, 2.0, 3.0, 3.0, 4.0, 5.0, 6.0, 6.0, 7.0, 8.0, 9.0])]);
+        let nothing = case("Resize", 13).wave(&[0, 2]).omitted().input(f32s(&[2], &[2.0, 3.0]));
+        nothing.gives([f32s(&[0, 6], &[])]);
         case("Resize", 13)
             .with("mode", "nearest")
             .wave(&[1, 1, 2, 2])

@@ -200,6 +200,8 @@ mod tests {
         slice(9, -9, -1, &[3., 2., 1., 0.]);
         slice(-9, i64::MAX, -1, &[]);
         slice(2, 1, 1, &[]);
+        slice(1, 4, i64::MAX, &[1.]);
+        slice(2, i64::MIN, i64::MIN + 1, &[2.]);
     }
 
     #[test]

@@ -115,6 +115,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: a hint, without effect where the address is none.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: the token.
         unsafe { _mm256_add_ps(a, b) }
@@ -335,6 +341,12 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     unsafe fn store_partial(self, p: *mut f32, v: Self::V, n: usize) {
         // SAFETY: the token; masked lanes are not touched.
         unsafe { _mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as __mmask16, v) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: a hint, without effect where the address is none.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 
     #[inline(always)]
