@@ -68,9 +68,7 @@ impl TensorFact {
         // What overflows wraps, which extents do not.
         let fits = |d: &Dim| self.dtype != DType::I32 || d.as_const().is_none_or(|d| i32::try_from(d).is_ok());
         self.value = value.filter(|v| {
-            kept && v.len() <= TensorFact::VALUE_LIMIT
-                && self.constant_count() == Some(v.len())
-                && v.iter().all(fits)
+            kept && v.len() <= TensorFact::VALUE_LIMIT && self.constant_count() == Some(v.len()) && v.iter().all(fits)
         });
         self
     }

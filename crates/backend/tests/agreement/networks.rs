@@ -3,8 +3,8 @@
 //!
 //! `CUTOVER_SOAK=N` runs N times as many graphs.
 
-use super::support::{RUNGS, Random, run, same_bits, soak};
-use cutover_backend::{Backend, CpuOptions, cpu, reference};
+use super::support::{RUNGS, Random, answers, run, same_bits, soak};
+use cutover_backend::{Backend, CompileOptions, CpuOptions, Numerics, cpu, reference};
 use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact, ValueId,
     ops::{
@@ -360,6 +360,52 @@ fn a_sample_has_the_same_bits_whatever_it_is_batched_with() {
                 let alone = run(&backends[0], &build(1), &[Value::Tensor(alone)], "alone");
                 let expected = Tensor::from_vec([1, 33], expected.to_vec()).unwrap();
                 assert!(all_same_bits(&alone, &[expected]), "{isa}, {batch} samples");
+            }
+        }
+    }
+}
+
+#[test]
+fn numerics_decide_about_winograd_and_a_sample_has_the_same_bits_in_any_batch() {
+    let image = Random(5).tensor(&[3, 24, 15, 22]);
+    let plan = |batch: usize| {
+        let mut d = Drawing::new(11);
+        let x = d.graph.add_input("x", TensorFact::of_constant_shape(DType::F32, &[batch, 24, 15, 22]));
+        let (w, b) = (d.weights(&[40, 24, 3, 3]), d.weights(&[40]));
+        let padding = Padding::Explicit { begin: vec![1, 1], end: vec![1, 1] };
+        let window =
+            Window { kernel_shape: None, strides: vec![1, 1], dilations: vec![1, 1], padding, ceil_mode: false };
+        let y = d.node(Conv { window, group: 1, activation: None }, &[x, w, b]);
+        let y = d.node(Unary { function: UnaryFunction::Relu }, &[y]);
+        d.graph.set_outputs(vec![y]);
+        Plan::new(d.graph).unwrap()
+    };
+    let expected = run(&reference(), &plan(3), &[Value::Tensor(image.clone())], "reference").swap_remove(0);
+    let expected = expected.to_vec::<f32>().unwrap();
+    for (isa, backends) in backends() {
+        for (numerics, is_winograd) in [(Numerics::Strict, false), (Numerics::Default, true), (Numerics::Relaxed, true)]
+        {
+            let options = CompileOptions { numerics, ..CompileOptions::default() };
+            let said = format!("{isa}, {numerics:?}");
+            let together: Vec<_> = backends
+                .iter()
+                .map(|backend| {
+                    let executable = backend.compile(&plan(3), &options).unwrap();
+                    let placed = &executable.placement().nodes;
+                    assert_eq!(placed.iter().any(|node| node.kernel == "Winograd convolution"), is_winograd, "{said}");
+                    answers(executable, &[Value::Tensor(image.clone())], &said)
+                })
+                .collect();
+            assert!(together.iter().all(|t| all_same_bits(t, &together[0])), "{said}: other bits on more threads");
+            let together = together[0][0].to_vec::<f32>().unwrap();
+            let worst = together.iter().zip(&expected).map(|(a, e)| (a - e).abs()).fold(0.0, f32::max);
+            assert!(worst < if numerics == Numerics::Relaxed { 3e-4 } else { 3e-5 }, "{said}: {worst} off");
+            let samples = image.to_vec::<f32>().unwrap();
+            for (sample, whole) in samples.chunks(24 * 15 * 22).zip(together.chunks(40 * 15 * 22)) {
+                let sample = Tensor::from_vec([1, 24, 15, 22], sample.to_vec()).unwrap();
+                let executable = backends[0].compile(&plan(1), &options).unwrap();
+                let alone = answers(executable, &[Value::Tensor(sample)], &said).swap_remove(0);
+                assert!(same_bits(&alone, &Tensor::from_vec([1, 40, 15, 22], whole.to_vec()).unwrap()), "{said}");
             }
         }
     }
