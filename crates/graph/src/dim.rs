@@ -65,6 +65,11 @@ impl Dim {
         }
     }
 
+    /// Itself, unless it is at an end of `i64`, where sums and products that overflow stop: tensors wrap there instead.
+    pub fn unless_overflown(self) -> Option<Dim> {
+        Some(self).filter(|dim| !matches!(dim, Dim::Const(i64::MIN | i64::MAX)))
+    }
+
     /// `⌊self / divisor⌋`.
     pub fn floor_div(&self, divisor: &Dim) -> Dim {
         self.divide(divisor, false)

@@ -145,9 +145,9 @@ impl BinaryFunction {
         use BinaryFunction::*;
         let truth = |v: bool| Some(Dim::Const(v.into()));
         match (self, a.as_const(), b.as_const()) {
-            (Add, ..) => Some(a.clone() + b.clone()),
-            (Sub, ..) => Some(a.clone() - b.clone()),
-            (Mul, ..) => Some(a.clone() * b.clone()),
+            (Add, ..) => (a.clone() + b.clone()).unless_overflown(),
+            (Sub, ..) => (a.clone() - b.clone()).unless_overflown(),
+            (Mul, ..) => (a.clone() * b.clone()).unless_overflown(),
             (Div, Some(a), Some(b)) => a.checked_div(b).map(Dim::Const),
             (Div, ..) if a.lower_bound() >= Some(0) && b.lower_bound() >= Some(1) => Some(a.floor_div(b)),
             (Equal, ..) if a == b => truth(true),

@@ -67,6 +67,7 @@ impl Operator for Cumulate {
             }),
             _ => None,
         };
+        let value = value.and_then(|value| value.into_iter().map(Dim::unless_overflown).collect());
         Ok(vec![fact.with_value(value).into()])
     }
 

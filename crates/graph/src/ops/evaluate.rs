@@ -317,7 +317,9 @@ pub fn normalize_axes(axes: &[i64], rank: usize) -> Result<Vec<usize>, OpError> 
 /// The shape, if an operator may make so large a result.
 pub fn checked_shape(dims: Vec<usize>, context: &super::EvalContext) -> Result<Shape, OpError> {
     let shape = Shape::new(&dims);
-    match shape.checked_len() {
+    // Where an extent is 0 the others are as large as one likes, but still extents.
+    let representable = dims.iter().all(|&extent| i64::try_from(extent).is_ok());
+    match shape.checked_len().filter(|_| representable) {
         Some(count) if count <= context.max_elements => Ok(shape),
         _ => Err(OpError::Resource(format!("a result of shape {shape}, above {} elements", context.max_elements))),
     }

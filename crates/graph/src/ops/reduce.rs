@@ -135,10 +135,10 @@ impl Reduce {
 
     /// What exporters compute shapes with.
     fn of_symbols(&self, values: &[Dim]) -> Option<Dim> {
-        let values = values.iter().cloned();
+        let mut values = values.iter().cloned();
         match self.function {
-            ReduceFunction::Sum => Some(values.fold(Dim::Const(0), |a, b| a + b)),
-            ReduceFunction::Prod => Some(values.fold(Dim::Const(1), |a, b| a * b)),
+            ReduceFunction::Sum => values.try_fold(Dim::Const(0), |a, b| (a + b).unless_overflown()),
+            ReduceFunction::Prod => values.try_fold(Dim::Const(1), |a, b| (a * b).unless_overflown()),
             ReduceFunction::Max => values.reduce(|a, b| a.maximum(&b)),
             ReduceFunction::Min => values.reduce(|a, b| a.minimum(&b)),
             _ => None,

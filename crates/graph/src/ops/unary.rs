@@ -150,7 +150,9 @@ impl Operator for Unary {
     fn infer(&self, inputs: Facts<'_>, _: &InferContext<'_>) -> Result<Vec<Fact>, OpError> {
         let x = inputs.tensor(0)?;
         let value = match (self.function, &x.value) {
-            (UnaryFunction::Neg, Some(v)) => Some(v.iter().map(|d| crate::Dim::Const(0) - d.clone()).collect()),
+            (UnaryFunction::Neg, Some(v)) => {
+                v.iter().map(|d| (crate::Dim::Const(0) - d.clone()).unless_overflown()).collect()
+            }
             _ => None,
         };
         Ok(vec![TensorFact { value: None, ..x.clone() }.with_value(value).into()])
@@ -363,12 +365,18 @@ pub(crate) fn erf(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::ops::cases::{case, f32s};
+    use crate::ops::cases::{case, f32s, tensor};
 
     #[test]
     fn those_of_onnx_runtime() {
         case("com.microsoft.QuickGelu", 1).wave(&[3]).gives([f32s(&[3], &[-0.133066, 0.350388, -0.149612])]);
         case("com.microsoft.Gelu", 1).wave(&[3]).gives([f32s(&[3], &[-0.132062, 0.345731, -0.154269])]);
+    }
+
+    #[test]
+    fn the_least_integer_has_no_negative() {
+        let least = || tensor::<i64>(&[2], &[i64::MIN, 3]);
+        case("Neg", 13).input(least()).gives([tensor::<i64>(&[2], &[i64::MIN, -3])]);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Operator for Variadic {
         }
         let fold = |v: &[&Dim], f: fn(&Dim, &Dim) -> Dim| v[1..].iter().fold(v[0].clone(), |a, b| f(&a, b));
         let element = |v: &[&Dim]| match self.function {
-            VariadicFunction::Sum => Some(fold(v, |a, b| a.clone() + b.clone())),
+            VariadicFunction::Sum => v[1..].iter().try_fold(v[0].clone(), |a, &b| (a + b.clone()).unless_overflown()),
             VariadicFunction::Min => Some(fold(v, Dim::minimum)),
             VariadicFunction::Max => Some(fold(v, Dim::maximum)),
             VariadicFunction::Mean => None,
