@@ -53,7 +53,7 @@ const COLUMNS: usize = VECTORS * 16;
 
 /// Most rows of a register tile.
 const fn tile_rows<I: Isa>() -> usize {
-    if I::REGISTERS >= 32 { 6 } else { 2 }
+    if I::REGISTERS >= 32 { 6 } else { 5 }
 }
 
 /// Rows of a tile and columns of a panel on a rung.
@@ -171,31 +171,29 @@ impl Kernel for Panels<'_> {
                 unsafe {
                     let a = a.as_ptr().add(row * shape.k);
                     macro_rules! sum {
-                        ($rows:literal) => {
-                            match shape.bits {
-                                2 => tile_sums::<I, 2, $rows>(isa, &shape, a, weights, &start, &mut sums),
-                                4 => tile_sums::<I, 4, $rows>(isa, &shape, a, weights, &start, &mut sums),
-                                _ => tile_sums::<I, 8, $rows>(isa, &shape, a, weights, &start, &mut sums),
+                        ($rows:literal by $vectors:literal) => {{
+                            for first in (0..VECTORS).step_by($vectors) {
+                                let (start, sums) = (&start, &mut sums);
+                                match shape.bits {
+                                    2 => {
+                                        tile_sums::<I, 2, $rows, $vectors>(isa, &shape, a, weights, first, start, sums)
+                                    }
+                                    4 => {
+                                        tile_sums::<I, 4, $rows, $vectors>(isa, &shape, a, weights, first, start, sums)
+                                    }
+                                    _ => {
+                                        tile_sums::<I, 8, $rows, $vectors>(isa, &shape, a, weights, first, start, sums)
+                                    }
+                                }
                             }
-                        };
+                            $rows
+                        }};
                     }
                     let some = match some {
-                        1 => {
-                            sum!(1);
-                            1
-                        }
-                        6 => {
-                            sum!(6);
-                            6
-                        }
-                        2 => {
-                            sum!(2);
-                            2
-                        }
-                        _ => {
-                            sum!(3);
-                            3
-                        }
+                        1 => sum!(1 by 4),
+                        2..=4 => sum!(2 by 4),
+                        5 => sum!(5 by 2),
+                        _ => sum!(6 by 4),
                     };
                     for (r, sums) in sums[..some].iter().enumerate() {
                         let to = output.add((row + r) * shape.n + columns.start);
@@ -208,46 +206,48 @@ impl Kernel for Panels<'_> {
     }
 }
 
-/// Sums of `ROWS` rows of A with one panel of columns, from `start` on.
+/// Sums of `ROWS` rows of A with `V` vectors of a panel's columns, from `start` on; `first` is the first of these.
 ///
 /// # Safety
 /// `ROWS` rows are readable at `a`; the panel is as long as the shape says.
 #[inline(always)]
-unsafe fn tile_sums<I: Isa, const BITS: usize, const ROWS: usize>(
+unsafe fn tile_sums<I: Isa, const BITS: usize, const ROWS: usize, const V: usize>(
     isa: I,
     shape: &BlockedShape,
     a: *const f32,
     panel: &[f32],
+    first: usize,
     start: &[f32; COLUMNS],
     sums: &mut [[f32; COLUMNS]; 6],
 ) {
     let (k, block, width) = (shape.k, shape.block, VECTORS * I::LANES);
     let (words, has_zero_points, per_word) = (shape.words(), shape.has_zero_points, 32 / BITS);
+    let first = first * I::LANES;
     for r in 0..ROWS {
-        sums[r] = *start;
+        sums[r][first..first + V * I::LANES].copy_from_slice(&start[first..first + V * I::LANES]);
     }
-    let mut at = panel.as_ptr();
-    for first in (0..k).step_by(block) {
-        let terms = block.min(k - first);
+    let mut at = panel.as_ptr().wrapping_add(first);
+    for done in (0..k).step_by(block) {
+        let (a, terms) = (a.wrapping_add(done), block.min(k - done));
         // SAFETY: the caller; terms end where a row of A does.
         unsafe {
             let scales = at;
             let zero_points = at.add(width);
             let mut elements = at.add(if has_zero_points { 2 * width } else { width });
             at = elements.add(words * width);
-            let mut tile = [[isa.zero(); VECTORS]; ROWS];
+            let mut tile = [[isa.zero(); V]; ROWS];
             let mut done = 0;
             while done < terms {
-                let from = a.wrapping_add(first + done);
+                let from = a.wrapping_add(done);
                 // A word's elements; fewer where A ends.
                 let some = per_word.min(terms - done);
                 if some == per_word {
                     for i in 0..32 / BITS {
-                        step::<I, BITS, ROWS>(isa, from.wrapping_add(i), k, elements, i, &mut tile);
+                        step::<I, BITS, ROWS, V>(isa, from.wrapping_add(i), k, elements, i, &mut tile);
                     }
                 } else {
                     for i in 0..some {
-                        step::<I, BITS, ROWS>(isa, from.wrapping_add(i), k, elements, i, &mut tile);
+                        step::<I, BITS, ROWS, V>(isa, from.wrapping_add(i), k, elements, i, &mut tile);
                     }
                 }
                 elements = elements.add(width);
@@ -256,18 +256,18 @@ unsafe fn tile_sums<I: Isa, const BITS: usize, const ROWS: usize>(
             for r in 0..ROWS {
                 let mut of_a = isa.zero();
                 if has_zero_points {
-                    let row = a.add(r * k + first);
+                    let row = a.add(r * k);
                     for i in (0..terms).step_by(I::LANES) {
                         of_a = isa.add(of_a, load_some(isa, row.add(i), I::LANES.min(terms - i)));
                     }
                     of_a = isa.splat(isa.reduce_sum(of_a));
                 }
-                for v in 0..VECTORS {
+                for v in 0..V {
                     let mut sum = tile[r][v];
                     if has_zero_points {
                         sum = isa.fnma(of_a, isa.load(zero_points.add(v * I::LANES)), sum);
                     }
-                    let y = sums[r].as_mut_ptr().add(v * I::LANES);
+                    let y = sums[r].as_mut_ptr().add(first + v * I::LANES);
                     isa.store(y, isa.fma(sum, isa.load(scales.add(v * I::LANES)), isa.load(y)));
                 }
             }
@@ -280,26 +280,41 @@ unsafe fn tile_sums<I: Isa, const BITS: usize, const ROWS: usize>(
 /// # Safety
 /// `ROWS` values `k` apart are readable at `a`, a word of every column at `elements`.
 #[inline(always)]
-unsafe fn step<I: Isa, const BITS: usize, const ROWS: usize>(
+unsafe fn step<I: Isa, const BITS: usize, const ROWS: usize, const V: usize>(
     isa: I,
     a: *const f32,
     k: usize,
     elements: *const f32,
     i: usize,
-    tile: &mut [[I::V; VECTORS]; ROWS],
+    tile: &mut [[I::V; V]; ROWS],
 ) {
     let (up, down) = (32 - BITS - i * BITS, 32 - BITS);
     // SAFETY: the caller.
     unsafe {
-        let mut x = [isa.zero(); ROWS];
-        for r in 0..ROWS {
-            x[r] = isa.splat(a.add(r * k).read());
-        }
-        for v in 0..VECTORS {
-            let word = isa.load_w(elements.add(v * I::LANES).cast());
-            let weight = isa.floats_of(isa.shift_w(word, up as u32, down as u32));
+        // Whichever are fewer stay in registers: the rows' values or the columns' weights.
+        if ROWS < V {
+            let mut x = [isa.zero(); ROWS];
             for r in 0..ROWS {
-                tile[r][v] = isa.fma(x[r], weight, tile[r][v]);
+                x[r] = isa.splat(a.add(r * k).read());
+            }
+            for v in 0..V {
+                let word = isa.load_w(elements.add(v * I::LANES).cast());
+                let weight = isa.floats_of(isa.shift_w(word, up as u32, down as u32));
+                for r in 0..ROWS {
+                    tile[r][v] = isa.fma(x[r], weight, tile[r][v]);
+                }
+            }
+        } else {
+            let mut weights = [isa.zero(); V];
+            for v in 0..V {
+                let word = isa.load_w(elements.add(v * I::LANES).cast());
+                weights[v] = isa.floats_of(isa.shift_w(word, up as u32, down as u32));
+            }
+            for r in 0..ROWS {
+                let x = isa.splat(a.add(r * k).read());
+                for v in 0..V {
+                    tile[r][v] = isa.fma(x, weights[v], tile[r][v]);
+                }
             }
         }
     }
