@@ -168,8 +168,8 @@ impl Row<'_> {
         let sums = weights.wrapping_add(rows * W * channels);
         // The rows of the window that lie in the image, where the first of them begins, and how far apart they are.
         let inside = shape.height.taps_inside(self.oy);
-        let y = (shape.height.start(self.oy) + (inside.start * shape.height.dilation) as isize) as usize;
-        let corner = ((self.image * shape.height.input + y) * columns_in) as isize + x0;
+        let y = shape.height.start(self.oy) + (inside.start * shape.height.dilation) as isize;
+        let corner = ((self.image * shape.height.input) as isize + y) * columns_in as isize + x0;
         let corner = input.bytes.as_ptr().wrapping_offset(corner * channels as isize);
         let line = shape.height.dilation * columns_in * channels;
         let mut done = 0;
