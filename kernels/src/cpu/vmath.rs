@@ -128,38 +128,14 @@ pub fn erf<I: Isa>(isa: I, x: I::V) -> I::V {
     let r = isa.fma(r, t, isa.splat(-6.348_466_9e-1));
     let r = isa.fma(r, t, isa.splat(-1.287_175_1e-1));
     let r = isa.sub(isa.mul(r, t), t);
-    let large = isa.copysign(isa.sub(isa.splat(1.0), exp(isa, r)), x);
+    let large = isa.copysign(isa.sub(isa.splat(1.0), exp_below_one(isa, r)), x);
     isa.select(isa.lt(isa.splat(0.927_734_4), isa.abs(x)), large, small)
-}
-
-/// The error function, absolute error 5e-7, and ±1 from ±4 on: one quotient of polynomials, Eigen's (`generic_fast_erf_float`).
-#[inline(always)]
-fn erf_absolute<I: Isa>(isa: I, x: I::V) -> I::V {
-    let bounded = clip(isa, x, -4.0, 4.0);
-    let s = isa.mul(bounded, bounded);
-    let p = horner(
-        isa,
-        s,
-        [
-            -2.726_142_258e-10,
-            2.770_681_425e-8,
-            -2.101_024_021e-6,
-            -5.692_506_395e-5,
-            -7.349_906_303e-4,
-            -2.954_599_81e-3,
-            -1.609_603_333e-2,
-        ],
-    );
-    let q =
-        horner(isa, s, [-1.456_607_185e-5, -2.133_740_553e-4, -1.682_826_974e-3, -7.373_329_167e-3, -1.426_473_905e-2]);
-    let y = isa.div(isa.mul(bounded, p), q);
-    isa.select(isa.le(isa.splat(4.0), isa.abs(x)), isa.copysign(isa.splat(1.0), x), y)
 }
 
 /// x/2 · (1 + erf(x/√2)); absolute error 3e-7 · max(1, |x|).
 #[inline(always)]
 pub fn gelu<I: Isa>(isa: I, x: I::V) -> I::V {
-    let e = erf_absolute(isa, isa.mul(x, isa.splat(std::f32::consts::FRAC_1_SQRT_2)));
+    let e = erf(isa, isa.mul(x, isa.splat(std::f32::consts::FRAC_1_SQRT_2)));
     let half = isa.mul(x, isa.splat(0.5));
     // Not x/2 + x/2 · erf: minus infinity would give NaN for 0 either way, but this form keeps large finite x exact.
     isa.mul(half, isa.add(isa.splat(1.0), e))
