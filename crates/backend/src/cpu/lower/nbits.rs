@@ -37,8 +37,10 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node, op: &MatMulNBits) ->
         builder.graph.constant(id).filter(|c| c.tensor.dtype() == dtype && c.tensor.element_count() == elements)
     };
     let blocks = shape.blocks();
-    let elements = constant(b, DType::U8, n * blocks * block * bits / 8);
-    let (Some(elements), Some(scales)) = (elements, constant(scales, DType::F32, n * blocks)) else { return Ok(false) };
+    let bytes = [blocks, block, bits].into_iter().try_fold(n, usize::checked_mul).map(|bits| bits / 8);
+    let elements = bytes.and_then(|bytes| constant(b, DType::U8, bytes));
+    let Some(elements) = elements else { return Ok(false) };
+    let Some(scales) = constant(scales, DType::F32, n * blocks) else { return Ok(false) };
     let mut identities = vec![elements.identity(), scales.identity()];
     let (elements, scales) = (elements.tensor.clone(), scales.tensor.to_vec::<f32>());
     let Ok(scales) = scales else { return Ok(false) };
