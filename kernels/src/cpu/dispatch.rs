@@ -9,7 +9,7 @@ use super::isa::scalar::Scalar;
 /// without the rung's features and would be slow.
 pub trait Kernel {
     type Output;
-    /// Whether it has a use for products of four bytes: only such kernels are compiled for the rung that has them (AVX-512 VNNI).
+    /// Whether it has a use for products of four bytes: only such kernels are compiled for the rungs that have them (AVX-VNNI, AVX-512 VNNI).
     const OF_BYTES: bool = false;
     fn eval<I: Isa>(self, isa: I) -> Self::Output;
 }
@@ -21,6 +21,8 @@ enum Rung {
     Neon,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -45,7 +47,8 @@ impl IsaLevel {
     pub fn available() -> impl Iterator<Item = IsaLevel> {
         #[cfg(target_arch = "x86_64")]
         let more = [
-            super::isa::x86::Avx2::new().map(|_| IsaLevel(Rung::Avx2)),
+            super::isa::x86::Avx2::<false>::new().map(|_| IsaLevel(Rung::Avx2)),
+            super::isa::x86::Avx2::<true>::new().map(|_| IsaLevel(Rung::AvxVnni)),
             super::isa::x86::Avx512::<false>::new().map(|_| IsaLevel(Rung::Avx512)),
             super::isa::x86::Avx512::<true>::new().map(|_| IsaLevel(Rung::Avx512Vnni)),
         ];
@@ -61,7 +64,7 @@ impl IsaLevel {
         IsaLevel::available().find(|level| level.name() == name)
     }
 
-    /// `scalar`, `neon`, `avx2`, `avx512` or `avx512vnni`.
+    /// `scalar`, `neon`, `avx2`, `avxvnni`, `avx512` or `avx512vnni`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Rung::Scalar => "scalar",
@@ -69,6 +72,8 @@ impl IsaLevel {
             Rung::Neon => "neon",
             #[cfg(target_arch = "x86_64")]
             Rung::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Rung::AvxVnni => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Rung::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
@@ -84,7 +89,13 @@ pub fn dispatch<K: Kernel>(level: IsaLevel, kernel: K) -> K::Output {
         #[cfg(target_arch = "aarch64")]
         Rung::Neon => super::isa::neon::Neon::new().expect("a level is only made where it exists").outline(kernel),
         #[cfg(target_arch = "x86_64")]
-        Rung::Avx2 => super::isa::x86::Avx2::new().expect("a level is only made where it exists").outline(kernel),
+        Rung::AvxVnni if K::OF_BYTES => {
+            super::isa::x86::Avx2::<true>::new().expect("a level is only made where it exists").outline(kernel)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Rung::Avx2 | Rung::AvxVnni => {
+            super::isa::x86::Avx2::<false>::new().expect("a level is only made where it exists").outline(kernel)
+        }
         #[cfg(target_arch = "x86_64")]
         Rung::Avx512Vnni if K::OF_BYTES => {
             super::isa::x86::Avx512::<true>::new().expect("a level is only made where it exists").outline(kernel)

@@ -93,6 +93,19 @@ pub trait Isa: integer::Integers + Copy + Send + Sync + 'static {
     /// As many bytes as lanes are writable at `p`.
     unsafe fn store_bytes(self, p: *mut u8, v: Self::V);
 
+    /// The lowest byte of every lane of two vectors, each rounded to the nearest integer, ties to even, plus `zero`: integers that `i16` holds.
+    /// # Safety
+    /// As many bytes as lanes are writable at either place.
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: [*mut u8; 2], [a, b]: [Self::V; 2], zero: i32) {
+        let zero = self.splat(zero as f32);
+        // SAFETY: the caller.
+        unsafe {
+            self.store_bytes(to[0], self.add(self.round(a), zero));
+            self.store_bytes(to[1], self.add(self.round(b), zero));
+        }
+    }
+
     /// `2^n` for integral `n` in -126 ..= 127.
     fn pow2(self, n: Self::V) -> Self::V;
     /// `(m, e)` with `x = m * 2^e` and `m` in [√½, √2), for finite normal `x > 0`.

@@ -203,6 +203,16 @@ impl<T: Word> Kernel for CopyStrided<'_, T> {
 unsafe fn turn<T: Word>(from: *const T, from_stride: usize, to: *mut T, to_stride: usize, rows: usize, columns: usize) {
     /// Side of a square: its rows of the destination fill a cache line or more.
     const SIDE: usize = 16;
+    // The channels of an image, which are few: none is asked for whether it is there.
+    // SAFETY: the caller.
+    unsafe {
+        match rows {
+            2 => return turn_few::<T, 2>(from, from_stride, to, to_stride, columns),
+            3 => return turn_few::<T, 3>(from, from_stride, to, to_stride, columns),
+            4 => return turn_few::<T, 4>(from, from_stride, to, to_stride, columns),
+            _ => {}
+        }
+    }
     for i in (0..rows).step_by(SIDE) {
         for j in 0..columns {
             // SAFETY: the caller.
@@ -212,6 +222,26 @@ unsafe fn turn<T: Word>(from: *const T, from_stride: usize, to: *mut T, to_strid
                     to.add(k).write(from.add(k * from_stride).read());
                 }
             }
+        }
+    }
+}
+
+/// [`turn`] of `ROWS` rows.
+///
+/// # Safety
+/// As for that.
+#[inline(always)]
+unsafe fn turn_few<T: Word, const ROWS: usize>(
+    from: *const T,
+    from_stride: usize,
+    to: *mut T,
+    to_stride: usize,
+    columns: usize,
+) {
+    for j in 0..columns {
+        for i in 0..ROWS {
+            // SAFETY: the caller.
+            unsafe { to.add(j * to_stride + i).write(from.add(i * from_stride + j).read()) };
         }
     }
 }
@@ -430,7 +460,7 @@ mod tests {
         fn check<T: Word + PartialEq + std::fmt::Debug>(from: impl Fn(usize) -> T) {
             for level in IsaLevel::available() {
                 let mut random = Random::new(22);
-                for (rows, columns) in [(1, 1), (5, 130), (16, 16), (67, 40), (100, 3)] {
+                for (rows, columns) in [(1, 1), (2, 30), (3, 100), (4, 77), (5, 130), (16, 16), (67, 40), (100, 3)] {
                     let input: Vec<T> = (0..rows * columns).map(&from).collect();
                     let shape = [2, columns, rows];
                     let mut output = vec![input[0]; 2 * input.len()];

@@ -146,7 +146,8 @@ impl Kernel for SoftmaxRows<'_> {
                 let mut sums = [isa.zero(); CHAINS];
                 for_vectors!(I, width, |at, lanes, chain| {
                     let centred = isa.sub(load(isa, to.add(at), lanes), offset);
-                    let e = vmath::exp(isa, centred);
+                    // None is above the maximum.
+                    let e = vmath::exp_below_one(isa, centred);
                     store(isa, to.add(at), if logarithm { centred } else { e }, lanes);
                     sums[chain] = isa.add(sums[chain], keep(isa, e, lanes));
                 });
@@ -220,7 +221,7 @@ impl Kernel for Strided<'_> {
                     let mut sum = isa.zero();
                     for i in 0..axis {
                         let centred = isa.sub(load(isa, from.add(i * inner), lanes), maximum);
-                        let e = vmath::exp(isa, centred);
+                        let e = vmath::exp_below_one(isa, centred);
                         store(isa, to.add(i * inner), if logarithm { centred } else { e }, lanes);
                         sum = isa.add(sum, e);
                     }

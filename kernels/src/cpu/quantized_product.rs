@@ -50,9 +50,9 @@ impl ProductShape {
         self.channels_out / self.groups
     }
 
-    /// Words of 32 bits in a row of A.
+    /// Words of 32 bits in a row of A, an even number.
     fn words(&self, bytes: bool) -> usize {
-        self.depth().div_ceil(if bytes { 4 } else { 2 })
+        self.depth().div_ceil(if bytes { 8 } else { 4 }) * 2
     }
 }
 
@@ -169,6 +169,9 @@ pub fn pack(level: IsaLevel, shape: &ProductShape, weights: &[i16], bytes: bool,
     }
 }
 
+/// Elements that a gather writes at a time: what is too much of one run the next one overwrites, or the room after the last row holds.
+const RUN: usize = 16;
+
 /// Rows that are gathered at a time: some tiles' worth, which stay in the second-level cache.
 fn block_rows(rows: usize, words: usize) -> usize {
     const BLOCK_WORDS: usize = 16 << 10;
@@ -179,7 +182,7 @@ fn block_rows(rows: usize, words: usize) -> usize {
 pub fn workspace_len(level: IsaLevel, shape: &ProductShape) -> usize {
     let rows = cut(level).rows;
     let of = |bytes| block_rows(rows, shape.words(bytes)) * shape.words(bytes);
-    of(true).max(of(false))
+    of(true).max(of(false)) + RUN
 }
 
 /// A product to be computed.
@@ -282,52 +285,57 @@ impl Kernel for Multiply<'_> {
         let group_len = panel_count * width * (words + 1);
         let block = block_rows(tile, words);
         let (_, zero_point) = problem.input.unsigned();
+        let (size, in_bytes) = (problem.epilogue.size(), problem.bytes);
         let mut sums = [0i32; TILE];
         for group in 0..shape.groups {
             let packed = &problem.weights[group * group_len..][..group_len];
             let column_sums = &packed[panel_count * width * words..];
             for first in rows.clone().step_by(block) {
                 let count = block.min(rows.end - first);
-                let room = &mut workspace[..block * words];
                 match problem.bytes {
-                    true => gather::<u8>(problem, group, first..first + count, room, words * 4),
-                    false => gather::<i16>(problem, group, first..first + count, room, words * 2),
+                    true => gather::<u8>(problem, group, first..first + count, workspace, words * 4),
+                    false => gather::<i16>(problem, group, first..first + count, workspace, words * 2),
                 }
                 for panel in panels.clone() {
                     let start = panel * width;
+                    let mut starts = [0i32; 32];
+                    if problem.bytes {
+                        // What the zero point adds to every sum.
+                        for (start, sum) in starts.iter_mut().zip(&column_sums[start..start + width]) {
+                            *start = zero_point.wrapping_mul(sum.to_bits() as i32).wrapping_neg();
+                        }
+                    }
+                    let channel = group * columns + start;
                     let here = width.min(columns - start);
+                    let scaling = scaling(isa, &problem.epilogue, channel..channel + here);
                     for row in (0..count).step_by(tile) {
                         let some = tile.min(count - row);
-                        // SAFETY: the workspace holds whole tiles of rows, the panel all words of its columns.
+                        let at = (first + row) * shape.channels_out + channel;
+                        let (a, b) = (&workspace[row * words..], &packed[panel * words * width..]);
+                        // SAFETY: the workspace holds whole tiles of rows, the panel all words of its columns; the entry checked the output's
+                        // length, of which these rows and channels are inside.
                         unsafe {
-                            let a = room.as_ptr().add(row * words).cast::<i32>();
-                            let b = packed.as_ptr().add(panel * words * width).cast::<i32>();
-                            match (some, tile) {
-                                (1, _) => multiply_tile::<I, 1>(isa, problem.bytes, a, words, b, &mut sums),
-                                (_, 12) => multiply_tile::<I, 12>(isa, problem.bytes, a, words, b, &mut sums),
-                                _ => multiply_tile::<I, 6>(isa, problem.bytes, a, words, b, &mut sums),
+                            let (a, b) = (a.as_ptr().cast::<i32>(), b.as_ptr().cast::<i32>());
+                            let to = output.add(at * size);
+                            macro_rules! multiply {
+                                ($rows:literal) => {
+                                    // A panel of which no more than half is there takes one vector.
+                                    match here > I::LANES {
+                                        true => multiply::<I, $rows, 2>(isa, in_bytes, a, words, b, &starts, &mut sums),
+                                        false => {
+                                            multiply::<I, $rows, 1>(isa, in_bytes, a, words, b, &starts, &mut sums)
+                                        }
+                                    }
+                                };
                             }
-                        }
-                        let channel = group * columns + start;
-                        for r in 0..some {
-                            let sums = &mut sums[r * width..][..width];
-                            if problem.bytes && zero_point != 0 {
-                                let of = &column_sums[start..start + width];
-                                for j in 0..width {
-                                    sums[j] = sums[j].wrapping_sub(zero_point.wrapping_mul(of[j].to_bits() as i32));
-                                }
+                            match some {
+                                1 => multiply!(1),
+                                2 => multiply!(2),
+                                3..=4 => multiply!(4),
+                                _ if tile == 6 || some <= 6 => multiply!(6),
+                                _ => multiply!(12),
                             }
-                            let at = (first + row + r) * shape.channels_out + channel;
-                            // SAFETY: the entry checked the output's length; this row and these channels are inside.
-                            unsafe {
-                                finish(
-                                    isa,
-                                    &problem.epilogue,
-                                    &sums[..here],
-                                    channel,
-                                    output.add(at * problem.epilogue.size()),
-                                )
-                            };
+                            finish(isa, problem, &sums[..some * width], scaling, here, to);
                         }
                     }
                 }
@@ -336,34 +344,47 @@ impl Kernel for Multiply<'_> {
     }
 }
 
-/// Sums of `ROWS` rows and one panel of columns.
+/// `sums[row][column] = starts[column]` plus the products of `ROWS` rows by the first `VECTORS` of a panel's two vectors of columns.
 ///
 /// # Safety
 /// `ROWS` rows of `words` words are readable at `a`, `words` of as many as a panel's columns at `b`.
 #[inline(always)]
-unsafe fn multiply_tile<I: Isa, const ROWS: usize>(
+unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize>(
     isa: I,
     bytes: bool,
     a: *const i32,
     words: usize,
     b: *const i32,
+    starts: &[i32; 32],
     sums: &mut [i32; TILE],
 ) {
-    let mut tile = [[isa.splat_w(0); 2]; ROWS];
-    // SAFETY: the caller; a tile's sums fit the array.
+    // SAFETY: the caller; a panel has as many columns as two vectors have lanes, 32 at most.
     unsafe {
+        let mut tile = [[isa.splat_w(0); VECTORS]; ROWS];
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                tile[r][v] = isa.load_w(starts.as_ptr().add(v * I::LANES));
+            }
+        }
         macro_rules! accumulate {
-            ($dot:ident) => {
-                for k in 0..words {
-                    let b0 = isa.load_w(b.add(k * 2 * I::LANES));
-                    let b1 = isa.load_w(b.add(k * 2 * I::LANES + I::LANES));
-                    for r in 0..ROWS {
-                        let x = isa.splat_w(a.add(r * words + k).read());
-                        tile[r][0] = isa.$dot(tile[r][0], x, b0);
-                        tile[r][1] = isa.$dot(tile[r][1], x, b1);
+            ($dot:ident) => {{
+                let (mut a, mut b) = (a, b);
+                for _ in 0..words / 2 {
+                    for k in 0..2 {
+                        let mut columns = [isa.splat_w(0); VECTORS];
+                        for v in 0..VECTORS {
+                            columns[v] = isa.load_w(b.add((k * 2 + v) * I::LANES));
+                        }
+                        for r in 0..ROWS {
+                            let x = isa.splat_w(a.add(r * words + k).read());
+                            for v in 0..VECTORS {
+                                tile[r][v] = isa.$dot(tile[r][v], x, columns[v]);
+                            }
+                        }
                     }
+                    (a, b) = (a.add(2), b.add(4 * I::LANES));
                 }
-            };
+            }};
         }
         if I::DOT4 && bytes {
             accumulate!(dot4)
@@ -371,70 +392,106 @@ unsafe fn multiply_tile<I: Isa, const ROWS: usize>(
             accumulate!(dot2)
         }
         for r in 0..ROWS {
-            for v in 0..2 {
+            for v in 0..VECTORS {
                 isa.store_w(sums.as_mut_ptr().add((r * 2 + v) * I::LANES), tile[r][v]);
             }
         }
     }
 }
 
-/// Makes outputs of one row's sums, those of channels from `channel` on.
-///
-/// # Safety
-/// As many outputs are writable at `to`, which is aligned for them.
+/// What the sums of a panel's columns, which are these channels, are multiplied by, and what is added then.
 #[inline(always)]
-unsafe fn finish<I: Isa>(isa: I, epilogue: &Epilogue<'_>, sums: &[i32], channel: usize, to: *mut u8) {
-    let count = sums.len();
-    // SAFETY, below: the caller; the entry checked that there is a value of each slice for every channel; whole vectors are read and written
-    // only where there are as many.
+fn scaling<I: Isa>(isa: I, epilogue: &Epilogue<'_>, channels: Range<usize>) -> [[I::V; 2]; 2] {
     match *epilogue {
-        Epilogue::Sums => unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), to.cast(), count) },
-        Epilogue::Floats { scale, factors, bias, low, high } => {
-            let (scale, low, high) = (isa.splat(scale), isa.splat(low), isa.splat(high));
-            let to = to.cast::<f32>();
-            for j in (0..count).step_by(I::LANES) {
-                let left = I::LANES.min(count - j);
-                unsafe {
-                    let factor = isa.mul(scale, load_some(isa, factors.as_ptr().add(channel + j), left));
-                    let mut y = isa.mul(isa.floats_of(load_sums(isa, &sums[j..])), factor);
-                    if let Some(bias) = bias {
-                        y = isa.add(y, load_some(isa, bias.as_ptr().add(channel + j), left));
-                    }
-                    let y = isa.min(isa.max(y, low), high);
-                    match left == I::LANES {
-                        true => isa.store(to.add(j), y),
-                        false => isa.store_partial(to.add(j), y, left),
-                    }
-                }
-            }
+        Epilogue::Sums => [[isa.zero(); 2]; 2],
+        Epilogue::Floats { scale, factors, bias, .. } => {
+            let [a, b] = load_pair(isa, &factors[channels.clone()]);
+            let scale = isa.splat(scale);
+            // −0 changes no value that it is added to.
+            let bias = match bias {
+                Some(bias) => load_pair(isa, &bias[channels]),
+                None => [isa.splat(-0.0); 2],
+            };
+            [[isa.mul(scale, a), isa.mul(scale, b)], bias]
         }
-        Epilogue::Bytes { factors, offsets, low, high, zero_point } => {
-            let (low, high, zero) = (isa.splat(low), isa.splat(high), isa.splat(zero_point as f32));
-            for j in (0..count).step_by(I::LANES) {
-                let left = I::LANES.min(count - j);
-                unsafe {
-                    let factor = load_some(isa, factors.as_ptr().add(channel + j), left);
-                    let offset = load_some(isa, offsets.as_ptr().add(channel + j), left);
-                    let y = isa.add(isa.mul(isa.floats_of(load_sums(isa, &sums[j..])), factor), offset);
-                    let y = isa.add(isa.min(isa.max(isa.round(y), low), high), zero);
-                    store_some(isa, to.add(j), y, left);
-                }
-            }
+        Epilogue::Bytes { factors, offsets, .. } => {
+            [load_pair(isa, &factors[channels.clone()]), load_pair(isa, &offsets[channels])]
         }
     }
 }
 
-/// A vector of sums, 0 where there are no more.
+/// Makes outputs of rows of sums, in the panel's first `here` columns.
+///
+/// # Safety
+/// The first row's outputs are writable at `to`, the others' as far apart as the shape says, aligned for their type.
 #[inline(always)]
-fn load_sums<I: Isa>(isa: I, sums: &[i32]) -> I::W {
-    if sums.len() >= I::LANES {
-        // SAFETY: as many as lanes.
-        return unsafe { isa.load_w(sums.as_ptr()) };
+unsafe fn finish<I: Isa>(
+    isa: I,
+    problem: &Product<'_>,
+    sums: &[i32],
+    [factors, offsets]: [[I::V; 2]; 2],
+    here: usize,
+    to: *mut u8,
+) {
+    let size = problem.epilogue.size();
+    let whole = here == 2 * I::LANES;
+    let mut scratch = std::mem::MaybeUninit::<[u32; 32]>::uninit();
+    macro_rules! each_row {
+        (|$sums:ident, $to:ident| $store:expr) => {
+            for (r, row) in sums.chunks_exact(2 * I::LANES).enumerate() {
+                let to = to.wrapping_add(r * problem.shape.channels_out * size);
+                // SAFETY: two vectors fit the scratch, and the row where it is written to; the caller.
+                unsafe {
+                    let $sums = [isa.load_w(row.as_ptr()), isa.load_w(row.as_ptr().add(I::LANES))];
+                    let $to = if whole { to } else { scratch.as_mut_ptr().cast::<u8>() };
+                    $store;
+                    if !whole {
+                        std::ptr::copy_nonoverlapping($to, to, here * size);
+                    }
+                }
+            }
+        };
     }
-    let mut lanes = [0; 16];
-    lanes[..sums.len()].copy_from_slice(sums);
-    // SAFETY: sixteen are as many as lanes at least.
-    unsafe { isa.load_w(lanes.as_ptr()) }
+    match problem.epilogue {
+        Epilogue::Sums => each_row!(|sums, to| {
+            isa.store_w(to.cast(), sums[0]);
+            isa.store_w(to.cast::<i32>().add(I::LANES), sums[1]);
+        }),
+        Epilogue::Floats { low, high, .. } => {
+            let (low, high) = (isa.splat(low), isa.splat(high));
+            each_row!(|sums, to| {
+                for v in 0..2 {
+                    let y = isa.add(isa.mul(isa.floats_of(sums[v]), factors[v]), offsets[v]);
+                    isa.store(to.cast::<f32>().add(v * I::LANES), isa.min(isa.max(y, low), high));
+                }
+            })
+        }
+        Epilogue::Bytes { low, high, zero_point, .. } => {
+            let (low, high) = (isa.splat(low), isa.splat(high));
+            each_row!(|sums, to| {
+                // Bounds are integral: clamping first rounds the same.
+                let mut pair = [low; 2];
+                for v in 0..2 {
+                    let y = isa.add(isa.mul(isa.floats_of(sums[v]), factors[v]), offsets[v]);
+                    pair[v] = isa.min(isa.max(y, low), high);
+                }
+                isa.store_rounded([to, to.add(I::LANES)], pair, zero_point);
+            })
+        }
+    }
+}
+
+/// Two vectors of values, 0 where there are no more.
+#[inline(always)]
+fn load_pair<I: Isa>(isa: I, values: &[f32]) -> [I::V; 2] {
+    let mut padded = [0f32; 32];
+    let mut p = values.as_ptr();
+    if values.len() < 2 * I::LANES {
+        padded[..values.len()].copy_from_slice(values);
+        p = padded.as_ptr();
+    }
+    // SAFETY: as many values as two vectors have lanes, 32 at most.
+    unsafe { [isa.load(p), isa.load(p.add(I::LANES))] }
 }
 
 /// The first `count` lanes from memory.
@@ -465,75 +522,106 @@ pub(crate) unsafe fn store_some<I: Isa>(isa: I, p: *mut u8, v: I::V, count: usiz
     }
 }
 
+/// Writes `count` parts of `bytes` from `from` on. Some of what follows them may be written too, up to [`RUN`] parts in all.
+///
+/// # Safety
+/// `count` parts and [`RUN`] more are writable at `to`.
+#[inline(always)]
+unsafe fn put<P: Part>(to: *mut P, bytes: &[u8], from: usize, count: usize, (flip, zero_point): (u8, i32)) {
+    let bytes = &bytes[from..];
+    let mut i = 0;
+    while i < count {
+        // SAFETY: the caller; inside the bytes, the last of which come one by one.
+        unsafe {
+            if i + RUN <= bytes.len() {
+                let run = bytes.as_ptr().add(i).cast::<[u8; RUN]>().read_unaligned();
+                let mut parts = [P::ZERO; RUN];
+                for j in 0..RUN {
+                    parts[j] = P::of(run[j] ^ flip, zero_point);
+                }
+                to.add(i).cast::<[P; RUN]>().write_unaligned(parts);
+                i += RUN;
+            } else {
+                to.add(i).write(P::of(bytes[i] ^ flip, zero_point));
+                i += 1;
+            }
+        }
+    }
+}
+
+/// Writes the same part `count` times, and returns where the next one goes.
+///
+/// # Safety
+/// As many are writable at `to`.
+#[inline(always)]
+unsafe fn fill<P: Part>(to: *mut P, part: P, count: usize) -> *mut P {
+    for i in 0..count {
+        // SAFETY: the caller.
+        unsafe { to.add(i).write(part) };
+    }
+    to.wrapping_add(count)
+}
+
 /// Gathers the windows of a range of rows, `row_len` elements apart.
 #[inline(always)]
 fn gather<P: Part>(problem: &Product<'_>, group: usize, rows: Range<usize>, room: &mut [f32], row_len: usize) {
     let shape = &problem.shape;
-    let (flip, zero_point) = problem.input.unsigned();
+    let unsigned = problem.input.unsigned();
     let bytes = problem.input.bytes;
     let (height, width) = (&shape.height, &shape.width);
     let channels = shape.channels_in / shape.groups;
     let depth = shape.depth();
-    let padding = P::of(zero_point as u8, zero_point);
-    let put = |to: &mut [P], from: &[u8]| {
-        for (to, &from) in to.iter_mut().zip(from) {
-            *to = P::of(from ^ flip, zero_point);
-        }
-    };
-    let same = height.input == height.output && width.input == width.output;
-    let steps = (height.stride, width.stride, height.kernel, width.kernel, height.pad_before, width.pad_before);
-    if shape.groups == 1 && same && steps == (1, 1, 1, 1, 0, 0) && row_len == depth {
+    let padding = P::of(unsigned.1 as u8, unsigned.1);
+    assert!((rows.len() * row_len + RUN) * size_of::<P>() <= size_of_val(room));
+    let room = room.as_mut_ptr().cast::<P>();
+    // SAFETY, below: the rows lie in the room one after the other, with space for a run after the last; each is written from its start to its end.
+    if shape.groups == 1 && height.is_pointwise() && width.is_pointwise() && row_len == depth {
         // Rows are pixels, one after the other.
-        let count = rows.len() * depth;
-        debug_assert!(count * size_of::<P>() <= size_of_val(room));
-        // SAFETY: the workspace has as many words as whole rows have; plain numbers.
-        let to = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<P>(), count) };
-        put(to, &bytes[rows.start * depth..][..count]);
+        unsafe { put(room, bytes, rows.start * depth, rows.len() * depth, unsigned) };
         return;
     }
-    for (index, row) in rows.enumerate() {
-        // SAFETY: the workspace has as many words as whole rows have; plain numbers.
-        let to = unsafe {
-            let start = room.as_mut_ptr().cast::<P>().add(index * row_len);
-            debug_assert!((index + 1) * row_len * size_of::<P>() <= size_of_val(room));
-            std::slice::from_raw_parts_mut(start, row_len)
-        };
-        let (image, oy, ox) =
-            (row / (height.output * width.output), row / width.output % height.output, row % width.output);
-        to[depth..].fill(P::ZERO);
-        let mut at = 0;
+    let (mut image, mut oy, mut ox) = (
+        rows.start / (height.output * width.output),
+        rows.start / width.output % height.output,
+        rows.start % width.output,
+    );
+    for row in 0..rows.len() {
+        let mut to = unsafe { room.add(row * row_len) };
+        let (columns, x0) = (width.taps_inside(ox), width.start(ox));
         for ky in 0..height.kernel {
-            let y = (oy * height.stride + ky * height.dilation).wrapping_sub(height.pad_before);
+            let y = (height.start(oy) + (ky * height.dilation) as isize) as usize;
             if y >= height.input {
-                to[at..at + width.kernel * channels].fill(padding);
-                at += width.kernel * channels;
+                to = unsafe { fill(to, padding, width.kernel * channels) };
                 continue;
             }
             let line = (image * height.input + y) * width.input;
-            let x0 = (ox * width.stride) as isize - width.pad_before as isize;
+            let at = |kx: usize| (line + (x0 + (kx * width.dilation) as isize) as usize) * shape.channels_in;
+            to = unsafe { fill(to, padding, columns.start * channels) };
             if width.dilation == 1 && shape.groups == 1 {
                 // Neighbours in the window are neighbours in memory.
-                let before = (-x0).clamp(0, width.kernel as isize) as usize;
-                let end = (width.input as isize - x0).clamp(before as isize, width.kernel as isize) as usize;
-                to[at..at + before * channels].fill(padding);
-                if end > before {
-                    let from =
-                        &bytes[(line + (x0 + before as isize) as usize) * channels..][..(end - before) * channels];
-                    put(&mut to[at + before * channels..at + end * channels], from);
+                if !columns.is_empty() {
+                    let count = columns.len() * channels;
+                    unsafe {
+                        put(to, bytes, at(columns.start), count, unsigned);
+                        to = to.add(count);
+                    }
                 }
-                to[at + end * channels..at + width.kernel * channels].fill(padding);
-                at += width.kernel * channels;
-                continue;
+            } else {
+                for kx in columns.clone() {
+                    unsafe {
+                        put(to, bytes, at(kx) + group * channels, channels, unsigned);
+                        to = to.add(channels);
+                    }
+                }
             }
-            for kx in 0..width.kernel {
-                let x = x0.wrapping_add((kx * width.dilation) as isize) as usize;
-                let to = &mut to[at..at + channels];
-                if x < width.input {
-                    put(to, &bytes[(line + x) * shape.channels_in + group * channels..][..channels]);
-                } else {
-                    to.fill(padding);
-                }
-                at += channels;
+            to = unsafe { fill(to, padding, (width.kernel - columns.end) * channels) };
+        }
+        unsafe { fill(to, P::ZERO, row_len - depth) };
+        ox += 1;
+        if ox == width.output {
+            (ox, oy) = (0, oy + 1);
+            if oy == height.output {
+                (oy, image) = (0, image + 1);
             }
         }
     }
@@ -600,12 +688,18 @@ mod tests {
                     }
                 };
                 let pixels = shape.images * shape.height.input * shape.width.input;
-                let bytes: Vec<u8> = (0..pixels * shape.channels_in).map(|_| random.bits() as u8).collect();
+                let extreme = round % 7 == 0;
+                let byte = |bits: u64| if extreme { [0, 0x80, 0xff][bits as usize % 3] } else { bits as u8 };
+                let bytes: Vec<u8> = (0..pixels * shape.channels_in).map(|_| byte(random.bits())).collect();
                 let signed = random.between(0, 1) == 1;
                 let zero_point = random.pick(&[0, 5, 127]) - if signed { 64 } else { 0 };
                 let input = Quantized { bytes: &bytes, signed, zero_point };
                 let wide = random.between(0, 3) == 0;
-                let weight = |bits: u64| if wide { (bits % 511) as i16 - 255 } else { bits as i8 as i16 };
+                let weight = |bits: u64| match (wide, extreme) {
+                    (true, _) => (bits % 511) as i16 - 255,
+                    (false, true) => [-128, 127][bits as usize % 2],
+                    (false, false) => bits as i8 as i16,
+                };
                 let weights: Vec<i16> =
                     (0..shape.channels_out * shape.depth()).map(|_| weight(random.bits())).collect();
                 let in_bytes = packs_bytes(level, &weights);

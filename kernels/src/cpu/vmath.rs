@@ -28,14 +28,29 @@ pub fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
     // The constants first: min and max then pass NaN on.
     let x = isa.min(isa.splat(89.0), isa.max(isa.splat(-104.0), x));
     let n = isa.round(isa.mul(x, isa.splat(LOG2_E)));
+    let p = exp_reduced(isa, x, n);
+    // In two steps: 2^n itself may be out of range where the result is subnormal or just below infinity.
+    let half = isa.round(isa.mul(n, isa.splat(0.5)));
+    isa.mul(isa.mul(p, isa.pow2(half)), isa.pow2(isa.sub(n, half)))
+}
+
+/// e^x for x ≤ 0, 2 ulp; 0 where it would be subnormal, below -87.7.
+#[inline(always)]
+pub fn exp_below_one<I: Isa>(isa: I, x: I::V) -> I::V {
+    // -88 gives the power -127, whose bits are those of 0.
+    let x = isa.max(isa.splat(-88.0), x);
+    let n = isa.round(isa.mul(x, isa.splat(LOG2_E)));
+    isa.mul(exp_reduced(isa, x, n), isa.pow2(n))
+}
+
+/// e^x / 2^n, where n is the integer nearest to x / ln 2.
+#[inline(always)]
+fn exp_reduced<I: Isa>(isa: I, x: I::V, n: I::V) -> I::V {
     let r = isa.fnma(n, isa.splat(LN2_HIGH), x);
     let r = isa.fnma(n, isa.splat(LN2_LOW), r);
     let p =
         horner(isa, r, [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 5.000_000_1e-1]);
-    let p = isa.add(isa.fma(p, isa.mul(r, r), r), isa.splat(1.0));
-    // In two steps: 2^n itself may be out of range where the result is subnormal or just below infinity.
-    let half = isa.round(isa.mul(n, isa.splat(0.5)));
-    isa.mul(isa.mul(p, isa.pow2(half)), isa.pow2(isa.sub(n, half)))
+    isa.add(isa.fma(p, isa.mul(r, r), r), isa.splat(1.0))
 }
 
 /// Natural logarithm, 2 ulp. -infinity at 0, NaN below.
@@ -113,7 +128,7 @@ pub fn erf<I: Isa>(isa: I, x: I::V) -> I::V {
     let r = isa.fma(r, t, isa.splat(-6.348_466_9e-1));
     let r = isa.fma(r, t, isa.splat(-1.287_175_1e-1));
     let r = isa.sub(isa.mul(r, t), t);
-    let large = isa.copysign(isa.sub(isa.splat(1.0), exp(isa, r)), x);
+    let large = isa.copysign(isa.sub(isa.splat(1.0), exp_below_one(isa, r)), x);
     isa.select(isa.lt(isa.splat(0.927_734_4), isa.abs(x)), large, small)
 }
 
@@ -188,6 +203,7 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Function {
         Exp,
+        ExpBelowOne,
         Log,
         Tanh,
         Sigmoid,
@@ -208,6 +224,7 @@ mod tests {
                     let x = isa.load(chunk.as_ptr());
                     let y = match self.0 {
                         Function::Exp => exp(isa, x),
+                        Function::ExpBelowOne => exp_below_one(isa, x),
                         Function::Log => log(isa, x),
                         Function::Tanh => tanh(isa, x),
                         Function::Sigmoid => sigmoid(isa, x),
@@ -235,8 +252,9 @@ mod tests {
 
     #[test]
     fn errors_are_within_what_the_documentation_says() {
-        let cases: [(Function, f32, f32, f64, fn(f64) -> f64); 6] = [
+        let cases: [(Function, f32, f32, f64, fn(f64) -> f64); 7] = [
             (Function::Exp, -87.0, 88.7, 2.0, f64::exp),
+            (Function::ExpBelowOne, -87.0, 0.0, 2.0, f64::exp),
             (Function::Log, 1e-38, 1e38, 2.0, f64::ln),
             (Function::Tanh, -12.0, 12.0, 3.0, f64::tanh),
             (Function::Sigmoid, -87.0, 87.0, 4.0, |x| 1.0 / (1.0 + (-x).exp())),
@@ -278,7 +296,8 @@ mod tests {
     #[test]
     fn special_values_are_right() {
         let (inf, nan) = (f32::INFINITY, f32::NAN);
-        let cases: [(Function, &[(f32, f32)]); 5] = [
+        let cases: [(Function, &[(f32, f32)]); 6] = [
+            (Function::ExpBelowOne, &[(0.0, 1.0), (-88.0, 0.0), (-1e30, 0.0), (-inf, 0.0), (nan, nan)]),
             (Function::Exp, &[(inf, inf), (-inf, 0.0), (nan, nan), (100.0, inf), (-200.0, 0.0), (0.0, 1.0)]),
             (Function::Log, &[(0.0, -inf), (-0.0, -inf), (-1.0, nan), (inf, inf), (nan, nan), (1.0, 0.0)]),
             (Function::Tanh, &[(inf, 1.0), (-inf, -1.0), (nan, nan), (0.0, 0.0), (-0.0, -0.0)]),

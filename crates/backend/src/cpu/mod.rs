@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub struct CpuOptions {
     /// Worker threads, the caller's included; 0 for as many as this process may use.
     pub threads: usize,
-    /// A lower rung of the dispatch ladder than the CPU offers: `avx512vnni`, `avx512`, `avx2`, `scalar`.
+    /// A lower rung of the dispatch ladder than the CPU offers: `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `scalar`.
     pub isa: Option<String>,
 }
 

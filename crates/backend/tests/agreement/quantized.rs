@@ -8,8 +8,9 @@ use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact, ValueId,
     ops::{
         Activation, AveragePool, Binary, BinaryFunction, Cast, Concat, Conv, ConvInteger, DequantizeLinear,
-        DynamicQuantizeLinear, Flatten, Gemm, GlobalPool, GlobalPoolFunction, Granularity, MatMul, MatMulInteger,
-        MaxPool, Padding, QLinearConv, QLinearMatMul, QuantizeLinear, Unary, UnaryFunction, Window,
+        DynamicQuantizeLinear, DynamicQuantizeMatMul, Flatten, Gemm, GlobalPool, GlobalPoolFunction, Granularity,
+        MatMul, MatMulInteger, MatMulIntegerToFloat, MatMulNBits, MaxPool, Padding, QLinearConv, QLinearMatMul,
+        QuantizeLinear, Unary, UnaryFunction, Window,
     },
 };
 use cutover_tensor::{DType, Tensor, Value};
@@ -71,6 +72,14 @@ impl Drawing {
         self.inputs.push(Value::Tensor(tensor));
         self.said.push(format!("input {dtype} {shape:?}"));
         self.graph.add_input(format!("x{}", self.inputs.len()), TensorFact::of_constant_shape(dtype, shape))
+    }
+
+    /// Floats that come with the request.
+    fn floats(&mut self, shape: &[usize]) -> ValueId {
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.random.unit() * 3.0 + 0.7).collect();
+        self.inputs.push(Value::Tensor(Tensor::from_vec(shape, values).unwrap()));
+        self.said.push(format!("floats {shape:?}"));
+        self.graph.add_input(format!("x{}", self.inputs.len()), TensorFact::of_constant_shape(DType::F32, shape))
     }
 
     fn scale(&mut self, dtype: DType, step: f32) -> Scale {
@@ -245,7 +254,7 @@ impl Drawing {
         let (from, to) = (d.scale(dtype, 0.04), d.scale(DType::U8, 0.4));
         let w_scale = d.scale(DType::I8, 0.01);
         let window = d.window(None);
-        let y = match d.random.below(5) {
+        let y = match d.random.below(7) {
             0 => {
                 let x = d.input(dtype, &[1, 4, 9, 8]);
                 let (w, bias) =
@@ -285,10 +294,27 @@ impl Drawing {
                 let w = d.constant(w);
                 d.node(MatMulInteger, &[x, w, from.zero_point])
             }
+            4 | 5 => {
+                let dynamic = d.random.below(2) == 0;
+                let x = if dynamic { d.floats(&[2, m, k]) } else { d.input(dtype, &[2, m, k]) };
+                let w = d.bytes(DType::I8, &[k, n]);
+                let w = d.constant(w);
+                let scales = (0..n).map(|_| 0.01 + d.random.unit().abs() * 0.1).collect();
+                let scales = d.constant(Tensor::from_vec([n], scales).unwrap());
+                let points = d.bytes(DType::I8, &[n]);
+                let points = (d.random.below(2) == 0).then(|| d.constant(points));
+                let bias = d.random.tensor(&[n]);
+                let bias = (d.random.below(2) == 0).then(|| d.constant(bias));
+                if dynamic {
+                    d.nodes(DynamicQuantizeMatMul, &[Some(x), Some(w), Some(scales), points, bias], 1)[0]
+                } else {
+                    let (scale, point) = (Some(from.scale), Some(from.zero_point));
+                    let inputs = [Some(x), Some(w), scale, Some(scales), point, points, bias];
+                    d.nodes(MatMulIntegerToFloat, &inputs, 1)[0]
+                }
+            }
             _ => {
-                let values: Vec<f32> = (0..m * k).map(|_| d.random.unit() * 3.0 + 0.7).collect();
-                d.inputs.push(Value::Tensor(Tensor::from_vec([m, k], values).unwrap()));
-                let x = d.graph.add_input("x", TensorFact::of_constant_shape(DType::F32, &[m, k]));
+                let x = d.floats(&[m, k]);
                 let [x, scale, point] = d.nodes(DynamicQuantizeLinear, &[Some(x)], 3)[..] else { panic!("three") };
                 let w = d.bytes(DType::I8, &[k, n]);
                 let w = d.constant(w);
@@ -305,6 +331,32 @@ impl Drawing {
                 d.node(Binary { function: BinaryFunction::Add }, &[bias, y])
             }
         };
+        d.graph.set_outputs(vec![y]);
+        d
+    }
+}
+
+impl Drawing {
+    /// A product with weights of a few bits, in blocks.
+    fn blocked(seed: u64) -> Drawing {
+        let mut d = Drawing::new(seed);
+        let (bits, block_size) = (d.random.pick(&[2, 4, 4, 8]), d.random.pick(&[16, 32, 128]));
+        let (m, k, n) = (1 + d.random.below(9), 1 + d.random.below(300), 1 + d.random.below(100));
+        let op = MatMulNBits { n, k, bits, block_size, accuracy_level: 0 };
+        let blocks = k.div_ceil(block_size);
+        let x = d.floats(&[2, m, k]);
+        let b = d.bytes(DType::U8, &[n, blocks, block_size * bits / 8]);
+        let scales = d.random.tensor(&[n, blocks]);
+        let (b, scales) = (d.constant(b), d.constant(scales));
+        let points = match d.random.below(3) {
+            0 => None,
+            1 => Some(d.bytes(DType::U8, &[n, (blocks * bits).div_ceil(8)])),
+            _ => Some(d.random.tensor(&[n, blocks])),
+        };
+        let points = points.map(|points| d.constant(points));
+        let bias = d.random.tensor(&[n]);
+        let bias = (d.random.below(2) == 0).then(|| d.constant(bias));
+        let y = d.nodes(op, &[Some(x), Some(b), Some(scales), points, None, bias], 1)[0];
         d.graph.set_outputs(vec![y]);
         d
     }
@@ -375,5 +427,10 @@ fn products_between_dequantization_and_quantization() {
 
 #[test]
 fn operators_of_quantized_operands() {
-    check(Drawing::named, 60);
+    check(Drawing::named, 90);
+}
+
+#[test]
+fn products_with_blocks_of_few_bits() {
+    check(Drawing::blocked, 60);
 }

@@ -6,7 +6,7 @@ use cutover_tensor::{DType, Tensor, Value};
 use std::sync::Arc;
 
 /// The rungs of the dispatch ladder on every kind of machine.
-pub const RUNGS: [&str; 5] = ["scalar", "avx2", "avx512", "avx512vnni", "neon"];
+pub const RUNGS: [&str; 6] = ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon"];
 
 /// How many times the sample a soak runs.
 pub fn soak() -> u64 {

@@ -15,6 +15,10 @@ pub trait Integers: Copy {
     /// # Safety
     /// As many values as lanes are writable at `p`.
     unsafe fn store_w(self, p: *mut i32, w: Self::W);
+    /// Of every bit, whether the two differ in it.
+    fn xor_w(self, a: Self::W, b: Self::W) -> Self::W;
+    /// `w << up >> down`, the sign kept on the way down: a field of bits as a signed number. Less than 32 either.
+    fn shift_w(self, w: Self::W, up: u32, down: u32) -> Self::W;
     /// Lane by lane `sum + a₀b₀ + a₁b₁` of pairs of `i16`, wrapping.
     fn dot2(self, sum: Self::W, a: Self::W, b: Self::W) -> Self::W;
     /// Lane by lane `sum + a₀b₀ + … + a₃b₃`, where a has unsigned bytes and b signed ones; wrapping, nothing saturates.
@@ -43,6 +47,16 @@ impl Integers for Scalar {
     }
 
     #[inline(always)]
+    fn xor_w(self, a: [i32; 4], b: [i32; 4]) -> [i32; 4] {
+        std::array::from_fn(|i| a[i] ^ b[i])
+    }
+
+    #[inline(always)]
+    fn shift_w(self, w: [i32; 4], up: u32, down: u32) -> [i32; 4] {
+        std::array::from_fn(|i| w[i] << up >> down)
+    }
+
+    #[inline(always)]
     fn dot2(self, sum: [i32; 4], a: [i32; 4], b: [i32; 4]) -> [i32; 4] {
         let one = |a: i32, b: i32| (a as i16 as i32) * (b as i16 as i32) + (a >> 16) * (b >> 16);
         std::array::from_fn(|i| sum[i].wrapping_add(one(a[i], b[i])))
@@ -64,10 +78,11 @@ mod x86 {
     use super::Integers;
     use std::arch::x86_64::*;
 
-    // SAFETY, for every block of this impl: the token proves AVX2; memory is vouched for by the caller.
-    impl Integers for Avx2 {
+    // SAFETY, for every block of this impl: the token proves AVX2 (and AVX-VNNI where its parameter says so); memory is vouched for by
+    // the caller.
+    impl<const VNNI: bool> Integers for Avx2<VNNI> {
         type W = __m256i;
-        const DOT4: bool = false;
+        const DOT4: bool = VNNI;
 
         #[inline(always)]
         fn splat_w(self, x: i32) -> __m256i {
@@ -88,6 +103,21 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn xor_w(self, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: the token.
+            unsafe { _mm256_xor_si256(a, b) }
+        }
+
+        #[inline(always)]
+        fn shift_w(self, w: __m256i, up: u32, down: u32) -> __m256i {
+            // SAFETY: the token.
+            unsafe {
+                let up = _mm256_sll_epi32(w, _mm_cvtsi32_si128(up as i32));
+                _mm256_sra_epi32(up, _mm_cvtsi32_si128(down as i32))
+            }
+        }
+
+        #[inline(always)]
         fn dot2(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
             // SAFETY: the token.
             unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
@@ -95,9 +125,12 @@ mod x86 {
 
         #[inline(always)]
         fn dot4(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
-            // The even bytes and the odd ones, as pairs of i16.
-            // SAFETY: the token.
+            // Without the instruction: the even bytes and the odd ones, as pairs of i16.
+            // SAFETY: the token; AVX-VNNI where its parameter says so.
             unsafe {
+                if VNNI {
+                    return _mm256_dpbusd_avx_epi32(sum, a, b);
+                }
                 let low = _mm256_set1_epi16(0xff);
                 let even =
                     _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)));
@@ -129,6 +162,21 @@ mod x86 {
         unsafe fn store_w(self, p: *mut i32, w: __m512i) {
             // SAFETY: the token; the caller.
             unsafe { _mm512_storeu_si512(p.cast(), w) }
+        }
+
+        #[inline(always)]
+        fn xor_w(self, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: the token.
+            unsafe { _mm512_xor_si512(a, b) }
+        }
+
+        #[inline(always)]
+        fn shift_w(self, w: __m512i, up: u32, down: u32) -> __m512i {
+            // SAFETY: the token.
+            unsafe {
+                let up = _mm512_sll_epi32(w, _mm_cvtsi32_si128(up as i32));
+                _mm512_sra_epi32(up, _mm_cvtsi32_si128(down as i32))
+            }
         }
 
         #[inline(always)]
@@ -182,6 +230,18 @@ mod arm {
         unsafe fn store_w(self, p: *mut i32, w: int32x4_t) {
             // SAFETY: the token; the caller.
             unsafe { vst1q_s32(p, w) }
+        }
+
+        #[inline(always)]
+        fn xor_w(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            // SAFETY: the token.
+            unsafe { veorq_s32(a, b) }
+        }
+
+        #[inline(always)]
+        fn shift_w(self, w: int32x4_t, up: u32, down: u32) -> int32x4_t {
+            // SAFETY: the token; shifts by negative counts go down.
+            unsafe { vshlq_s32(vshlq_s32(w, vdupq_n_s32(up as i32)), vdupq_n_s32(-(down as i32))) }
         }
 
         #[inline(always)]

@@ -5,24 +5,27 @@ use std::arch::x86_64::*;
 use super::Isa;
 use crate::cpu::dispatch::Kernel;
 
-/// Proof that this machine has AVX2 and FMA.
+/// Proof that this machine has AVX2 and FMA; also AVX-VNNI, where the parameter says so.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx2(());
+pub struct Avx2<const VNNI: bool>(());
 
 /// Proof that this machine has AVX-512 F, BW, DQ and VL, and AVX2 with FMA; also VNNI, where the parameter says so.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512<const VNNI: bool>(());
 
-impl Avx2 {
-    pub fn new() -> Option<Avx2> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
+impl<const VNNI: bool> Avx2<VNNI> {
+    pub fn new() -> Option<Avx2<VNNI>> {
+        ((!VNNI || is_x86_feature_detected!("avxvnni"))
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma"))
+        .then_some(Avx2(()))
     }
 }
 
 impl<const VNNI: bool> Avx512<VNNI> {
     pub fn new() -> Option<Avx512<VNNI>> {
         ((!VNNI || is_x86_feature_detected!("avx512vnni"))
-            && Avx2::new().is_some()
+            && Avx2::<false>::new().is_some()
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
@@ -36,7 +39,15 @@ impl<const VNNI: bool> Avx512<VNNI> {
 #[target_feature(enable = "avx2,fma")]
 #[inline(never)]
 unsafe fn outline_avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Avx2(()))
+    kernel.eval(Avx2::<false>(()))
+}
+
+/// # Safety
+/// The machine has AVX2, FMA and AVX-VNNI.
+#[target_feature(enable = "avxvnni,avx2,fma")]
+#[inline(never)]
+unsafe fn outline_avx_vnni<K: Kernel>(kernel: K) -> K::Output {
+    kernel.eval(Avx2::<true>(()))
 }
 
 /// # Safety
@@ -71,7 +82,7 @@ unsafe fn mask_avx2(n: usize) -> __m256i {
 const ROOT_HALF_BITS: i32 = 0x3f35_04f3;
 
 // SAFETY, for every block of this impl: the token proves AVX2 and FMA; memory is vouched for by the caller.
-impl Isa for Avx2 {
+impl<const VNNI: bool> Isa for Avx2<VNNI> {
     type V = __m256;
     type M = __m256;
     const LANES: usize = 8;
@@ -81,7 +92,7 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn outline<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token.
-        unsafe { outline_avx2(kernel) }
+        unsafe { if VNNI { outline_avx_vnni(kernel) } else { outline_avx2(kernel) } }
     }
 
     #[inline(always)]
@@ -250,6 +261,21 @@ impl Isa for Avx2 {
             let low = _mm256_and_si256(_mm256_cvtps_epi32(v), _mm256_set1_epi32(0xff));
             let pairs = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low));
             _mm_storel_epi64(p.cast(), _mm_packus_epi16(pairs, pairs));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: [*mut u8; 2], [a, b]: [Self::V; 2], zero: i32) {
+        // SAFETY: the token; the caller vouches for eight bytes of each.
+        unsafe {
+            // Four of a, four of b, in either half.
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            let words = _mm256_add_epi16(words, _mm256_set1_epi16(zero as i16));
+            let low = _mm256_and_si256(words, _mm256_set1_epi16(0xff));
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low));
+            let bytes = _mm_shuffle_epi32::<0b11_01_10_00>(bytes);
+            _mm_storel_epi64(to[0].cast(), bytes);
+            _mm_storeh_pd(to[1].cast(), _mm_castsi128_pd(bytes));
         }
     }
 
@@ -476,6 +502,17 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     unsafe fn store_bytes(self, p: *mut u8, v: Self::V) {
         // SAFETY: the token; the caller vouches for sixteen bytes.
         unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded(self, to: [*mut u8; 2], [a, b]: [Self::V; 2], zero: i32) {
+        // SAFETY: the token; the caller vouches for sixteen bytes of each.
+        unsafe {
+            let zero = _mm512_set1_epi32(zero);
+            let (a, b) = (_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+            _mm_storeu_si128(to[0].cast(), _mm512_cvtepi32_epi8(_mm512_add_epi32(a, zero)));
+            _mm_storeu_si128(to[1].cast(), _mm512_cvtepi32_epi8(_mm512_add_epi32(b, zero)));
+        }
     }
 
     #[inline(always)]

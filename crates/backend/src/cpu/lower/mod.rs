@@ -7,6 +7,7 @@ pub(super) mod indexing;
 pub(super) mod layout;
 pub(super) mod ml;
 pub(super) mod movement;
+pub(super) mod nbits;
 pub(super) mod normalize;
 pub(super) mod pool;
 pub(super) mod product;
@@ -66,6 +67,7 @@ pub(super) enum Lowered {
     IntegerProduct(quantized::ProductStep),
     IntegerWindow(quantized::WindowStep),
     Map(quantized::MapStep),
+    NBits(nbits::NBitsStep),
     Fallback(fallback::FallbackStep),
 }
 
@@ -119,6 +121,7 @@ impl Lowered {
             Lowered::IntegerProduct(step) => step.run(frame, worker, level),
             Lowered::IntegerWindow(step) => step.run(frame, worker, level),
             Lowered::Map(step) => step.run(frame, worker, level),
+            Lowered::NBits(step) => step.run(frame, worker, level),
             Lowered::Fallback(step) => return step.run(frame, worker),
         }
         Ok(())
@@ -136,6 +139,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
         Op::ConvTranspose(op) => conv::lower_transposed(builder, node, op),
         Op::MatMul(op) => product::lower_matmul(builder, node, op),
         Op::Gemm(op) => product::lower_gemm(builder, node, op),
+        Op::MatMulNBits(op) => nbits::lower(builder, node, op),
         Op::MaxPool(op) => pool::lower_max(builder, node, op),
         Op::AveragePool(op) => pool::lower_average(builder, node, op),
         Op::GlobalPool(op) => pool::lower_global(builder, node, op),
@@ -193,6 +197,8 @@ fn lower_quantized(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPla
         Op::QLinearConv(op) => quantized::lower_qlinear_conv(builder, node, op),
         Op::QLinearMatMul(_) => quantized::lower_qlinear_matmul(builder, node),
         Op::MatMulInteger(_) => quantized::lower_matmul_integer(builder, node),
+        Op::MatMulIntegerToFloat(_) => quantized::lower_matmul_integer_to_float(builder, node),
+        Op::DynamicQuantizeMatMul(_) => quantized::lower_dynamic_matmul(builder, node),
         _ => Ok(false),
     }
 }
@@ -279,6 +285,8 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::Conv(_) => "convolution",
         Op::ConvTranspose(_) => "transposed convolution",
         Op::MatMul(_) | Op::Gemm(_) => "matrix product",
+        Op::MatMulNBits(_) => "blocked product",
+        Op::DynamicQuantizeMatMul(_) => "integer product",
         Op::MaxPool(_) | Op::AveragePool(_) => "pool",
         Op::GlobalPool(op) if !matches!(op.function, ops::GlobalPoolFunction::Lp { .. }) => "global pool",
         Op::Unary(op) if elementwise::unary_kernel(op.function).is_some() => "elementwise",
@@ -305,7 +313,7 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::Concat(_) | Op::Split(_) => "copy",
         Op::Gather(_) | Op::ArrayFeatureExtractor(_) => "gather",
         Op::QuantizeLinear(_) | Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_) => "quantization",
-        Op::MatMulInteger(_) | Op::QLinearMatMul(_) => "integer product",
+        Op::MatMulInteger(_) | Op::MatMulIntegerToFloat(_) | Op::QLinearMatMul(_) => "integer product",
         Op::ConvInteger(_) | Op::QLinearConv(_) => "integer convolution",
         op => match (any_type_kernel(op), first) {
             (None, _) => return fallback("no kernel"),

@@ -264,18 +264,27 @@ pub(in crate::cpu::lower) fn lower_concat(builder: &mut Builder<'_>, node: &Node
 
 pub(in crate::cpu::lower) fn lower_dynamic(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
     let (Some(x), &[y, scale, zero_point]) = (input(node, 0), &node.outputs[..]) else { return Ok(false) };
-    let len = builder.shape(x).element_count();
-    if !builder.is_float(x) || len == 0 {
+    if !builder.is_float(x) || builder.shape(x).element_count() == 0 {
         return Ok(false);
     }
-    let from = builder.plain(x)?;
+    let to = [builder.new_plain(y)?, builder.new_plain(scale)?, builder.new_plain(zero_point)?];
+    quantize_by_range(builder, x, to)?;
+    Ok(true)
+}
+
+/// Adds the steps that quantize `x` to u8 by the range that it has; the bytes, the scale and the zero point go to the three buffers.
+pub(super) fn quantize_by_range(
+    builder: &mut Builder<'_>,
+    x: ValueId,
+    [to, scale, zero_point]: [Buffer; 3],
+) -> Result<(), NoPlan> {
+    let (from, len) = (builder.plain(x)?, builder.shape(x).element_count());
     let ranges = builder.new_floats(2 * builder.device.pool.threads())?;
     builder.push(Lowered::Map(MapStep { map: Map::Range(from), len, output: ranges }), &[from], &[ranges]);
-    let (to, scale, zero_point) = (builder.new_plain(y)?, builder.new_plain(scale)?, builder.new_plain(zero_point)?);
     let map = Map::Dynamic { input: from, ranges, scale, zero_point };
     let step = MapStep { map, len, output: to };
     builder.push(Lowered::Map(step), &[from, ranges], &[to, scale, zero_point]);
-    Ok(true)
+    Ok(())
 }
 
 impl MapStep {

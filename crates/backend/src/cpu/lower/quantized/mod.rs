@@ -12,8 +12,8 @@ pub(in crate::cpu) use maps::{MapStep, dequantize};
 pub(super) use maps::{lower_add, lower_concat, lower_dequantize, lower_dynamic, lower_function, lower_quantize};
 pub(in crate::cpu) use products::ProductStep;
 pub(super) use products::{
-    lower_conv, lower_conv_integer, lower_gemm, lower_matmul, lower_matmul_integer, lower_qlinear_conv,
-    lower_qlinear_matmul,
+    lower_conv, lower_conv_integer, lower_dynamic_matmul, lower_gemm, lower_matmul, lower_matmul_integer,
+    lower_matmul_integer_to_float, lower_qlinear_conv, lower_qlinear_matmul,
 };
 pub(in crate::cpu) use windows::WindowStep;
 pub(super) use windows::{lower_average_pool, lower_global_pool, lower_max_pool};
@@ -41,7 +41,8 @@ use cutover_graph::{
 use cutover_kernels::cpu::{
     IsaLevel,
     conv::Axis,
-    quantized::{self, DEPTHWISE_TERMS, Quantization, WindowOp},
+    quantized::{self, Quantization, WindowOp},
+    quantized_depthwise::{self, DEPTHWISE_TERMS, Depthwise},
     quantized_product::{self as product, Epilogue, ProductShape, Quantized},
 };
 use cutover_tensor::{DType, Tensor, Value};

@@ -1,6 +1,6 @@
 //! Convolutions and products of quantized values by constant weights, on one integer kernel.
 
-use super::{windows::depthwise, *};
+use super::{maps::quantize_by_range, windows::depthwise, *};
 
 /// A number that is known now, or read when the step runs.
 #[derive(Clone, Copy)]
@@ -429,6 +429,70 @@ pub(in crate::cpu::lower) fn lower_matmul_integer(builder: &mut Builder<'_>, nod
     let to = builder.new_plain(output)?;
     push(builder, operands, Finish::Sums, to)?;
     Ok(true)
+}
+
+/// A product of integers, as floats.
+pub(in crate::cpu::lower) fn lower_matmul_integer_to_float(
+    builder: &mut Builder<'_>,
+    node: &Node,
+) -> Result<bool, NoPlan> {
+    let (Some(a), Some(b), Some(a_scale), output) = (input(node, 0), input(node, 1), input(node, 2), node.outputs[0])
+    else {
+        return Ok(false);
+    };
+    let dtype = builder.fact(a).dtype;
+    let single = builder.is_float(output) && builder.is_float(a_scale) && builder.shape(a_scale).element_count() == 1;
+    let Some(shape) = matrices(builder, a, b, output).filter(|_| is_byte(dtype) && single) else { return Ok(false) };
+    let weights = weights(builder, b, input(node, 3), input(node, 5), shape.channels_out, Order::Columns);
+    let (Some(weights), Ok(bias)) = (weights, bias_of(builder, input(node, 6), shape.channels_out)) else {
+        return Ok(false);
+    };
+    let Some(zero_point) = zero_point(builder, input(node, 4))? else { return Ok(false) };
+    let input = Bytes { buffer: builder.plain(a)?, signed: dtype == DType::I8 };
+    let scale = match builder.scalar(a_scale) {
+        Some(scale) => Number::Known(scale),
+        None => Number::At(builder.plain(a_scale)?),
+    };
+    scaled_product(builder, Operands { shape, input, zero_point, weights }, scale, bias, output)?;
+    Ok(true)
+}
+
+/// A product of floats, quantized by the range that they have, and integers.
+pub(in crate::cpu::lower) fn lower_dynamic_matmul(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPlan> {
+    let (Some(a), Some(b), output) = (input(node, 0), input(node, 1), node.outputs[0]) else { return Ok(false) };
+    let Some(shape) = matrices(builder, a, b, output).filter(|_| builder.is_float(a)) else { return Ok(false) };
+    let weights = weights(builder, b, input(node, 2), input(node, 3), shape.channels_out, Order::Columns);
+    let (Some(weights), Ok(bias)) = (weights, bias_of(builder, input(node, 4), shape.channels_out)) else {
+        return Ok(false);
+    };
+    let count = builder.shape(a).element_count();
+    let buffers = [builder.new_bytes(count)?, builder.new_floats(1)?, builder.new_bytes(1)?];
+    let [buffer, scale, zero_point] = buffers;
+    quantize_by_range(builder, a, buffers)?;
+    let input = Bytes { buffer, signed: false };
+    let operands = Operands { shape, input, zero_point: Number::At(zero_point), weights };
+    scaled_product(builder, operands, Number::At(scale), bias, output)?;
+    Ok(true)
+}
+
+/// A constant bias of `n` columns, if there is one; an error where it is something else.
+fn bias_of(builder: &Builder<'_>, bias: Option<ValueId>, n: usize) -> Result<Option<Vec<f32>>, ()> {
+    bias.map(|id| floats(builder, id, n).ok_or(())).transpose()
+}
+
+/// The floats `sums · (scale · weights' scales) + bias`.
+fn scaled_product(
+    builder: &mut Builder<'_>,
+    operands: Operands,
+    scale: Number<f32>,
+    bias: Option<Vec<f32>>,
+    output: ValueId,
+) -> Result<(), NoPlan> {
+    let factors = constant(builder, operands.weights.scales.clone())?;
+    let bias = bias.map(|bias| constant(builder, bias)).transpose()?;
+    let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
+    let to = builder.new_plain(output)?;
+    push(builder, operands, Finish::Floats { scale, factors, bias, low, high }, to)
 }
 
 /// What makes floats of sums: `sums · (scale · factors) + bias`.

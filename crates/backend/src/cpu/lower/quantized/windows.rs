@@ -147,20 +147,18 @@ fn average(
 
 impl WindowStep {
     pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
+        let input = self.input.of(frame, self.zero_point);
+        let pixels = worker.share(self.shape.rows());
+        let (shape, output) = (self.shape, frame.words_output(self.output));
         let op = match self.op {
-            WindowKind::Depthwise { weights, factors, offsets, low, high, zero_point } => WindowOp::Depthwise {
-                weights: frame.floats(weights),
-                factors: frame.floats(factors),
-                offsets: frame.floats(offsets),
-                low,
-                high,
-                zero_point,
-            },
+            WindowKind::Depthwise { weights, factors, offsets, low, high, zero_point } => {
+                let (weights, factors, offsets) = (frame.floats(weights), frame.floats(factors), frame.floats(offsets));
+                let problem = Depthwise { shape, input, weights, factors, offsets, low, high, zero_point };
+                return quantized_depthwise::depthwise(level, &problem, pixels, output);
+            }
             WindowKind::Max => WindowOp::Max,
             WindowKind::Average { count_padding, factor, to } => WindowOp::Average { count_padding, factor, to },
         };
-        let input = self.input.of(frame, self.zero_point);
-        let pixels = worker.share(self.shape.rows());
-        quantized::windows(level, &self.shape, op, input, pixels, frame.words_output(self.output));
+        quantized::windows(level, &shape, op, input, pixels, output);
     }
 }
