@@ -185,7 +185,12 @@ impl Graph {
     }
 
     pub fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
-        self.values.iter().enumerate().map(|(i, v)| (ValueId(i as u32), v))
+        self.values_from(0)
+    }
+
+    /// As [`Graph::values`], of those added when there were `count`, and later.
+    pub(crate) fn values_from(&self, count: usize) -> impl Iterator<Item = (ValueId, &Value)> {
+        self.values[count..].iter().zip(count..).map(|(v, i)| (ValueId(i as u32), v))
     }
 
     /// # Panics

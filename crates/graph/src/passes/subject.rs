@@ -43,7 +43,7 @@ impl Alike {
     /// Takes note of values that are new.
     pub fn see(&mut self, graph: &Graph) {
         let known = self.values.len();
-        self.values.extend(graph.values().skip(known).map(|(id, value)| match &value.source {
+        self.values.extend(graph.values_from(known).map(|(id, value)| match &value.source {
             Source::Constant(constant) if is_compared(&constant.tensor) => {
                 digest(&(constant.tensor.dtype(), constant.tensor.shape().dims(), constant.tensor.bytes()))
             }
