@@ -4,7 +4,7 @@
 //! `CUTOVER_SOAK=N` runs N times as many graphs.
 
 use super::support::{RUNGS, Random, run, same_bits, soak};
-use cutover_backend::{Backend, CpuOptions, cpu, reference};
+use cutover_backend::{Backend, CpuOptions, MemoryUse, cpu, reference};
 use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact, ValueId,
     ops::{
@@ -294,9 +294,12 @@ impl Drawing {
     }
 }
 
-/// One backend per rung of the ladder that this machine has and number of threads.
+/// One backend per rung of the ladder that this machine has and number of threads; one of them is short of memory.
 fn backends() -> Vec<(&'static str, Vec<Arc<dyn Backend>>)> {
-    let make = |isa: &str, threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()) }).ok();
+    let make = |isa: &str, threads| {
+        let memory = if threads == 3 { MemoryUse::Lean } else { MemoryUse::Fast };
+        cpu(CpuOptions { threads, isa: Some(isa.to_string()), memory }).ok()
+    };
     let rung = |isa| Some((isa, [1, 2, 3, 7].into_iter().map(|t| make(isa, t)).collect::<Option<Vec<_>>>()?));
     RUNGS.into_iter().filter_map(rung).collect()
 }
@@ -367,7 +370,7 @@ fn a_sample_has_the_same_bits_whatever_it_is_batched_with() {
 
 #[test]
 fn sessions_of_one_backend_run_side_by_side() {
-    let backend = cpu(CpuOptions { threads: 2, isa: None }).unwrap();
+    let backend = cpu(CpuOptions { threads: 2, isa: None, ..CpuOptions::default() }).unwrap();
     let drawn: Vec<_> = (0..4).map(Drawing::chain).map(|d| (Plan::new(d.graph).unwrap(), d.inputs)).collect();
     let expected: Vec<_> = drawn.iter().map(|(plan, inputs)| run(&backend, plan, inputs, "one")).collect();
     std::thread::scope(|scope| {

@@ -5,7 +5,6 @@ use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::{Lowered, elementwise},
     plan::{Builder, NoPlan},
-    weights::Recipe,
 };
 use cutover_graph::{
     Node, OpError, ValueId,
@@ -213,11 +212,7 @@ fn pack(
     fill: impl FnOnce(&[f32], &mut [f32]),
 ) -> Result<Buffer, NoPlan> {
     let constant = builder.constant(w).expect("checked by the caller").clone();
-    let recipe = Recipe { identities: vec![constant.identity()], how: how.to_string() };
-    builder.pack(recipe, len, |packed| {
-        let weights = constant.tensor.aligned();
-        fill(weights.as_slice().expect("f32, aligned"), packed);
-    })
+    builder.pack_floats(constant, how.to_string(), len, fill)
 }
 
 impl ConvStep {
