@@ -15,7 +15,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use cutover::{
     Device, DeviceOptions, Model, OpenOptions,
-    backend::{CompileOptions, Precision},
+    backend::{CompileOptions, MemoryUse, Precision},
     graph::{
         onnx::{ImportOptions, Limits},
         passes::PassOptions,
@@ -82,6 +82,17 @@ struct DeviceArguments {
     /// f32; bf16 and f16 where a backend computes in them.
     #[arg(long, default_value = "f32", value_parser = precision)]
     precision: Precision,
+    /// fast, or lean: the weights once and one arena, no more.
+    #[arg(long, default_value = "fast", value_parser = memory)]
+    memory: MemoryUse,
+}
+
+fn memory(text: &str) -> Result<MemoryUse, String> {
+    match text {
+        "fast" => Ok(MemoryUse::Fast),
+        "lean" => Ok(MemoryUse::Lean),
+        _ => Err("expected fast or lean".to_string()),
+    }
 }
 
 fn precision(text: &str) -> Result<Precision, String> {
@@ -96,7 +107,7 @@ fn precision(text: &str) -> Result<Precision, String> {
 impl DeviceArguments {
     fn options(&self) -> DeviceOptions {
         let compile = CompileOptions { precision: self.precision, ..CompileOptions::default() };
-        DeviceOptions { threads: self.threads, isa: self.isa.clone(), compile }
+        DeviceOptions { threads: self.threads, isa: self.isa.clone(), memory: self.memory, compile }
     }
 
     fn precision_name(&self) -> &'static str {
