@@ -14,6 +14,6 @@ pub use contract::{
     Output, PlacedNode, Placement, Precision, Profiler, RunContext, RunLimits, Session, SessionMemory, Signature,
     Support,
 };
-pub use cpu::{CpuOptions, cpu};
+pub use cpu::{CpuOptions, MemoryUse, cpu};
 pub use error::{CompileError, ResourceError, RunError};
 pub use reference::reference;

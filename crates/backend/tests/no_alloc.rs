@@ -80,7 +80,7 @@ fn network() -> Plan {
 fn a_run_of_static_shapes_into_the_callers_buffers_allocates_nothing() {
     let plan = network();
     for threads in [1, 2, 4] {
-        let backend = cpu(CpuOptions { threads, isa: None }).unwrap();
+        let backend = cpu(CpuOptions { threads, isa: None, ..CpuOptions::default() }).unwrap();
         let executable = backend.compile(&plan, &CompileOptions::default()).unwrap();
         let mut session = executable.session(SessionMemory::default()).unwrap();
         let image: Vec<f32> = (0..1200).map(|i| (i % 11) as f32 * 0.1).collect();

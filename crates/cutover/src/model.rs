@@ -2,8 +2,8 @@
 
 use crate::Error;
 use cutover_backend::{
-    Backend, CompileError, CompileOptions, CpuOptions, Executable, Input, Output, Placement, RunContext, SessionMemory,
-    Signature,
+    Backend, CompileError, CompileOptions, CpuOptions, Executable, Input, MemoryUse, Output, Placement, RunContext,
+    SessionMemory, Signature,
 };
 use cutover_graph::{
     Graph, Plan,
@@ -105,6 +105,8 @@ pub struct DeviceOptions {
     pub threads: Option<usize>,
     /// Instruction set, as the backend spells it; the best one there is if `None`.
     pub isa: Option<String>,
+    /// What the CPU spends memory on.
+    pub memory: MemoryUse,
     pub compile: CompileOptions,
 }
 
@@ -116,7 +118,8 @@ impl Device {
         match self {
             Device::Reference => Ok(cutover_backend::reference()),
             Device::Auto | Device::Cpu => {
-                let cpu = CpuOptions { threads: options.threads.unwrap_or(0), isa: options.isa.clone() };
+                let threads = options.threads.unwrap_or(0);
+                let cpu = CpuOptions { threads, isa: options.isa.clone(), memory: options.memory };
                 Ok(cutover_backend::cpu(cpu)?)
             }
         }

@@ -2,8 +2,9 @@
 
 use crate::{Fact, GraphError, Identity, Op, TensorFact};
 use cutover_tensor::Tensor;
+use smallvec::SmallVec;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::{Arc, OnceLock},
 };
 
@@ -12,7 +13,7 @@ use std::{
 pub struct ValueId(u32);
 
 /// Index of a node in its graph. Stable while the graph changes; a removed node's is not used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
 
 impl ValueId {
@@ -79,6 +80,11 @@ impl Constant {
     /// The constant that `recipe`, an operator with its attributes spelled out, made of constants of these identities.
     pub fn derived(tensor: Tensor, recipe: &str, inputs: &[Identity]) -> Constant {
         Constant { tensor, identity: Arc::new(OnceLock::from(Identity::derived(recipe, inputs))) }
+    }
+
+    /// Whether one is a copy of the other; needs no identity.
+    pub fn is_clone_of(&self, other: &Constant) -> bool {
+        Arc::ptr_eq(&self.identity, &other.identity)
     }
 
     pub fn identity(&self) -> Identity {
@@ -179,13 +185,23 @@ impl Graph {
     }
 
     pub fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
-        self.values.iter().enumerate().map(|(i, v)| (ValueId(i as u32), v))
+        self.values_from(0)
+    }
+
+    /// As [`Graph::values`], of those added when there were `count`, and later.
+    pub(crate) fn values_from(&self, count: usize) -> impl Iterator<Item = (ValueId, &Value)> {
+        self.values[count..].iter().zip(count..).map(|(v, i)| (ValueId(i as u32), v))
     }
 
     /// # Panics
     /// If the node was removed.
     pub fn node(&self, id: NodeId) -> &Node {
         self.nodes[id.index()].as_ref().expect("a node of this graph")
+    }
+
+    /// Whether `id` is a node of this graph that was not removed.
+    pub fn has_node(&self, id: NodeId) -> bool {
+        matches!(self.nodes.get(id.index()), Some(Some(_)))
     }
 
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
@@ -252,32 +268,43 @@ impl Graph {
 
     /// Nodes in an order in which every value is made before it is used; ties keep the order of the file.
     pub fn topological_order(&self) -> Result<Vec<NodeId>, GraphError> {
-        let mut waiting: HashMap<NodeId, usize> = HashMap::new();
-        let mut users: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+        let needs = |node: &Node| {
+            let made = node.inputs.iter().flatten().filter_map(|&input| self.producer(input));
+            made.map(|(producer, _)| producer.index()).collect::<SmallVec<[usize; 4]>>()
+        };
+        // The users of node `n` are `users[starts[n]..starts[n + 1]]`, once for every use.
+        let mut starts = vec![0usize; self.nodes.len() + 1];
+        let mut waiting = vec![0usize; self.nodes.len()];
         let mut ready = std::collections::BinaryHeap::new();
         for (id, node) in self.nodes() {
-            let producers: HashSet<NodeId> =
-                node.inputs.iter().flatten().filter_map(|&v| self.producer(v)).map(|(n, _)| n).collect();
-            if producers.is_empty() {
+            let needs = needs(node);
+            waiting[id.index()] = needs.len();
+            needs.iter().for_each(|&producer| starts[producer + 1] += 1);
+            if needs.is_empty() {
                 ready.push(std::cmp::Reverse(id));
             }
-            waiting.insert(id, producers.len());
-            producers.into_iter().for_each(|p| users.entry(p).or_default().push(id));
         }
-        let mut order = Vec::with_capacity(waiting.len());
+        (1..starts.len()).for_each(|n| starts[n] += starts[n - 1]);
+        let mut next = starts.clone();
+        let mut users = vec![NodeId(0); starts[self.nodes.len()]];
+        for (id, node) in self.nodes() {
+            for producer in needs(node) {
+                users[next[producer]] = id;
+                next[producer] += 1;
+            }
+        }
+        let mut order = Vec::with_capacity(self.nodes.len());
         while let Some(std::cmp::Reverse(id)) = ready.pop() {
-            waiting.remove(&id);
             order.push(id);
-            for user in users.remove(&id).unwrap_or_default() {
-                let left = waiting.get_mut(&user).expect("a user is still waiting");
-                *left -= 1;
-                if *left == 0 {
+            for &user in &users[starts[id.index()]..starts[id.index() + 1]] {
+                waiting[user.index()] -= 1;
+                if waiting[user.index()] == 0 {
                     ready.push(std::cmp::Reverse(user));
                 }
             }
         }
-        match waiting.keys().min() {
-            Some(&stuck) => Err(GraphError::Cycle { node: self.node(stuck).name.clone() }),
+        match self.nodes().find(|(id, _)| waiting[id.index()] > 0) {
+            Some((_, stuck)) => Err(GraphError::Cycle { node: stuck.name.clone() }),
             None => Ok(order),
         }
     }

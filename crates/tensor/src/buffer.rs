@@ -2,11 +2,12 @@
 #![allow(unsafe_code)] // raw allocation with an alignment, and views into an owner that the buffer keeps alive
 
 use memmap2::MmapMut;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
-    any::Any,
     fmt,
-    ops::Deref,
+    ops::{Deref, Range},
     ptr::NonNull,
 };
 
@@ -30,7 +31,7 @@ enum Owner {
     /// Anonymous memory, mapped here; kept so that `start` stays valid.
     Mapped(#[allow(dead_code)] MmapMut),
     /// Kept only so that `start` stays valid: a mapping, a `Bytes`, a `Vec`.
-    Shared(#[allow(dead_code)] Box<dyn Any + Send + Sync>),
+    Shared(Box<dyn StableBytes>),
 }
 
 // SAFETY: the bytes are never written through a shared `Buffer`, and both owners may be dropped on any thread.
@@ -76,6 +77,13 @@ impl Buffer {
         Buffer { start, len, owner: Owner::Shared(owner) }
     }
 
+    /// Hints that nobody needs these of the bytes for now; see [`StableBytes::give_back`].
+    pub fn give_back(&self, bytes: Range<usize>) {
+        if let Owner::Shared(owner) = &self.owner {
+            owner.give_back(bytes);
+        }
+    }
+
     /// The bytes for writing, where this buffer allocated them itself.
     pub fn as_mut_owned(&mut self) -> Option<&mut [u8]> {
         if let Owner::Shared(_) = self.owner {
@@ -98,6 +106,9 @@ struct Aligned(#[allow(dead_code)] u8);
 /// Sealed to types this is known of; wrap others in an `Arc`.
 pub trait StableBytes: Send + Sync + 'static {
     fn stable_bytes(&self) -> &[u8];
+
+    /// Lets go of the memory that holds these of the bytes, if they can be had again when they are read.
+    fn give_back(&self, _bytes: Range<usize>) {}
 }
 
 impl StableBytes for Vec<u8> {
@@ -108,6 +119,12 @@ impl StableBytes for Vec<u8> {
 impl StableBytes for memmap2::Mmap {
     fn stable_bytes(&self) -> &[u8] {
         self
+    }
+
+    #[cfg(unix)]
+    fn give_back(&self, bytes: Range<usize>) {
+        // SAFETY: the mapping is of a file and only read: pages that go are those of the file again when they are read.
+        let _ = unsafe { self.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
     }
 }
 impl<T: AsRef<[u8]> + Send + Sync + 'static> StableBytes for std::sync::Arc<T> {
@@ -154,5 +171,19 @@ mod tests {
         }
         assert!(Buffer::try_zeroed(isize::MAX as usize - ALIGNMENT).is_none());
         assert!(Buffer::from_owner(vec![1u8]).as_mut_owned().is_none());
+    }
+
+    #[test]
+    fn what_was_given_back_is_there_when_it_is_read() {
+        let path = std::env::temp_dir().join(format!("cutover-buffer-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i / 7) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        // SAFETY: nobody else knows the file.
+        let map = unsafe { memmap2::Mmap::map(&std::fs::File::open(&path).unwrap()) }.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        for buffer in [Buffer::from_owner(map), Buffer::from_owner(bytes.clone()), Buffer::copy_of(&bytes)] {
+            [0..100_000, 5..50_000, 99_999..100_000, 7..7].into_iter().for_each(|range| buffer.give_back(range));
+            assert!(*buffer == *bytes);
+        }
     }
 }

@@ -178,6 +178,14 @@ impl Tensor {
         TensorView { dtype: self.dtype, shape: &self.shape, bytes: self.bytes(), strings }
     }
 
+    /// Hints that the bytes are not needed for now: where they are a part of a mapped file, the memory that holds them goes, and they are
+    /// read again when somebody asks.
+    pub fn give_back(&self) {
+        if let Data::Bytes { buffer, offset, len } = &self.data {
+            buffer.give_back(*offset..*offset + *len);
+        }
+    }
+
     /// A copy whose bytes are aligned, or the tensor itself if they are.
     pub fn aligned(&self) -> Tensor {
         let alignment = (self.dtype.bits() / 8).clamp(1, 16);

@@ -122,20 +122,26 @@ pub fn pack_filter(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
     for group in 0..grouping.groups {
         for block_out in 0..blocks_out {
             let Some(chunk) = outputs.next() else { return };
-            chunk.fill(0.0);
-            for o in 0..BLOCK.min(grouping.channels_out - block_out * BLOCK) {
-                let out = group * grouping.channels_out + block_out * BLOCK + o;
-                for i in 0..grouping.channels_in {
-                    let input = group * grouping.channels_in + i;
-                    if out / each_out != input / each_in {
-                        continue;
-                    }
-                    let from = if shape.transposed {
-                        input * each_out + out % each_out
-                    } else {
-                        out * each_in + input % each_in
-                    };
-                    for (tap, &w) in weights[from * taps..(from + 1) * taps].iter().enumerate() {
+            let first = group * grouping.channels_out + block_out * BLOCK;
+            let outs = BLOCK.min(grouping.channels_out - block_out * BLOCK);
+            if outs < BLOCK || grouping.channels_in % BLOCK > 0 || grouping.groups < shape.groups {
+                chunk.fill(0.0);
+            }
+            // The group of each output, and where its weights begin.
+            let group_of: [usize; BLOCK] = std::array::from_fn(|o| (first + o) / each_out);
+            let start_of: [usize; BLOCK] = std::array::from_fn(|o| match shape.transposed {
+                true => (first + o) % each_out * taps,
+                false => (first + o) * each_in * taps,
+            });
+            // Output by output innermost, so that what is written lies together.
+            for i in 0..grouping.channels_in {
+                let input = group * grouping.channels_in + i;
+                let (own, start) = match shape.transposed {
+                    true => (input / each_in, input * each_out * taps),
+                    false => (input / each_in, input % each_in * taps),
+                };
+                for o in (0..outs).filter(|&o| group_of[o] == own) {
+                    for (tap, &w) in weights[start_of[o] + start..][..taps].iter().enumerate() {
                         chunk[(tap * blocks_in * BLOCK + i) * BLOCK + o] = w;
                     }
                 }

@@ -196,7 +196,12 @@ impl Kernel for PackB<'_> {
     fn eval<I: Isa>(self, isa: I) {
         let width = panel_vectors::<I>() * I::LANES;
         let Matrix { data, row_stride, column_stride } = self.b;
-        for panel in self.panels {
+        // Panels that are cut from contiguous rows are so for some rows at a time: each row is a page or more from the next, and all of
+        // its panels are read while that is at hand.
+        const ROWS: usize = 32;
+        let rows = if column_stride == 1 { ROWS } else { self.k.max(1) };
+        let parts = (0..self.k).step_by(rows).flat_map(|k0| self.panels.clone().map(move |panel| (k0, panel)));
+        for (k0, panel) in parts {
             let first = panel * width;
             let columns = width.min(self.n - first);
             // SAFETY: the entry checked that B holds k x n and the packed memory all panels.
@@ -204,7 +209,7 @@ impl Kernel for PackB<'_> {
                 let out = self.packed.add(panel * width * self.k);
                 let source = data.as_ptr().add(first * column_stride);
                 if column_stride == 1 {
-                    for k in 0..self.k {
+                    for k in k0..self.k.min(k0 + ROWS) {
                         let (from, to) = (source.add(k * row_stride), out.add(k * width));
                         for v in 0..panel_vectors::<I>() {
                             let done = v * I::LANES;

@@ -145,26 +145,33 @@ pub fn packed_len(level: IsaLevel, shape: &ProductShape, bytes: bool) -> usize {
 /// Packs weights `[channels_out][channels_in/groups][height][width]`, less their zero points.
 pub fn pack(level: IsaLevel, shape: &ProductShape, weights: &[i16], bytes: bool, packed: &mut [f32]) {
     let (columns, words, width) = (shape.columns(), shape.words(bytes), cut(level).columns);
-    let (taps, channels) = (shape.height.kernel * shape.width.kernel, shape.channels_in / shape.groups);
+    let (taps, channels, depth) =
+        (shape.height.kernel * shape.width.kernel, shape.channels_in / shape.groups, shape.depth());
     let per_word = if bytes { 4 } else { 2 };
     assert!(weights.len() >= shape.channels_out * shape.depth() && packed.len() >= packed_len(level, shape, bytes));
     let group_len = panels(level, shape) * width * (words + 1);
     for group in 0..shape.groups {
         let (body, sums) =
             packed[group * group_len..][..group_len].split_at_mut(group_len - panels(level, shape) * width);
-        for column in 0..columns {
-            let own = &weights[(group * columns + column) * shape.depth()..][..shape.depth()];
-            // Row-major over the window, channels innermost, as rows of A are gathered.
-            let value = |k: usize| if k < shape.depth() { own[k % channels * taps + k / channels] } else { 0 };
-            for word in 0..words {
-                let of = |i: usize| value(word * per_word + i);
-                let bits = match bytes {
-                    true => u32::from_le_bytes(std::array::from_fn(|i| of(i) as i8 as u8)),
-                    false => u32::from(of(0) as u16) | u32::from(of(1) as u16) << 16,
-                };
-                body[(column / width * words + word) * width + column % width] = f32::from_bits(bits);
+        for first in (0..columns).step_by(width) {
+            let rows = &weights[(group * columns + first) * depth..][..width.min(columns - first) * depth];
+            for (word, to) in body[first * words..][..width * words].chunks_exact_mut(width).enumerate() {
+                // Row-major over the window, channels innermost, as rows of A are gathered; 0 where the last word has more.
+                let at: [usize; 4] = std::array::from_fn(|i| match word * per_word + i {
+                    k if k < depth => k % channels * taps + k / channels,
+                    _ => depth,
+                });
+                for (to, own) in to.iter_mut().zip(rows.chunks_exact(depth)) {
+                    let of = |i: usize| own.get(at[i]).copied().unwrap_or(0);
+                    *to = f32::from_bits(match bytes {
+                        true => u32::from_le_bytes(std::array::from_fn(|i| of(i) as i8 as u8)),
+                        false => u32::from(of(0) as u16) | u32::from(of(1) as u16) << 16,
+                    });
+                }
             }
-            sums[column] = f32::from_bits(own.iter().map(|&w| i32::from(w)).sum::<i32>() as u32);
+            for (sum, own) in sums[first..].iter_mut().zip(rows.chunks_exact(depth.max(1))) {
+                *sum = f32::from_bits(own.iter().map(|&w| i32::from(w)).sum::<i32>() as u32);
+            }
         }
     }
 }

@@ -13,28 +13,56 @@ use crate::{
     Session, SessionMemory, Signature, binding,
 };
 use cutover_graph::{Bindings, Plan};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 pub(super) struct CpuExecutable {
     program: Program,
     signature: Signature,
+    measures: OnceLock<Measures>,
+}
+
+/// What it takes, and where its nodes run.
+struct Measures {
     placement: Placement,
     footprint: Footprint,
 }
 
 impl CpuExecutable {
     pub fn new(device: Arc<Device>, plan: &Plan, numerics: Numerics) -> Result<Arc<CpuExecutable>, CompileError> {
-        let mut program = Program::new(&device, plan, numerics, false)?;
-        let first = match program.prepare() {
+        let program = Program::new(&device, plan, numerics, false)?;
+        let executable = CpuExecutable { program, signature: Signature::of(plan.graph()), measures: OnceLock::new() };
+        // What shapes decide waits for them: weights packed for a guess may be packed in vain.
+        if executable.program.is_static() {
+            let measures = executable.measure()?;
+            let _ = executable.measures.set(measures);
+        }
+        Ok(Arc::new(executable))
+    }
+
+    fn measure(&self) -> Result<Measures, ResourceError> {
+        let first = match self.program.prepare() {
             Ok(first) => first,
-            Err(RunError::Resource(error)) => return Err(error.into()),
+            Err(RunError::Resource(error)) => return Err(error),
             // A run will say it, with the shapes that it met.
             Err(_) => None,
         };
-        let footprint = footprint(&program, first.as_deref());
         let mut placement = Placement::default();
-        program.place(&mut placement.nodes);
-        Ok(Arc::new(CpuExecutable { program, signature: Signature::of(plan.graph()), placement, footprint }))
+        self.program.place(&mut placement.nodes);
+        Ok(Measures { footprint: footprint(&self.program, first.as_deref()), placement })
+    }
+
+    /// Found when somebody asks, where shapes vary.
+    fn measures(&self) -> &Measures {
+        self.measures.get_or_init(|| {
+            self.measure().unwrap_or_else(|_| {
+                let mut placement = Placement::default();
+                self.program.place(&mut placement.nodes);
+                Measures { footprint: footprint(&self.program, None), placement }
+            })
+        })
     }
 }
 
@@ -75,11 +103,11 @@ impl Executable for CpuExecutable {
     }
 
     fn footprint(&self) -> Footprint {
-        self.footprint
+        self.measures().footprint
     }
 
     fn placement(&self) -> &Placement {
-        &self.placement
+        &self.measures().placement
     }
 
     fn session(self: Arc<Self>, memory: SessionMemory) -> Result<Box<dyn Session>, ResourceError> {

@@ -31,6 +31,31 @@ pub struct CpuOptions {
     pub threads: usize,
     /// A lower rung of the dispatch ladder than the CPU offers: `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `scalar`.
     pub isa: Option<String>,
+    pub memory: MemoryUse,
+}
+
+/// What memory is spent on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryUse {
+    /// Huge pages, plans of many shapes kept, filters in whatever form is fastest.
+    #[default]
+    Fast,
+    /// As little as it takes: the weights once, and one arena. Sums may be of another order than those of `Fast`.
+    Lean,
+}
+
+impl MemoryUse {
+    fn is_huge(self) -> bool {
+        self == MemoryUse::Fast
+    }
+
+    /// Shape plans that are kept of each segment.
+    fn shapes_kept(self) -> usize {
+        match self {
+            MemoryUse::Fast => 16,
+            MemoryUse::Lean => 1,
+        }
+    }
 }
 
 /// The CPU backend. Its threads and packed weights are shared by everything it compiles.
@@ -53,6 +78,7 @@ pub fn cpu(options: CpuOptions) -> Result<Arc<dyn Backend>, CompileError> {
     Ok(Arc::new(Cpu {
         device: Arc::new(Device {
             level,
+            memory: options.memory,
             pool: pool::Pool::new(threads)?,
             weights: weights::Cache::default(),
             forests: lower::trees::Cache::default(),
@@ -69,6 +95,7 @@ struct Cpu {
 /// What every executable of one backend shares.
 struct Device {
     level: IsaLevel,
+    memory: MemoryUse,
     pool: pool::Pool,
     weights: weights::Cache,
     forests: lower::trees::Cache,

@@ -145,7 +145,10 @@ pub(super) struct Builder<'a> {
     readers: Vec<usize>,
     buffers: Vec<Building>,
     steps: Vec<PlannedStep>,
-    packed: HashMap<Recipe, Buffer>,
+    /// By address.
+    packed: HashMap<*const Packed, Buffer>,
+    /// For weights that a file does not align, one after the other.
+    aligned: Vec<f32>,
     /// What was computed of constants while planning.
     evaluated: HashMap<ValueId, Constant>,
     /// The region's nodes that read each value, and whether something outside of it does.
@@ -179,6 +182,7 @@ pub(super) fn build(
         buffers: Vec::new(),
         steps: Vec::new(),
         packed: HashMap::new(),
+        aligned: Vec::new(),
         evaluated: HashMap::new(),
         uses: vec![Vec::new(); count],
         is_output: vec![false; count],
@@ -562,9 +566,7 @@ impl Builder<'_> {
             }
         }
         if let Some(constant) = self.graph.constant(id) {
-            let tensor = constant.tensor.aligned();
-            let bytes = tensor.bytes().len();
-            let buffer = self.add(Some(Place::Constant(tensor)), bytes);
+            let buffer = self.new_constant(constant.tensor.clone());
             self.hold_plain(id, buffer);
             return Ok(buffer);
         }
@@ -587,6 +589,18 @@ impl Builder<'_> {
         };
         self.kernel = kernel;
         Ok(buffer)
+    }
+
+    /// `id` row-major, for a step that reads bytes: a constant of a file stays where it is, aligned or not.
+    pub fn plain_bytes(&mut self, id: ValueId) -> Result<Buffer, NoPlan> {
+        match self.graph.constant(id).filter(|_| self.held(id).plain.is_none()) {
+            Some(constant) => {
+                let tensor = constant.tensor.clone();
+                let bytes = tensor.bytes().len();
+                Ok(self.add(Some(Place::Constant(tensor)), bytes))
+            }
+            None => self.plain(id),
+        }
     }
 
     /// The image `id` blocked, made so if it is not.
@@ -623,16 +637,52 @@ impl Builder<'_> {
 
     /// Weights as a kernel wants them: those there are, or packed now.
     pub fn pack(&mut self, recipe: Recipe, len: usize, fill: impl FnOnce(&mut [f32])) -> Result<Buffer, NoPlan> {
-        if let Some(&buffer) = self.packed.get(&recipe) {
-            return Ok(buffer);
-        }
-        let packed: Arc<Packed> = self.device.weights.get(recipe.clone(), len, fill).map_err(|error| {
+        let sources: Vec<Tensor> = recipe.constants.iter().map(|constant| constant.tensor.clone()).collect();
+        let huge = self.device.memory.is_huge();
+        let packed = self.device.weights.get(recipe, len, huge, |packed| {
+            fill(packed);
+            // There is one copy now; the other is the file's.
+            sources.iter().for_each(Tensor::give_back);
+        });
+        let packed = packed.map_err(|error| {
             NoPlan::Error(ResourceError::System { what: "packed weights", message: error.to_string() }.into())
         })?;
-        let bytes = len * size_of::<f32>();
-        let buffer = self.add(Some(Place::Packed(packed)), bytes);
-        self.packed.insert(recipe, buffer);
+        if let Some(&buffer) = self.packed.get(&Arc::as_ptr(&packed)) {
+            return Ok(buffer);
+        }
+        let address = Arc::as_ptr(&packed);
+        let buffer = self.add(Some(Place::Packed(packed)), len * size_of::<f32>());
+        self.packed.insert(address, buffer);
         Ok(buffer)
+    }
+
+    /// As [`Builder::pack`], of one constant of f32s.
+    pub fn pack_floats(
+        &mut self,
+        constant: Constant,
+        how: String,
+        len: usize,
+        fill: impl FnOnce(&[f32], &mut [f32]),
+    ) -> Result<Buffer, NoPlan> {
+        // So much of a file is in memory beside its aligned copy.
+        const PART_LEN: usize = 1 << 18;
+        let Constant { tensor, .. } = constant.clone();
+        let mut aligned = std::mem::take(&mut self.aligned);
+        let buffer = self.pack(Recipe { constants: vec![constant], how }, len, |packed| match tensor.as_slice() {
+            Ok(floats) => fill(floats, packed),
+            Err(_) => {
+                let (floats, _) = tensor.bytes().as_chunks();
+                aligned.clear();
+                aligned.reserve_exact(floats.len());
+                for part in floats.chunks(PART_LEN) {
+                    aligned.extend(part.iter().map(|&bytes| f32::from_ne_bytes(bytes)));
+                    tensor.give_back();
+                }
+                fill(&aligned, packed);
+            }
+        });
+        self.aligned = aligned;
+        buffer
     }
 
     /// Floats in a buffer.

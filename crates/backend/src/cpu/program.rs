@@ -16,7 +16,7 @@ use cutover_graph::{
 use cutover_tensor::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -36,7 +36,7 @@ pub(super) struct Program {
     input_at: Vec<Option<usize>>,
     schedule: Mutex<Arc<Schedule>>,
     /// Nodes of operators that have kernels, but none for their attributes or shapes.
-    fallen: BTreeSet<NodeId>,
+    fallen: OnceLock<BTreeSet<NodeId>>,
 }
 
 /// Names of nodes and their operators, for profiles and errors.
@@ -119,7 +119,7 @@ impl Program {
             facts,
             input_at,
             schedule: Mutex::new(Arc::new(schedule)),
-            fallen: BTreeSet::new(),
+            fallen: OnceLock::new(),
         })
     }
 
@@ -153,13 +153,21 @@ impl Program {
 
     /// Plans what shapes are known of: static ones now and for good, symbolic ones at 1, to know how much they take and what falls
     /// back. Gives the plan of the first segment.
-    pub fn prepare(&mut self) -> Result<Option<Arc<ShapePlan>>, RunError> {
-        self.bodies.values_mut().flatten().try_for_each(|body| body.prepare().map(drop))?;
+    pub fn prepare(&self) -> Result<Option<Arc<ShapePlan>>, RunError> {
+        self.bodies.values().flatten().try_for_each(|body| body.prepare().map(drop))?;
         let plan = self.first_plan()?;
         let steps = plan.iter().flat_map(|plan| &plan.steps);
         let fallen = steps.filter(|step| matches!(step.lowered, lower::Lowered::Fallback(_))).map(|step| step.node);
-        self.fallen = fallen.collect();
+        // What was found first stays.
+        let _ = self.fallen.set(fallen.collect());
         Ok(plan)
+    }
+
+    /// Whether all of the graph's inputs are tensors of known extents, so that it can be planned for good before it runs.
+    pub fn is_static(&self) -> bool {
+        let graph = self.plan.graph();
+        let mut facts = graph.inputs().iter().map(|&id| graph.value(id).fact.as_tensor());
+        facts.all(|fact| fact.is_some_and(|fact| fact.constant_shape().is_some()))
     }
 
     fn first_plan(&self) -> Result<Option<Arc<ShapePlan>>, RunError> {
@@ -182,8 +190,9 @@ impl Program {
             match segment.plan(self.setting(), &self.device, &concrete) {
                 Ok(plan) => {
                     let plan = Arc::new(plan);
-                    if is_static {
-                        segment.keep(Arc::clone(&plan));
+                    // A guess is often right: a batch of one.
+                    if is_static || !segment.has_plan() {
+                        segment.keep(Arc::clone(&plan), &self.device);
                     }
                     return Ok(Some(plan));
                 }
@@ -218,7 +227,7 @@ impl Program {
                 false => lower::support(graph, node),
             };
             let (kernel, reason) = match support {
-                Support::Native { .. } if self.fallen.contains(&id) => {
+                Support::Native { .. } if self.fallen.get().is_some_and(|fallen| fallen.contains(&id)) => {
                     ("reference".to_string(), "no kernel for these attributes or shapes".to_string())
                 }
                 Support::Native { kernel } => (kernel.to_string(), String::new()),

@@ -6,6 +6,7 @@ use super::{
     plan::{self, NoPlan, Region, Setting, ShapePlan, could_be_known},
     pool::{Barrier, BreakOnPanic},
     program::{Names, Run},
+    weights::pages,
 };
 use crate::{Input, OpTiming, Output, ResourceError, RunContext, RunError, SessionMemory, binding};
 use cutover_graph::{Fact, TensorFact};
@@ -15,9 +16,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
-
-/// Shape plans that are kept of each segment; the one used longest ago goes first.
-const SHAPES_KEPT: usize = 16;
 
 /// Inputs of a segment whose elements are tried one by one for whether shapes follow from them.
 const KNOWN_TRIED: usize = 128;
@@ -33,7 +31,7 @@ pub(super) struct Segment {
 impl Segment {
     pub fn new(region: Region) -> Segment {
         let known = Mutex::new(vec![false; region.inputs.len()]);
-        Segment { region, known, plans: Mutex::new(Vec::with_capacity(SHAPES_KEPT)) }
+        Segment { region, known, plans: Mutex::default() }
     }
 
     /// Makes the plan for inputs of which this is known.
@@ -68,12 +66,18 @@ impl Segment {
         Ok(plan)
     }
 
-    pub fn keep(&self, plan: Arc<ShapePlan>) {
+    /// Keeps `plan` for runs to come; the one used longest ago goes where there are too many.
+    pub fn keep(&self, plan: Arc<ShapePlan>, device: &Device) {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if plans.len() >= SHAPES_KEPT {
+        if plans.len() >= device.memory.shapes_kept() {
             plans.remove(0);
         }
         plans.push(plan);
+    }
+
+    /// Whether it was run, or planned for good.
+    pub fn has_plan(&self) -> bool {
+        !self.plans.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// The plan for these inputs: a kept one, or a new one.
@@ -87,7 +91,7 @@ impl Segment {
         drop(plans);
         let fact = |input: &Input<'_>| fact_of(tensor(input));
         let plan = Arc::new(self.plan(setting, device, &inputs.iter().map(fact).collect::<Vec<_>>())?);
-        self.keep(Arc::clone(&plan));
+        self.keep(Arc::clone(&plan), device);
         Ok(plan)
     }
 
@@ -174,7 +178,13 @@ impl Memory {
     }
 
     /// The arena of at least `bytes`, and where it begins; `held_bytes` are taken by other things.
-    fn reserve(&mut self, bytes: usize, held_bytes: u64, context: &RunContext<'_>) -> Result<*mut u8, RunError> {
+    fn reserve(
+        &mut self,
+        bytes: usize,
+        huge: bool,
+        held_bytes: u64,
+        context: &RunContext<'_>,
+    ) -> Result<*mut u8, RunError> {
         let limit = self.budget.budget_bytes.unwrap_or(u64::MAX).min(context.limits.arena_bytes);
         let needed = held_bytes.saturating_add(bytes as u64);
         if needed > limit {
@@ -183,7 +193,7 @@ impl Memory {
         if self.arena.as_ref().is_none_or(|arena| arena.len() < bytes) {
             // The old one first: both together may be more than there is.
             self.arena = None;
-            let map = MmapMut::map_anon(bytes.max(1)).map_err(|error| {
+            let map = pages(bytes, huge).map_err(|error| {
                 RunError::Resource(ResourceError::System { what: "a session's arena", message: error.to_string() })
             })?;
             self.arena = Some(map);
@@ -203,7 +213,8 @@ impl Memory {
         let workspace_bytes = plan.workspace_len * size_of::<f32>();
         let made = outputs.iter().zip(&plan.outputs).filter(|(output, _)| !matches!(output, Output::Write(_)));
         let made_bytes = made.map(|(_, planned)| planned.bytes as u64).fold(held_bytes, u64::saturating_add);
-        let arena = self.reserve(plan.arena_bytes + workspace_bytes * device.pool.threads(), made_bytes, context)?;
+        let (bytes, huge) = (plan.arena_bytes + workspace_bytes * device.pool.threads(), device.memory.is_huge());
+        let arena = self.reserve(bytes, huge, made_bytes, context)?;
         let Addresses { inputs: input_at, outputs: output_at, owned } = &mut self.addresses;
         input_at.clear();
         output_at.clear();

@@ -91,7 +91,7 @@ fn check(op: impl Into<Op>, operands: &[Operand], outputs: usize, tolerance: f64
     let plan = Plan::new(graph).unwrap();
     let expected = run(&reference(), &plan, &given, &said);
     for threads in [1, 3] {
-        let backend = cpu(CpuOptions { threads, isa: None }).unwrap();
+        let backend = cpu(CpuOptions { threads, isa: None, ..CpuOptions::default() }).unwrap();
         let placed = backend.compile(&plan, &CompileOptions::default()).unwrap().placement().nodes[0].clone();
         assert_ne!(placed.kernel, "reference", "{said}: {}", placed.reason);
         for (actual, expected) in run(&backend, &plan, &given, &said).iter().zip(&expected) {

@@ -91,7 +91,7 @@ impl Case {
             let plan = Plan::new(graph).unwrap();
             let place = format!("{what}, shapes known: {is_known}, {:?}", self.op);
             let expected = self.run(&reference(), &plan, None);
-            let options = CpuOptions { threads: 2, isa: None };
+            let options = CpuOptions { threads: 2, isa: None, ..CpuOptions::default() };
             let actual = self.run(&cpu(options).unwrap(), &plan, Some(&self.op.name()));
             for (output, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
                 assert_eq!(actual.shape(), expected.shape(), "{place}");

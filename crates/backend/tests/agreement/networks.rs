@@ -4,7 +4,7 @@
 //! `CUTOVER_SOAK=N` runs N times as many graphs.
 
 use super::support::{RUNGS, Random, answers, run, same_bits, soak};
-use cutover_backend::{Backend, CompileOptions, CpuOptions, Numerics, cpu, reference};
+use cutover_backend::{Backend, CompileOptions, CpuOptions, MemoryUse, Numerics, cpu, reference};
 use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact, ValueId,
     ops::{
@@ -295,8 +295,8 @@ impl Drawing {
 }
 
 /// One backend per rung of the ladder that this machine has and number of threads.
-fn backends() -> Vec<(&'static str, Vec<Arc<dyn Backend>>)> {
-    let make = |isa: &str, threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()) }).ok();
+fn backends(memory: MemoryUse) -> Vec<(&'static str, Vec<Arc<dyn Backend>>)> {
+    let make = |isa: &str, threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()), memory }).ok();
     let rung = |isa| Some((isa, [1, 2, 3, 7].into_iter().map(|t| make(isa, t)).collect::<Option<Vec<_>>>()?));
     RUNGS.into_iter().filter_map(rung).collect()
 }
@@ -307,7 +307,9 @@ fn all_same_bits(a: &[Tensor], b: &[Tensor]) -> bool {
 
 #[test]
 fn random_graphs_agree_with_the_reference_at_every_instruction_set_and_number_of_threads() {
-    let (reference, backends) = (reference(), backends());
+    let reference = reference();
+    // Those short of memory use other algorithms.
+    let backends = [backends(MemoryUse::Fast), backends(MemoryUse::Lean)].concat();
     assert!(!backends.is_empty());
     for seed in 0..150 * soak() {
         let drawing = Drawing::chain(seed);
@@ -336,7 +338,7 @@ fn random_graphs_agree_with_the_reference_at_every_instruction_set_and_number_of
 
 #[test]
 fn a_sample_has_the_same_bits_whatever_it_is_batched_with() {
-    for (isa, backends) in backends() {
+    for (isa, backends) in backends(MemoryUse::Fast) {
         for batch in [2, 5, 9] {
             let build = |batch: usize| {
                 let mut d = Drawing::new(7);
@@ -382,38 +384,40 @@ fn numerics_decide_about_winograd_and_a_sample_has_the_same_bits_in_any_batch() 
     };
     let expected = run(&reference(), &plan(3), &[Value::Tensor(image.clone())], "reference").swap_remove(0);
     let expected = expected.to_vec::<f32>().unwrap();
-    for (isa, backends) in backends() {
-        for (numerics, is_winograd) in [(Numerics::Strict, false), (Numerics::Default, true), (Numerics::Relaxed, true)]
-        {
-            let options = CompileOptions { numerics, ..CompileOptions::default() };
-            let said = format!("{isa}, {numerics:?}");
-            let together: Vec<_> = backends
-                .iter()
-                .map(|backend| {
-                    let executable = backend.compile(&plan(3), &options).unwrap();
-                    let placed = &executable.placement().nodes;
-                    assert_eq!(placed.iter().any(|node| node.kernel == "Winograd convolution"), is_winograd, "{said}");
-                    answers(executable, &[Value::Tensor(image.clone())], &said)
-                })
-                .collect();
-            assert!(together.iter().all(|t| all_same_bits(t, &together[0])), "{said}: other bits on more threads");
-            let together = together[0][0].to_vec::<f32>().unwrap();
-            let worst = together.iter().zip(&expected).map(|(a, e)| (a - e).abs()).fold(0.0, f32::max);
-            assert!(worst < if numerics == Numerics::Relaxed { 3e-4 } else { 3e-5 }, "{said}: {worst} off");
-            let samples = image.to_vec::<f32>().unwrap();
-            for (sample, whole) in samples.chunks(24 * 15 * 22).zip(together.chunks(40 * 15 * 22)) {
-                let sample = Tensor::from_vec([1, 24, 15, 22], sample.to_vec()).unwrap();
-                let executable = backends[0].compile(&plan(1), &options).unwrap();
-                let alone = answers(executable, &[Value::Tensor(sample)], &said).swap_remove(0);
-                assert!(same_bits(&alone, &Tensor::from_vec([1, 40, 15, 22], whole.to_vec()).unwrap()), "{said}");
-            }
+    let fast = backends(MemoryUse::Fast).into_iter().flat_map(|(isa, backends)| {
+        let cases = [(Numerics::Strict, false), (Numerics::Default, true), (Numerics::Relaxed, true)];
+        cases.map(|(numerics, is_winograd)| (isa, backends.clone(), numerics, is_winograd))
+    });
+    let lean = backends(MemoryUse::Lean).into_iter().map(|(isa, backends)| (isa, backends, Numerics::Default, false));
+    for (isa, backends, numerics, is_winograd) in fast.chain(lean) {
+        let options = CompileOptions { numerics, ..CompileOptions::default() };
+        let said = format!("{isa}, {numerics:?}");
+        let together: Vec<_> = backends
+            .iter()
+            .map(|backend| {
+                let executable = backend.compile(&plan(3), &options).unwrap();
+                let placed = &executable.placement().nodes;
+                assert_eq!(placed.iter().any(|node| node.kernel == "Winograd convolution"), is_winograd, "{said}");
+                answers(executable, &[Value::Tensor(image.clone())], &said)
+            })
+            .collect();
+        assert!(together.iter().all(|t| all_same_bits(t, &together[0])), "{said}: other bits on more threads");
+        let together = together[0][0].to_vec::<f32>().unwrap();
+        let worst = together.iter().zip(&expected).map(|(a, e)| (a - e).abs()).fold(0.0, f32::max);
+        assert!(worst < if numerics == Numerics::Relaxed { 3e-4 } else { 3e-5 }, "{said}: {worst} off");
+        let samples = image.to_vec::<f32>().unwrap();
+        for (sample, whole) in samples.chunks(24 * 15 * 22).zip(together.chunks(40 * 15 * 22)) {
+            let sample = Tensor::from_vec([1, 24, 15, 22], sample.to_vec()).unwrap();
+            let executable = backends[0].compile(&plan(1), &options).unwrap();
+            let alone = answers(executable, &[Value::Tensor(sample)], &said).swap_remove(0);
+            assert!(same_bits(&alone, &Tensor::from_vec([1, 40, 15, 22], whole.to_vec()).unwrap()), "{said}");
         }
     }
 }
 
 #[test]
 fn sessions_of_one_backend_run_side_by_side() {
-    let backend = cpu(CpuOptions { threads: 2, isa: None }).unwrap();
+    let backend = cpu(CpuOptions { threads: 2, isa: None, ..CpuOptions::default() }).unwrap();
     let drawn: Vec<_> = (0..4).map(Drawing::chain).map(|d| (Plan::new(d.graph).unwrap(), d.inputs)).collect();
     let expected: Vec<_> = drawn.iter().map(|(plan, inputs)| run(&backend, plan, inputs, "one")).collect();
     std::thread::scope(|scope| {

@@ -366,7 +366,9 @@ fn check(draw: fn(u64) -> Drawing, seeds: u64) {
     let reference = reference();
     let backends: Vec<Arc<dyn Backend>> = RUNGS
         .into_iter()
-        .flat_map(|isa| [1, 3].map(|threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()) }).ok()))
+        .flat_map(|isa| {
+            [1, 3].map(|threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()), ..CpuOptions::default() }).ok())
+        })
         .flatten()
         .collect();
     for seed in 0..seeds * soak() {

@@ -201,7 +201,7 @@ fn run_compiled(
 }
 
 fn on_threads(threads: usize) -> Arc<dyn Backend> {
-    cpu(CpuOptions { threads, isa: None }).unwrap()
+    cpu(CpuOptions { threads, isa: None, ..CpuOptions::default() }).unwrap()
 }
 
 /// That the CPU gives what the reference gives, the second time too and on any number of threads.

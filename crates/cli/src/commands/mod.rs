@@ -15,7 +15,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use cutover::{
     Device, DeviceOptions, Model, OpenOptions,
-    backend::{CompileOptions, Numerics, Precision},
+    backend::{CompileOptions, MemoryUse, Numerics, Precision},
     graph::{
         onnx::{ImportOptions, Limits},
         passes::PassOptions,
@@ -85,6 +85,9 @@ struct DeviceArguments {
     /// How arithmetic may be rearranged: default; strict, for direct sums alone; relaxed, for Winograd's F(6×6, 3×3) too.
     #[arg(long, default_value = "default", value_parser = numerics)]
     numerics: Numerics,
+    /// fast, or lean: the weights once and one arena, no more.
+    #[arg(long, default_value = "fast", value_parser = memory)]
+    memory: MemoryUse,
 }
 
 fn numerics(text: &str) -> Result<Numerics, String> {
@@ -93,6 +96,14 @@ fn numerics(text: &str) -> Result<Numerics, String> {
         "strict" => Ok(Numerics::Strict),
         "relaxed" => Ok(Numerics::Relaxed),
         _ => Err("expected default, strict or relaxed".to_string()),
+    }
+}
+
+fn memory(text: &str) -> Result<MemoryUse, String> {
+    match text {
+        "fast" => Ok(MemoryUse::Fast),
+        "lean" => Ok(MemoryUse::Lean),
+        _ => Err("expected fast or lean".to_string()),
     }
 }
 
@@ -108,7 +119,7 @@ fn precision(text: &str) -> Result<Precision, String> {
 impl DeviceArguments {
     fn options(&self) -> DeviceOptions {
         let compile = CompileOptions { precision: self.precision, numerics: self.numerics };
-        DeviceOptions { threads: self.threads, isa: self.isa.clone(), compile }
+        DeviceOptions { threads: self.threads, isa: self.isa.clone(), memory: self.memory, compile }
     }
 
     fn precision_name(&self) -> &'static str {

@@ -1,9 +1,12 @@
 //! `cutover serve`.
 
-use super::convert::{Source, convert};
+use super::{
+    convert::{Source, convert},
+    memory,
+};
 use crate::{Verdict, output::Printer};
 use anyhow::{Context, Result};
-use cutover::{Device, DeviceOptions, Host, HostOptions, Strategy, package::Package};
+use cutover::{Device, DeviceOptions, Host, HostOptions, Strategy, backend::MemoryUse, package::Package};
 use cutover_server::{Server, ServerOptions};
 use serde_json::json;
 use std::{
@@ -29,6 +32,9 @@ pub(crate) struct Arguments {
     /// Threads of the CPU for one request; one per core if left out.
     #[arg(long)]
     threads: Option<usize>,
+    /// fast, or lean: the weights once and one arena a worker, no more.
+    #[arg(long, default_value = "fast", value_parser = memory)]
+    memory: MemoryUse,
     /// Requests that run at once.
     #[arg(long, default_value_t = 2)]
     workers: usize,
@@ -38,7 +44,7 @@ impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
         let temporary = tempfile::Builder::new().prefix("cutover-").tempdir().context("a temporary folder")?;
         let store = self.store.clone().unwrap_or_else(|| temporary.path().join("store"));
-        let options = DeviceOptions { threads: self.threads, ..DeviceOptions::default() };
+        let options = DeviceOptions { threads: self.threads, memory: self.memory, ..DeviceOptions::default() };
         let host = open_host(&store, self.backend, &options, self.workers)?;
         let served = |host: &Host| host.status().models.into_iter().map(|m| m.name).collect::<Vec<_>>();
         for path in &self.models {

@@ -5,7 +5,7 @@
 
 use super::{Folding, Pass, PassOptions, PassReport, Step, Subject, subject::meet};
 use crate::{Fact, Graph, GraphError, NodeId, Patch, PatchValue, Source, ValueId};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 pub(super) fn run(
     graph: Graph,
@@ -21,14 +21,15 @@ pub(super) fn run(
         let steps_before = driver.steps.len();
         for &pass in passes {
             let steps_before = driver.steps.len();
-            let mut nodes: VecDeque<NodeId> = driver.subject.graph.topological_order()?.into();
-            while let Some(node) = nodes.pop_front() {
+            let mut nodes = Queue::of(driver.order()?);
+            while let Some(node) = nodes.pop() {
                 if driver.steps.len() >= limit {
                     break 'rounds;
                 }
-                if !driver.alive.contains(&node) {
+                if !driver.subject.graph.has_node(node) {
                     continue;
                 }
+                driver.work += 1 + driver.subject.node(node).inputs.len();
                 if let Some(patch) = pass.propose(&driver.subject, node) {
                     let again = driver.apply(pass.name(), node, &patch).map_err(|e| driver.blame(pass, e))?;
                     if options.verify_each_patch {
@@ -49,15 +50,50 @@ pub(super) fn run(
             break;
         }
     }
-    let Driver { subject, steps, .. } = driver;
+    let Driver { subject, steps, work, .. } = driver;
     let nodes_after = subject.graph.node_count();
-    Ok((subject.graph, PassReport { steps, nodes_before, nodes_after }))
+    Ok((subject.graph, PassReport { steps, nodes_before, nodes_after, work }))
+}
+
+/// Nodes to look at, each once however often it was asked for meanwhile: one that reads thousands of values is not looked at again for
+/// every one of them.
+#[derive(Default)]
+struct Queue {
+    nodes: VecDeque<NodeId>,
+    /// By node.
+    is_waiting: Vec<bool>,
+}
+
+impl Queue {
+    fn of(nodes: impl IntoIterator<Item = NodeId>) -> Queue {
+        let mut queue = Queue::default();
+        queue.extend(nodes);
+        queue
+    }
+
+    fn extend(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
+        for node in nodes {
+            self.is_waiting.resize(self.is_waiting.len().max(node.index() + 1), false);
+            if !std::mem::replace(&mut self.is_waiting[node.index()], true) {
+                self.nodes.push_back(node);
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Option<NodeId> {
+        let node = self.nodes.pop_front()?;
+        self.is_waiting[node.index()] = false;
+        Some(node)
+    }
 }
 
 struct Driver {
     subject: Subject,
     steps: Vec<Step>,
-    alive: HashSet<NodeId>,
+    /// As [`PassReport::work`].
+    work: usize,
+    /// The nodes in order, until a patch changes the graph.
+    order: Option<Vec<NodeId>>,
     value_names: HashSet<String>,
     node_names: HashSet<String>,
     /// The graph's inputs and outputs as they were.
@@ -70,11 +106,19 @@ impl Driver {
         Driver {
             value_names: in_use.map(|(_, v)| v.name.clone()).collect(),
             node_names: graph.nodes().map(|(_, n)| n.name.clone()).collect(),
-            alive: graph.nodes().map(|(id, _)| id).collect(),
             signature: signature(&graph),
             subject: Subject::new(graph, folding),
             steps: Vec::new(),
+            work: 0,
+            order: None,
         }
+    }
+
+    fn order(&mut self) -> Result<Vec<NodeId>, GraphError> {
+        if self.order.is_none() {
+            self.order = Some(self.subject.graph.topological_order()?);
+        }
+        Ok(self.order.clone().unwrap_or_default())
     }
 
     fn blame(&self, pass: &dyn Pass, source: GraphError) -> GraphError {
@@ -110,6 +154,7 @@ impl Driver {
         let step =
             Step { pass, node: self.subject.node(anchor).name.clone(), description: self.describe(patch, &leaving) };
         self.steps.push(step);
+        self.order = None;
         self.free_names(patch, &leaving);
         let (constants, nodes) = self.add(patch)?;
         let resolve = |value: PatchValue, graph: &Graph| match value {
@@ -117,16 +162,15 @@ impl Driver {
             PatchValue::Constant(index) => constants[index],
             PatchValue::Node { node, output } => graph.node(nodes[node]).outputs[output],
         };
-        let mut changed = VecDeque::new();
+        let mut changed = Queue::default();
+        let mut again = nodes.clone();
         for &(old, new) in &patch.replacements {
             let new = resolve(new, &self.subject.graph);
-            self.replace(old, new, &nodes, &mut changed)?;
+            again.extend(self.replace(old, new, &nodes, &mut changed)?);
         }
         self.remove(&leaving, patch);
         self.infer_again(changed)?;
-        let replacing = patch.replacements.iter().map(|&(_, new)| resolve(new, &self.subject.graph));
-        let users = replacing.flat_map(|new| self.subject.users(new));
-        Ok(nodes.iter().chain(users).copied().collect())
+        Ok(again)
     }
 
     /// Nodes of which nothing is needed once `patch` is applied, users before what they use.
@@ -221,6 +265,7 @@ impl Driver {
             self.subject.uses.push(Vec::new());
             self.subject.is_output.push(false);
         }
+        self.subject.alike.see(&self.subject.graph);
         let mut nodes: Vec<NodeId> = Vec::with_capacity(patch.nodes.len());
         for (index, node) in patch.nodes.iter().enumerate() {
             let resolve = |value: PatchValue| match value {
@@ -237,7 +282,7 @@ impl Driver {
             self.subject.uses.resize(self.subject.graph.value_count(), Vec::new());
             self.subject.is_output.resize(self.subject.graph.value_count(), false);
             inputs.iter().flatten().for_each(|input| self.subject.uses[input.index()].push(id));
-            self.alive.insert(id);
+            self.subject.alike.add(&self.subject.graph, id);
             nodes.push(id);
         }
         Ok((constants, nodes))
@@ -250,15 +295,15 @@ impl Driver {
         self.signature[graph.inputs().len() + position].0.clone()
     }
 
-    /// Makes every use of `old` but those by the patch's own `nodes` a use of `new`; nodes whose inputs are known better, or
-    /// otherwise, go to `changed`.
+    /// Makes every use of `old` but those by the patch's own `nodes` a use of `new`, and gives their nodes; nodes whose inputs are known
+    /// better, or otherwise, go to `changed`.
     fn replace(
         &mut self,
         old: ValueId,
         new: ValueId,
         nodes: &[NodeId],
-        changed: &mut VecDeque<NodeId>,
-    ) -> Result<(), GraphError> {
+        changed: &mut Queue,
+    ) -> Result<BTreeSet<NodeId>, GraphError> {
         let subject = &mut self.subject;
         let (was, is) = (subject.graph.value(old), subject.graph.value(new));
         let Some(known) = subject.agreed(old, new) else {
@@ -269,16 +314,21 @@ impl Driver {
         let is_made = matches!(is.source, Source::Node { .. });
         if is_made && is.fact != known {
             subject.graph.value_mut(new).fact = known;
-            changed.extend(&subject.uses[new.index()]);
+            changed.extend(subject.uses[new.index()].iter().copied());
         }
         let (own, users): (Vec<_>, Vec<_>) =
             std::mem::take(&mut subject.uses[old.index()]).into_iter().partition(|u| nodes.contains(u));
-        for &user in &users {
-            let inputs = subject.graph.node_mut(user).inputs.iter_mut().flatten();
-            inputs.filter(|input| **input == old).for_each(|input| *input = new);
+        let moved: BTreeSet<NodeId> = users.iter().copied().collect();
+        for &user in &moved {
+            for (at, input) in subject.graph.node_mut(user).inputs.iter_mut().enumerate() {
+                if *input == Some(old) {
+                    *input = Some(new);
+                    subject.alike.replace(user, at, old, new);
+                }
+            }
         }
         if differs {
-            changed.extend(&users);
+            changed.extend(moved.iter().copied());
         }
         subject.uses[old.index()] = own;
         subject.uses[new.index()].extend(users);
@@ -296,7 +346,7 @@ impl Driver {
                 self.value_names.insert(name);
             }
         }
-        Ok(())
+        Ok(moved)
     }
 
     fn remove(&mut self, leaving: &[NodeId], patch: &Patch) {
@@ -310,8 +360,8 @@ impl Driver {
                 }
                 unused.push(input);
             }
+            subject.alike.remove(id);
             subject.graph.remove_node(id);
-            self.alive.remove(&id);
         }
         for value in unused {
             let is_used = !subject.uses[value.index()].is_empty() || subject.is_output[value.index()];
@@ -323,12 +373,13 @@ impl Driver {
     }
 
     /// Infers the facts of nodes whose inputs' facts changed, and of theirs.
-    fn infer_again(&mut self, mut changed: VecDeque<NodeId>) -> Result<(), GraphError> {
-        while let Some(id) = changed.pop_front() {
-            if !self.alive.contains(&id) {
+    fn infer_again(&mut self, mut changed: Queue) -> Result<(), GraphError> {
+        while let Some(id) = changed.pop() {
+            if !self.subject.graph.has_node(id) {
                 continue;
             }
             let node = self.subject.graph.node(id);
+            self.work += 1 + node.inputs.len();
             let facts = self.subject.graph.infer(&node.name, &node.op, &node.inputs, node.outputs.len())?;
             let outputs = node.outputs.clone();
             for (output, fact) in outputs.into_iter().zip(facts) {
@@ -339,7 +390,7 @@ impl Driver {
                 };
                 if value.fact != known {
                     self.subject.graph.value_mut(output).fact = known;
-                    changed.extend(self.subject.users(output));
+                    changed.extend(self.subject.users(output).iter().copied());
                 }
             }
         }

@@ -77,6 +77,8 @@ pub struct PassReport {
     pub steps: Vec<Step>,
     pub nodes_before: usize,
     pub nodes_after: usize,
+    /// What it cost, in inputs of nodes that a pass looked at or whose facts were inferred again; grows as the graph does.
+    pub work: usize,
 }
 
 /// One patch that was applied.

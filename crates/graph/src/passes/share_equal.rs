@@ -16,8 +16,9 @@ impl Pass for ShareEqual {
         if matches!(node.op, Op::Custom(_)) {
             return None;
         }
-        let variable = node.inputs.iter().flatten().filter(|&&input| subject.constant(input).is_none());
-        let rarest = *variable.min_by_key(|&&input| subject.users(input).len())?;
+        if node.inputs.iter().flatten().all(|&input| subject.constant(input).is_some()) {
+            return None;
+        }
         let same_inputs = |other: &[Option<crate::ValueId>]| {
             other.len() == node.inputs.len()
                 && other.iter().zip(&node.inputs).all(|pair| match pair {
@@ -25,16 +26,16 @@ impl Pass for ShareEqual {
                     (a, b) => a == b,
                 })
         };
-        let equal = |&&other: &&NodeId| {
+        let equal = |&other: &NodeId| {
             let candidate = subject.node(other);
             let same_form = candidate.outputs.len() == node.outputs.len() && candidate.op.same(&node.op);
             // A file can declare of equal values what does not agree.
             let agree = || node.outputs.iter().zip(&candidate.outputs).all(|(&a, &b)| subject.agreed(a, b).is_some());
-            other < id && same_form && same_inputs(&candidate.inputs) && agree()
+            same_form && same_inputs(&candidate.inputs) && agree()
         };
-        let earlier = subject.users(rarest).iter().filter(equal).min()?;
+        let earlier = subject.alike(id).find(equal)?;
         let mut patch = Patch::new();
-        for (&mine, &theirs) in node.outputs.iter().zip(&subject.node(*earlier).outputs) {
+        for (&mine, &theirs) in node.outputs.iter().zip(&subject.node(earlier).outputs) {
             patch.replace(mine, theirs);
         }
         Some(patch)

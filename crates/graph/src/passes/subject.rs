@@ -1,9 +1,12 @@
 //! The graph as a pass sees it: with the users of every value at hand.
 
 use super::Folding;
-use crate::{Constant, Dim, Fact, Graph, Node, NodeId, Op, Symbol, TensorFact, ValueId, ops::Wide};
+use crate::{Constant, Dim, Fact, Graph, Node, NodeId, Op, Source, Symbol, TensorFact, ValueId, ops::Wide};
 use cutover_tensor::{DType, Tensor};
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 /// A graph that is being rewritten. Passes read it; the driver alone changes it.
 #[derive(Debug)]
@@ -15,17 +18,89 @@ pub struct Subject {
     /// Symbols of the graph's inputs: the others are made up where an extent is not known.
     pub(super) input_symbols: BTreeSet<Symbol>,
     pub(super) folding: Folding,
+    pub(super) alike: Alike,
+}
+
+/// Nodes by what they are made from, so that those which may compute the same are found without a search.
+///
+/// A node's key is a sum over its inputs: replacing one of them costs the same whether it has two or thousands.
+#[derive(Debug, Default)]
+pub(super) struct Alike {
+    /// By value; equal for values that are the same by [`Subject::same_value`].
+    values: Vec<u64>,
+    /// By node.
+    keys: Vec<u64>,
+    nodes: BTreeSet<(u64, NodeId)>,
+}
+
+impl Alike {
+    fn of(graph: &Graph) -> Alike {
+        let mut alike = Alike::default();
+        graph.nodes().for_each(|(id, _)| alike.add(graph, id));
+        alike
+    }
+
+    /// Takes note of values that are new.
+    pub fn see(&mut self, graph: &Graph) {
+        let known = self.values.len();
+        self.values.extend(graph.values_from(known).map(|(id, value)| match &value.source {
+            Source::Constant(constant) if is_compared(&constant.tensor) => {
+                digest(&(constant.tensor.dtype(), constant.tensor.shape().dims(), constant.tensor.bytes()))
+            }
+            _ => digest(&id),
+        }));
+    }
+
+    pub fn add(&mut self, graph: &Graph, id: NodeId) {
+        self.see(graph);
+        let node = graph.node(id);
+        let parts = node.inputs.iter().enumerate().map(|(at, &input)| self.part(at, input));
+        let key = parts.fold(digest(&std::mem::discriminant(&node.op)), u64::wrapping_add);
+        self.keys.resize(self.keys.len().max(id.index() + 1), 0);
+        self.keys[id.index()] = key;
+        self.nodes.insert((key, id));
+    }
+
+    pub fn remove(&mut self, id: NodeId) {
+        self.nodes.remove(&(self.keys[id.index()], id));
+    }
+
+    /// Input `at` of the node, which was `old`, is `new`.
+    pub fn replace(&mut self, id: NodeId, at: usize, old: ValueId, new: ValueId) {
+        let (was, is) = (self.part(at, Some(old)), self.part(at, Some(new)));
+        self.remove(id);
+        let key = &mut self.keys[id.index()];
+        *key = key.wrapping_sub(was).wrapping_add(is);
+        self.nodes.insert((*key, id));
+    }
+
+    fn part(&self, at: usize, input: Option<ValueId>) -> u64 {
+        digest(&(at, input.map(|input| self.values[input.index()])))
+    }
+}
+
+/// The same in every process, so that nothing depends on chance.
+fn digest(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Whether constants are compared by their bytes.
+fn is_compared(tensor: &Tensor) -> bool {
+    const COMPARED_BYTES: usize = 4096;
+    tensor.dtype() != DType::String && tensor.bytes().len() <= COMPARED_BYTES
 }
 
 impl Subject {
     pub(super) fn new(graph: Graph, folding: Folding) -> Subject {
-        let uses = graph.uses();
+        let (uses, alike) = (graph.uses(), Alike::of(&graph));
         let mut is_output = vec![false; graph.value_count()];
         graph.outputs().iter().for_each(|output| is_output[output.index()] = true);
         let mut input_symbols = BTreeSet::new();
         let facts = graph.inputs().iter().filter_map(|&input| graph.value(input).fact.as_tensor());
         facts.filter_map(|f| f.shape.as_ref()).flatten().for_each(|dim| dim.collect_symbols(&mut input_symbols));
-        Subject { graph, uses, is_output, input_symbols, folding }
+        Subject { graph, uses, is_output, input_symbols, folding, alike }
     }
 
     pub fn graph(&self) -> &Graph {
@@ -43,6 +118,14 @@ impl Subject {
 
     pub fn is_output(&self, value: ValueId) -> bool {
         self.is_output[value.index()]
+    }
+
+    /// Nodes before `id` that may compute what it does, the earliest first: with the same kind of operator and the same inputs, but for
+    /// chance.
+    pub fn alike(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        let key = self.alike.keys[id.index()];
+        let from = self.alike.nodes.range((key, NodeId::default())..(key, id));
+        from.map(|&(_, other)| other)
     }
 
     /// The node that makes `value`, if `value` is its first output.
@@ -117,10 +200,8 @@ impl Subject {
 
     /// Whether both are one value, or small constants with the same bytes.
     pub fn same_value(&self, a: ValueId, b: ValueId) -> bool {
-        const COMPARED_BYTES: usize = 4096;
         let equal = |x: &Tensor, y: &Tensor| {
-            let small = x.bytes().len() <= COMPARED_BYTES && x.dtype() != DType::String;
-            x.dtype() == y.dtype() && x.shape() == y.shape() && small && x.bytes() == y.bytes()
+            x.dtype() == y.dtype() && x.shape() == y.shape() && is_compared(x) && x.bytes() == y.bytes()
         };
         a == b || matches!((self.constant(a), self.constant(b)), (Some(x), Some(y)) if equal(&x.tensor, &y.tensor))
     }

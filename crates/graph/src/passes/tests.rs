@@ -340,9 +340,21 @@ fn what_no_fact_describes_is_left_alone() {
     assert_eq!(declutter(graph, &PassOptions::default()).unwrap().0.node_count(), count);
 }
 
+/// Asserts that the graph of four times as many nodes costs about four times the work, and gives what is left of the small one.
+fn check_work(graph: impl Fn(usize) -> Graph, count: usize) -> usize {
+    let run = |count: usize| {
+        let options = PassOptions { verify_each_patch: false, ..PassOptions::default() };
+        let (after, report) = declutter(graph(count), &options).unwrap();
+        (after.node_count(), report.work)
+    };
+    let ((left, small), (_, large)) = (run(count), run(4 * count));
+    assert!(large <= 5 * small, "{small} for {count}, {large} for four times as many");
+    left
+}
+
 #[test]
-fn large_graphs_take_linear_time() {
-    let steps = |count: usize| {
+fn work_grows_with_the_graph() {
+    let chain = |count: usize| {
         let mut b = Builder::new(1);
         let mut y = b.symbolic_input("x", &["N", "4"]);
         let w = b.weight(&[4, 4]);
@@ -351,17 +363,28 @@ fn large_graphs_take_linear_time() {
             y = b.node(MatMul { activation: None }, &[y, w]);
             y = b.unary(UnaryFunction::Tanh, y);
         }
-        let graph = b.finish(&[y]);
-        // The best of several: the machine may be busy with other tests.
-        let run = |graph: Graph| {
-            let start = std::time::Instant::now();
-            let (after, _) =
-                declutter(graph, &PassOptions { verify_each_patch: false, ..PassOptions::default() }).unwrap();
-            assert_eq!(after.node_count(), count);
-            start.elapsed()
-        };
-        (0..5).map(|_| run(graph.clone())).min().unwrap()
+        b.finish(&[y])
     };
-    let (small, large) = (steps(300), steps(3000));
-    assert!(large < small * 40, "{small:?} for 900 nodes, {large:?} for ten times as many");
+    assert_eq!(check_work(chain, 500), 500);
+    // One value that thousands of different nodes read.
+    let star = |count: usize| {
+        let mut b = Builder::new(1);
+        let x = b.symbolic_input("x", &["N", "4"]);
+        let parts: Vec<ValueId> = (0..count).map(|i| b.with_number(BinaryFunction::Mul, x, 2.0 + i as f32)).collect();
+        let y = b.node(Concat { axis: 0 }, &parts);
+        b.finish(&[y])
+    };
+    assert_eq!(check_work(star, 500), 501);
+}
+
+#[test]
+fn thousands_of_equal_nodes_into_one_are_shared() {
+    let fan = |count: usize| {
+        let mut b = Builder::new(1);
+        let x = b.symbolic_input("x", &["N", "4"]);
+        let parts: Vec<ValueId> = (0..count).map(|_| b.unary(UnaryFunction::Exp, x)).collect();
+        let y = b.node(Concat { axis: 0 }, &parts);
+        b.finish(&[y])
+    };
+    assert_eq!(check_work(fan, 1000), 2);
 }

@@ -1,13 +1,12 @@
 //! Convolutions, on blocked images.
 
 use super::{activation, layout::per_image};
-use crate::Numerics;
 use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::{Lowered, elementwise},
     plan::{Builder, NoPlan},
-    weights::Recipe,
 };
+use crate::{Numerics, cpu::MemoryUse};
 use cutover_graph::{
     Node, OpError, ValueId,
     ops::{Conv, ConvTranspose, WindowAxis},
@@ -196,6 +195,8 @@ fn push_conv(
     output: ValueId,
 ) -> Result<bool, NoPlan> {
     let tile = match builder.numerics {
+        // Transformed filters are larger than filters.
+        _ if builder.device.memory == MemoryUse::Lean => None,
         Numerics::Strict => None,
         Numerics::Default => winograd::choose(&shape, WinogradTile::Four),
         Numerics::Relaxed => winograd::choose(&shape, WinogradTile::Six),
@@ -235,11 +236,7 @@ fn pack(
     fill: impl FnOnce(&[f32], &mut [f32]),
 ) -> Result<Buffer, NoPlan> {
     let constant = builder.constant(w).expect("checked by the caller").clone();
-    let recipe = Recipe { identities: vec![constant.identity()], how: how.to_string() };
-    builder.pack(recipe, len, |packed| {
-        let weights = constant.tensor.aligned();
-        fill(weights.as_slice().expect("f32, aligned"), packed);
-    })
+    builder.pack_floats(constant, how.to_string(), len, fill)
 }
 
 impl ConvStep {

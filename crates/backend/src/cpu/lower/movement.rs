@@ -375,7 +375,7 @@ fn gather(builder: &mut Builder<'_>, node: &Node, axis: i64, from_end: bool, op:
     if bits < 8 || builder.shape(output).element_count() == 0 {
         return Ok(false);
     }
-    let (table, index) = (builder.plain(x)?, builder.plain(indices)?);
+    let (table, index) = (builder.plain_bytes(x)?, builder.plain_bytes(indices)?);
     let to = builder.new_plain(output)?;
     let step = GatherStep {
         outer: shape[..axis].iter().product(),

@@ -41,16 +41,16 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node, op: &MatMulNBits) ->
     let elements = bytes.and_then(|bytes| constant(b, DType::U8, bytes));
     let Some(elements) = elements else { return Ok(false) };
     let Some(scales) = constant(scales, DType::F32, n * blocks) else { return Ok(false) };
-    let mut identities = vec![elements.identity(), scales.identity()];
+    let mut constants = vec![elements.clone(), scales.clone()];
     let (elements, scales) = (elements.tensor.clone(), scales.tensor.to_vec::<f32>());
     let Ok(scales) = scales else { return Ok(false) };
     let zero_points = match input(3) {
         None => None,
         Some(id) => {
             let points =
-                builder.graph.constant(id).and_then(|c| Some((c.identity(), zero_points(&c.tensor, op, blocks)?)));
-            let Some((identity, points)) = points else { return Ok(false) };
-            identities.push(identity);
+                builder.graph.constant(id).and_then(|c| Some((c.clone(), zero_points(&c.tensor, op, blocks)?)));
+            let Some((constant, points)) = points else { return Ok(false) };
+            constants.push(constant);
             Some(points)
         }
     };
@@ -61,7 +61,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node, op: &MatMulNBits) ->
     };
     let level = builder.device.level;
     let how = format!("{bits} bits {n} {k} {block} {} {}", zero_points.is_some(), level.name());
-    let weights = builder.pack(Recipe { identities, how }, nbits::packed_len(level, &shape), |packed| {
+    let weights = builder.pack(Recipe { constants, how }, nbits::packed_len(level, &shape), |packed| {
         nbits::pack(level, &shape, elements.bytes(), &scales, zero_points.as_deref(), packed);
     })?;
     let a = builder.plain(a)?;

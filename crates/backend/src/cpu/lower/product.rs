@@ -5,7 +5,6 @@ use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::Lowered,
     plan::{Builder, NoPlan, Strided},
-    weights::Recipe,
 };
 use cutover_graph::{Node, ValueId, ops};
 use cutover_kernels::cpu::{
@@ -220,10 +219,7 @@ pub(super) fn pack_constant(
     let constant = builder.constant(id).expect("checked by the caller").clone();
     let level = builder.device.level;
     let how = format!("b {k} {n} {transposed} {}", level.name());
-    let recipe = Recipe { identities: vec![constant.identity()], how };
-    builder.pack(recipe, gemm::packed_b_len(level, k, n), |packed| {
-        let weights = constant.tensor.aligned();
-        let data: &[f32] = weights.as_slice().expect("f32, aligned");
+    builder.pack_floats(constant, how, gemm::packed_b_len(level, k, n), |data, packed| {
         pack_matrix(level, data, k, n, transposed, packed);
     })
 }

@@ -5,7 +5,6 @@ use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::Lowered,
     plan::{Builder, NoPlan},
-    weights::Recipe,
 };
 use cutover_graph::{
     Node, ValueId,
@@ -164,9 +163,7 @@ fn pack_direction(
     let matrix = |builder: &mut Builder<'_>, id: ValueId, k: usize, first: usize, rows: usize| {
         let constant = builder.constant(id).expect("checked by the caller").clone();
         let how = format!("recurrent {direction} {first} {rows} {k} {}", level.name());
-        let recipe = Recipe { identities: vec![constant.identity()], how };
-        builder.pack(recipe, gemm::packed_b_len(level, k, rows), |packed| {
-            let all = constant.tensor.to_vec::<f32>().expect("f32");
+        builder.pack_floats(constant, how, gemm::packed_b_len(level, k, rows), |all, packed| {
             pack_matrix(level, &all[(direction * gates + first) * k..][..rows * k], k, rows, true, packed);
         })
     };
@@ -178,9 +175,8 @@ fn pack_direction(
     };
     let mut vector = |id: ValueId, how: &str, len: usize, make: &dyn Fn(&[f32]) -> Vec<f32>| {
         let constant = builder.constant(id).expect("checked by the caller").clone();
-        let recipe = Recipe { identities: vec![constant.identity()], how: format!("{how} {direction} {hidden}") };
-        builder
-            .pack(recipe, len, |packed| packed.copy_from_slice(&make(&constant.tensor.to_vec::<f32>().expect("f32"))))
+        let how = format!("{how} {direction} {hidden}");
+        builder.pack_floats(constant, how, len, |all, packed| packed.copy_from_slice(&make(all)))
     };
     let own = |all: &[f32]| all[direction * 2 * gates..][..2 * gates].to_vec();
     // A GRU that resets after its product adds the candidate's recurrent bias inside the bracket.

@@ -32,7 +32,7 @@ use crate::{
     },
 };
 use cutover_graph::{
-    Identity, Node, NodeId, Op, ValueId,
+    Constant, Node, NodeId, Op, ValueId,
     ops::{
         Activation as Fused, AveragePool, Concat, Conv, EvalContext, Gemm, GlobalPool, GlobalPoolFunction, Inputs,
         MatMul, MaxPool, UnaryFunction, Wide, Window, normalize_axis,
@@ -94,6 +94,11 @@ fn quantization_of(builder: &Builder<'_>, node: &Node) -> Option<Quantization> {
 }
 
 fn integers(tensor: &Tensor) -> Option<Vec<i32>> {
+    match tensor.dtype() {
+        DType::U8 => return Some(tensor.bytes().iter().map(|&byte| i32::from(byte)).collect()),
+        DType::I8 => return Some(tensor.bytes().iter().map(|&byte| i32::from(byte as i8)).collect()),
+        _ => {}
+    }
     match Wide::of(tensor).ok()? {
         Wide::Int(values) => Some(values.into_iter().map(|v| v as i32).collect()),
         _ => None,

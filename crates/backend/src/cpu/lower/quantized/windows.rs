@@ -27,7 +27,7 @@ pub(super) fn depthwise(
 ) -> Result<(), NoPlan> {
     let (channels, taps) = (shape.channels_in, shape.height.kernel * shape.width.kernel);
     let how = format!("integer depthwise {channels} {taps}");
-    let packed = builder.pack(Recipe { identities: weights.identities, how }, channels * (taps + 1), |packed| {
+    let packed = builder.pack(Recipe { constants: weights.constants, how }, channels * (taps + 1), |packed| {
         // By taps, and the sum of each channel's at the end.
         let (body, sums) = packed.split_at_mut(channels * taps);
         for (i, to) in body.iter_mut().enumerate() {
