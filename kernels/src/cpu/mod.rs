@@ -40,9 +40,11 @@ pub mod quantized_product;
 pub mod recurrent;
 pub mod reduce;
 pub mod rows;
+pub mod sampling;
 mod tile;
 pub mod trees;
 pub mod typed;
+pub mod unfold;
 pub mod vmath;
 mod window;
 
