@@ -123,6 +123,15 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bo
     Ok(true)
 }
 
+/// Writes a part; of one element, mostly, for which a call would take longer than the move.
+fn put(frame: &Frame<'_>, to: Buffer, at: usize, part: &[u8]) {
+    match *part {
+        [a, b, c, d] => frame.write(to, at, &[a, b, c, d]),
+        [a, b, c, d, e, f, g, h] => frame.write(to, at, &[a, b, c, d, e, f, g, h]),
+        _ => frame.write(to, at, part),
+    }
+}
+
 impl Target {
     fn given(&self, frame: &Frame<'_>, at: usize) -> i64 {
         match self.index_type {
@@ -185,7 +194,7 @@ impl IndexedStep {
         let Some(reduction) = self.scatter else {
             let from = frame.bytes(self.input);
             let gather = |unit: usize, start: usize| {
-                frame.write(self.output, unit * bytes, &from[start * self.ty.size()..][..bytes]);
+                put(frame, self.output, unit * bytes, &from[start * self.ty.size()..][..bytes]);
             };
             return self.target.each(frame, worker.share(self.count), gather).map_err(failed);
         };
@@ -197,7 +206,7 @@ impl IndexedStep {
         let scatter = |unit: usize, start: usize| {
             let (start, update) = (start * self.ty.size(), &updates[unit * bytes..][..bytes]);
             match reduction {
-                ScatterReduction::Replace => frame.write(self.output, start, update),
+                ScatterReduction::Replace => put(frame, self.output, start, update),
                 reduction => self.combine(frame, worker, level, reduction, start, update),
             }
         };
