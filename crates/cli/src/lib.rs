@@ -3,6 +3,7 @@
 mod commands;
 mod made_up;
 mod output;
+mod pickle;
 pub mod tensors;
 
 use clap::Parser;

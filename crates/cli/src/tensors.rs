@@ -2,6 +2,7 @@
 //!
 //! JSON is `{"NAME": {"dtype": "f32", "shape": [2], "data": [1, 2]}}`, or nested arrays of numbers alone (f32).
 
+use crate::pickle;
 use anyhow::{Context, Result, anyhow, bail};
 use cutover::{
     DType, Shape, Tensor, Value,
@@ -135,9 +136,9 @@ fn npy(bytes: &[u8]) -> Result<Tensor> {
     let descr = field("descr")?.strip_prefix('\'').and_then(|d| d.split('\'').next());
     let descr = descr.context("a structured .npy, expected one of numbers")?;
     let (order, kind) = descr.split_at_checked(1).ok_or_else(corrupt)?;
-    let code_points = kind.strip_prefix('U').map(|count| count.parse::<usize>().map_err(|_| corrupt())).transpose()?;
     let known = NPY_TYPES.iter().find(|(name, _)| *name == kind).map(|&(_, dtype)| dtype);
-    let Some(dtype) = known.or(code_points.map(|_| DType::String)) else {
+    let strings = NpyStrings::of(kind)?;
+    let Some(dtype) = known.or(strings.as_ref().map(|_| DType::String)) else {
         bail!("elements of NumPy type '{descr}', which no tensor here has");
     };
     if order == ">" && (dtype == DType::String || dtype.bits() > 8) {
@@ -151,13 +152,34 @@ fn npy(bytes: &[u8]) -> Result<Tensor> {
     let dims =
         dims.map(|d| d.trim_end_matches('L').parse::<usize>()).collect::<Result<Vec<_>, _>>().map_err(|_| corrupt())?;
     let data = &bytes[header_at + length..];
-    match code_points {
-        Some(count) => Ok(Tensor::from_strings(dims, texts(data, count)?)?),
+    match strings {
+        Some(NpyStrings::CodePoints(count)) => Ok(Tensor::from_strings(dims, texts(data, count)?)?),
+        Some(NpyStrings::Objects) => {
+            let count = Shape::new(&dims).checked_len().ok_or_else(corrupt)?;
+            Ok(Tensor::from_strings(dims, pickle::texts(data, count)?)?)
+        }
         None => Ok(Tensor::from_bytes(dtype, dims, data)?),
     }
 }
 
-/// NumPy's strings: so many code points each, in four bytes, those after the last of a shorter one 0.
+/// How NumPy has strings.
+enum NpyStrings {
+    /// So many code points each, in four bytes, those after the last of a shorter one 0.
+    CodePoints(usize),
+    /// Python's own, pickled.
+    Objects,
+}
+
+impl NpyStrings {
+    fn of(kind: &str) -> Result<Option<NpyStrings>> {
+        match kind.strip_prefix('U') {
+            _ if kind == "O" => Ok(Some(NpyStrings::Objects)),
+            Some(count) => Ok(Some(NpyStrings::CodePoints(count.parse().map_err(|_| anyhow!("not a valid .npy"))?))),
+            None => Ok(None),
+        }
+    }
+}
+
 fn texts(data: &[u8], count: usize) -> Result<Vec<String>> {
     let width = count.checked_mul(4).filter(|&width| width > 0).context("strings of no length")?;
     let text = |element: &[u8]| {

@@ -26,40 +26,42 @@ pub enum Pooling {
 pub struct Pool<'a> {
     pub pooling: Pooling,
     pub channels: usize,
+    /// [`Axis::UNIT`] for what has no depth.
+    pub depth: Axis,
     pub height: Axis,
     pub width: Axis,
-    /// [`pool_blocked`]: `[ceil(C/16)][H][W][16]`; [`pool_plain`]: `[C, H, W]`.
+    /// [`pool_blocked`]: `[ceil(C/16)][D][H][W][16]`; [`pool_plain`]: `[C, D, H, W]`.
     pub input: &'a [f32],
 }
 
-/// Units of work of [`pool_blocked`]: (channel block, output row).
+/// Units of work of [`pool_blocked`]: (channel block, row of an output plane).
 pub fn pool_blocked_units(pool: &Pool<'_>) -> usize {
-    pool.channels.div_ceil(BLOCK) * pool.height.output
+    pool.channels.div_ceil(BLOCK) * pool.depth.output * pool.height.output
 }
 
-/// Units of work of [`pool_plain`]: (channel, output row).
+/// Units of work of [`pool_plain`]: (channel, row of an output plane).
 pub fn pool_plain_units(pool: &Pool<'_>) -> usize {
-    pool.channels * pool.height.output
+    pool.channels * pool.depth.output * pool.height.output
 }
 
-/// Computes units of a pool on blocked images. `output` is the whole image, `[ceil(C/16)][H'][W'][16]`.
+/// Computes units of a pool on blocked images. `output` is the whole image, `[ceil(C/16)][D'][H'][W'][16]`.
 pub fn pool_blocked(level: IsaLevel, pool: &Pool<'_>, units: Range<usize>, output: Output<'_>) {
     check(pool, pool.channels.div_ceil(BLOCK) * BLOCK, &units, pool_blocked_units(pool), &output);
     dispatch(level, Blocked { pool, units, output: output.pointer() });
 }
 
-/// Computes units of a pool on plain images. `output` is the whole image, `[C, H', W']`.
+/// Computes units of a pool on plain images. `output` is the whole image, `[C, D', H', W']`.
 pub fn pool_plain(level: IsaLevel, pool: &Pool<'_>, units: Range<usize>, output: Output<'_>) {
     check(pool, pool.channels, &units, pool_plain_units(pool), &output);
     dispatch(level, Plain { pool, units, output: output.pointer() });
 }
 
 fn check(pool: &Pool<'_>, channels: usize, units: &Range<usize>, count: usize, output: &Output<'_>) {
-    pool.height.assert_valid();
-    pool.width.assert_valid();
+    let axes = [pool.depth, pool.height, pool.width];
+    axes.iter().for_each(Axis::assert_valid);
     assert!(units.is_empty() || units.end <= count, "units {units:?} of {count}");
-    let pixels_in = pool.height.input * pool.width.input;
-    let pixels_out = pool.height.output * pool.width.output;
+    let pixels_in: usize = axes.iter().map(|axis| axis.input).product();
+    let pixels_out: usize = axes.iter().map(|axis| axis.output).product();
     let input = pool.input.len();
     assert!(input >= channels * pixels_in, "input of {input}, {channels} channels of {pixels_in} pixels");
     assert!(output.len() >= channels * pixels_out, "output of {} for {channels} x {pixels_out}", output.len());
@@ -68,12 +70,14 @@ fn check(pool: &Pool<'_>, channels: usize, units: &Range<usize>, count: usize, o
 impl Pool<'_> {
     /// What the sum of a window is multiplied by.
     #[inline(always)]
-    fn factor(&self, y: usize, x: usize, taps: usize) -> f32 {
+    fn factor(&self, [z, y, x]: [usize; 3], taps: usize) -> f32 {
         let count = match self.pooling {
             Pooling::Max => return 1.0,
             Pooling::Average { count_padding: false } => taps,
             Pooling::Average { count_padding: true } => {
-                self.height.taps_inside_padded(y) * self.width.taps_inside_padded(x)
+                let [depth, height, width] = [(self.depth, z), (self.height, y), (self.width, x)]
+                    .map(|(axis, output)| axis.taps_inside_padded(output));
+                depth * height * width
             }
         };
         1.0 / count as f32
@@ -98,13 +102,14 @@ impl Kernel for Blocked<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Pool { pooling, height, width, input, .. } = *self.pool;
+        let Pool { pooling, depth, height, width, input, .. } = *self.pool;
         for unit in self.units {
-            let (block, y) = (unit / height.output, unit % height.output);
-            let taps_y = height.taps_inside(y);
+            let (plane, y) = (unit / height.output, unit % height.output);
+            let (block, z) = (plane / depth.output, plane % depth.output);
+            let (taps_z, taps_y) = (depth.taps_inside(z), height.taps_inside(y));
             for x in 0..width.output {
                 let taps_x = width.taps_inside(x);
-                let factor = self.pool.factor(y, x, taps_y.len() * taps_x.len());
+                let factor = self.pool.factor([z, y, x], taps_z.len() * taps_y.len() * taps_x.len());
                 for lane in (0..BLOCK).step_by(I::LANES) {
                     let first = match pooling {
                         Pooling::Max => f32::NEG_INFINITY,
@@ -113,19 +118,19 @@ impl Kernel for Blocked<'_> {
                     let mut value = isa.splat(first);
                     // SAFETY: the entry checked the lengths, and the taps are inside.
                     unsafe {
-                        for ky in taps_y.clone() {
-                            let row = (height.start(y) + (ky * height.dilation) as isize) as usize;
-                            let line = input.as_ptr().add((block * height.input + row) * width.input * BLOCK + lane);
+                        for (kz, ky) in taps_z.clone().flat_map(|kz| taps_y.clone().map(move |ky| (kz, ky))) {
+                            let plane = block * depth.input + depth.position(z, kz);
+                            let row = plane * height.input + height.position(y, ky);
+                            let line = input.as_ptr().add(row * width.input * BLOCK + lane);
                             for kx in taps_x.clone() {
-                                let column = (width.start(x) + (kx * width.dilation) as isize) as usize;
-                                let tap = isa.load(line.add(column * BLOCK));
+                                let tap = isa.load(line.add(width.position(x, kx) * BLOCK));
                                 value = match pooling {
                                     Pooling::Max => larger(isa, value, tap),
                                     Pooling::Average { .. } => isa.add(value, tap),
                                 };
                             }
                         }
-                        let at = ((block * height.output + y) * width.output + x) * BLOCK + lane;
+                        let at = (unit * width.output + x) * BLOCK + lane;
                         isa.store(self.output.add(at), isa.mul(value, isa.splat(factor)));
                     }
                 }
@@ -145,21 +150,23 @@ impl Kernel for Plain<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, _isa: I) {
-        let Pool { pooling, height, width, input, .. } = *self.pool;
+        let Pool { pooling, depth, height, width, input, .. } = *self.pool;
         for unit in self.units {
-            let (channel, y) = (unit / height.output, unit % height.output);
-            let taps_y = height.taps_inside(y);
+            let (plane, y) = (unit / height.output, unit % height.output);
+            let (channel, z) = (plane / depth.output, plane % depth.output);
+            let (taps_z, taps_y) = (depth.taps_inside(z), height.taps_inside(y));
             for x in 0..width.output {
                 let taps_x = width.taps_inside(x);
                 let mut value = match pooling {
                     Pooling::Max => f32::NEG_INFINITY,
                     Pooling::Average { .. } => 0.0,
                 };
-                for ky in taps_y.clone() {
-                    let row = (height.start(y) + (ky * height.dilation) as isize) as usize;
-                    let line = &input[(channel * height.input + row) * width.input..][..width.input];
+                for (kz, ky) in taps_z.clone().flat_map(|kz| taps_y.clone().map(move |ky| (kz, ky))) {
+                    let plane = channel * depth.input + depth.position(z, kz);
+                    let row = plane * height.input + height.position(y, ky);
+                    let line = &input[row * width.input..][..width.input];
                     for kx in taps_x.clone() {
-                        let tap = line[(width.start(x) + (kx * width.dilation) as isize) as usize];
+                        let tap = line[width.position(x, kx)];
                         value = match pooling {
                             Pooling::Max if tap > value || tap.is_nan() => tap,
                             Pooling::Max => value,
@@ -167,9 +174,9 @@ impl Kernel for Plain<'_> {
                         };
                     }
                 }
-                let factor = self.pool.factor(y, x, taps_y.len() * taps_x.len());
+                let factor = self.pool.factor([z, y, x], taps_z.len() * taps_y.len() * taps_x.len());
                 // SAFETY: the entry checked the length.
-                unsafe { self.output.add((channel * height.output + y) * width.output + x).write(value * factor) };
+                unsafe { self.output.add(unit * width.output + x).write(value * factor) };
             }
         }
     }
@@ -245,34 +252,38 @@ mod tests {
     use super::*;
 
     fn expected(pool: &Pool<'_>) -> Vec<f64> {
-        let Pool { height, width, input, .. } = *pool;
+        let axes = [pool.depth, pool.height, pool.width];
+        let extents = |of: fn(&Axis) -> usize| axes.each_ref().map(of);
+        let positions = |[a, b, c]: [usize; 3]| (0..a * b * c).map(move |i| [i / (b * c), i / c % b, i % c]);
+        let [_, height, width] = extents(|axis| axis.input);
+        let plane = pool.input.len() / pool.channels;
         let mut output = Vec::new();
-        for channel in 0..pool.channels {
-            for y in 0..height.output {
-                for x in 0..width.output {
-                    let (mut values, mut padded) = (Vec::new(), 0);
-                    for ky in 0..height.kernel {
-                        for kx in 0..width.kernel {
-                            let row = (y * height.stride + ky * height.dilation) as i64 - height.pad_before as i64;
-                            let column = (x * width.stride + kx * width.dilation) as i64 - width.pad_before as i64;
-                            let (h, w) = (height.input as i64, width.input as i64);
-                            if row < h + height.pad_after as i64 && column < w + width.pad_after as i64 {
-                                padded += 1;
-                            }
-                            if (0..h).contains(&row) && (0..w).contains(&column) {
-                                let at = (channel as i64 * h + row) * w + column;
-                                values.push(f64::from(input[at as usize]));
-                            }
-                        }
-                    }
-                    let sum: f64 = values.iter().sum();
-                    output.push(match pool.pooling {
-                        Pooling::Max => values.into_iter().fold(f64::NEG_INFINITY, f64::max),
-                        Pooling::Average { count_padding: true } => sum / f64::from(padded),
-                        Pooling::Average { count_padding: false } => sum / values.len() as f64,
-                    });
+        for (channel, at) in pool
+            .input
+            .chunks(plane)
+            .flat_map(|channel| positions(extents(|axis| axis.output)).map(move |at| (channel, at)))
+        {
+            let (mut values, mut padded) = (Vec::new(), 0);
+            for tap in positions(extents(|axis| axis.kernel)) {
+                let read = [0, 1, 2].map(|i| {
+                    let axis = axes[i];
+                    (at[i] * axis.stride + tap[i] * axis.dilation) as i64 - axis.pad_before as i64
+                });
+                let below = |pads: fn(&Axis) -> usize| {
+                    read.iter().zip(&axes).all(|(&read, axis)| read < (axis.input + pads(axis)) as i64)
+                };
+                padded += i32::from(below(|axis| axis.pad_after));
+                if below(|_| 0) && read.iter().all(|&read| read >= 0) {
+                    let [z, y, x] = read.map(|read| read as usize);
+                    values.push(f64::from(channel[(z * height + y) * width + x]));
                 }
             }
+            let sum: f64 = values.iter().sum();
+            output.push(match pool.pooling {
+                Pooling::Max => values.into_iter().fold(f64::NEG_INFINITY, f64::max),
+                Pooling::Average { count_padding: true } => sum / f64::from(padded),
+                Pooling::Average { count_padding: false } => sum / values.len() as f64,
+            });
         }
         output
     }
@@ -284,28 +295,30 @@ mod tests {
             for round in 0..90 {
                 let channels = random.between(1, 36);
                 let (height, width) = (random_axis(&mut random, false), random_axis(&mut random, false));
-                let input = random.units(channels * height.input * width.input);
+                let is_deep = random.between(0, 3) == 0;
+                let depth = if is_deep { random_axis(&mut random, false) } else { Axis::UNIT };
+                let input = random.units(channels * depth.input * height.input * width.input);
                 let pooling = match round % 3 {
                     0 => Pooling::Max,
                     1 => Pooling::Average { count_padding: true },
                     _ => Pooling::Average { count_padding: false },
                 };
-                let pool = Pool { pooling, channels, height, width, input: &input };
+                let pool = Pool { pooling, channels, depth, height, width, input: &input };
                 let expected = expected(&pool);
-                let pixels = height.output * width.output;
+                let pixels = depth.output * height.output * width.output;
                 let mut plain = vec![f32::NAN; channels * pixels];
                 for units in random_cuts(&mut random, pool_plain_units(&pool)) {
                     pool_plain(level, &pool, units, Output::new(&mut plain));
                 }
-                // At most 49 additions of values below 1.
-                assert_near(level, &pool.pooling, &plain, &expected, 5e-6);
-                let image = blocked(level, channels, height.input * width.input, &input);
+                // At most 343 additions of values below 1.
+                assert_near(level, &pool.pooling, &plain, &expected, 2e-5);
+                let image = blocked(level, channels, depth.input * height.input * width.input, &input);
                 let pool = Pool { input: &image, ..pool };
                 let mut output = vec![f32::NAN; channels.div_ceil(BLOCK) * BLOCK * pixels];
                 for units in random_cuts(&mut random, pool_blocked_units(&pool)) {
                     pool_blocked(level, &pool, units, Output::new(&mut output));
                 }
-                assert_near(level, &pool.pooling, &unblocked(level, channels, pixels, &output), &expected, 5e-6);
+                assert_near(level, &pool.pooling, &unblocked(level, channels, pixels, &output), &expected, 2e-5);
             }
         }
     }
@@ -339,7 +352,8 @@ mod tests {
                 let mut input = vec![1.0; 3];
                 input[position] = f32::NAN;
                 let width = Axis { input: 3, kernel: 3, ..Axis::UNIT };
-                let pool = Pool { pooling: Pooling::Max, channels: 1, height: Axis::UNIT, width, input: &input };
+                let (depth, height) = (Axis::UNIT, Axis::UNIT);
+                let pool = Pool { pooling: Pooling::Max, channels: 1, depth, height, width, input: &input };
                 let mut plain = [0.0];
                 pool_plain(level, &pool, 0..1, Output::new(&mut plain));
                 assert!(plain[0].is_nan());

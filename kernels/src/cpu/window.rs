@@ -40,6 +40,12 @@ impl Axis {
         (output * self.stride) as isize - self.pad_before as isize
     }
 
+    /// Input position of a tap that is inside the input.
+    #[inline(always)]
+    pub(crate) fn position(&self, output: usize, tap: usize) -> usize {
+        (self.start(output) + (tap * self.dilation) as isize) as usize
+    }
+
     /// The taps of an output that fall inside the input.
     #[inline(always)]
     pub(crate) fn taps_inside(&self, output: usize) -> std::ops::Range<usize> {

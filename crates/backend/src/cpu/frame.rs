@@ -112,6 +112,7 @@ impl Frame<'_> {
     }
 
     /// For a step that only one thread runs, or that cuts it into parts.
+    #[inline]
     pub fn write(&self, buffer: Buffer, at: usize, from: &[u8]) {
         let (pointer, bytes) = self.pointer(buffer);
         assert!(at + from.len() <= bytes, "{} bytes at {at} of {bytes}", from.len());

@@ -6,7 +6,7 @@ use cutover_backend::{Backend, CompileOptions, CpuOptions, cpu, reference};
 use cutover_graph::{
     Dim, Graph, Op, Plan, TensorFact,
     ops::{
-        Attention, BiasGelu, BiasSplitGelu, InstanceNorm, Masked, MultiHeadAttention, ProjectedAttention,
+        Attention, BiasGelu, BiasSplitGelu, Einsum, InstanceNorm, Masked, MultiHeadAttention, ProjectedAttention,
         RotaryEmbedding, Rotation, Scores, SkipLayerNorm, SwiGlu, Unary, UnaryFunction,
     },
 };
@@ -296,5 +296,46 @@ fn gates() {
         Case::new(seed, SwiGlu { alpha: r.upto(3) as f32 }).floats(&[b, s, d]).floats(&[b, s, d]).check("swiglu");
         let function = UnaryFunction::Swish { alpha: 1.702 };
         Case::new(seed, Unary { function }).floats(&[b, s, d]).check("swish");
+    }
+}
+
+#[test]
+fn sums_of_products() {
+    let equations = [
+        "bij,bjk->bik",
+        "bij,bkj->bik",
+        "bhid,bhjd->bhij",
+        "bsd,dhk->bhsk",
+        "bshk,hkd->bsd",
+        "...ij,...kj->...ik",
+        "bij,bij->b",
+        "i,j->ij",
+        "bi,bj,ij->b",
+        "ij,jk,kl->il",
+        "ijk->kj",
+        "bijd,bjd->bid",
+        "abc,cd",
+        "ab,ab->ba",
+        "abij,ij->ab",
+    ];
+    for seed in 0..3u64 {
+        for equation in equations {
+            let mut r = Random(seed + 1200);
+            let extents: Vec<usize> = (0..26).map(|_| r.upto(6)).collect();
+            let mut case = Case::new(seed, Einsum { equation: equation.to_string() });
+            for term in equation.split("->").next().unwrap().split(',') {
+                let extent = |letter: char| {
+                    let n = extents[(letter as u8 - b'a') as usize];
+                    // What a model leaves open: its batch, and the length of its sequences.
+                    match letter {
+                        'b' => Of("b", n),
+                        's' => Of("s", n),
+                        _ => Known(n),
+                    }
+                };
+                case.floats(&term.replace("...", "b").chars().map(extent).collect::<Vec<_>>());
+            }
+            case.check(equation);
+        }
     }
 }

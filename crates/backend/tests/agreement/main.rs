@@ -7,3 +7,4 @@ mod networks;
 mod quantized;
 mod regions;
 mod support;
+mod vision;

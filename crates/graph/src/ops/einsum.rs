@@ -91,6 +91,21 @@ impl Operator for Einsum {
 }
 
 impl Einsum {
+    /// For inputs of these ranks the label of every axis of each, and of the result: axes of one label are one.
+    pub fn labels(&self, ranks: &[usize]) -> Result<(Vec<Vec<usize>>, Vec<usize>), OpError> {
+        let Terms { inputs, output } = self.terms(ranks)?;
+        let mut known: Vec<Label> = Vec::new();
+        let mut number = |label: Label| match known.iter().position(|&l| l == label) {
+            Some(number) => number,
+            None => {
+                known.push(label);
+                known.len() - 1
+            }
+        };
+        let inputs = inputs.into_iter().map(|labels| labels.into_iter().map(&mut number).collect()).collect();
+        Ok((inputs, output.into_iter().map(&mut number).collect()))
+    }
+
     fn terms(&self, ranks: &[usize]) -> Result<Terms, OpError> {
         let bad = |why: String| OpError::input(format!("equation '{}': {why}", self.equation));
         let (left, right) = match self.equation.split_once("->") {

@@ -32,17 +32,52 @@ impl Area {
         };
         Area { low, high, size: (high[0] - low[0]) * (high[1] - low[1]) }
     }
+}
 
-    /// Whether intersection over union is above `threshold`; never for boxes without an area.
-    fn overlaps(&self, other: &Area, threshold: f32) -> bool {
-        let side = |axis: usize| self.high[axis].min(other.high[axis]) - self.low[axis].max(other.low[axis]);
-        let (a, b) = (side(0), side(1));
-        if a <= 0.0 || b <= 0.0 || self.size <= 0.0 || other.size <= 0.0 {
-            return false;
+/// Boxes that a candidate is compared with at once.
+const LANES: usize = 16;
+
+/// The boxes of one class that stay, by [`LANES`]: corners and sizes side by side, those that are not there yet of no size.
+#[derive(Default)]
+struct Kept {
+    blocks: Vec<Block>,
+    len: usize,
+}
+
+#[derive(Default)]
+struct Block {
+    low: [[f32; LANES]; 2],
+    high: [[f32; LANES]; 2],
+    size: [f32; LANES],
+}
+
+impl Kept {
+    fn push(&mut self, area: &Area) {
+        let lane = self.len % LANES;
+        if lane == 0 {
+            self.blocks.push(Block::default());
         }
-        let intersection = a * b;
-        let union = self.size + other.size - intersection;
-        union > 0.0 && intersection / union > threshold
+        let block = self.blocks.last_mut().expect("one was pushed for the first lane");
+        for axis in 0..2 {
+            block.low[axis][lane] = area.low[axis];
+            block.high[axis][lane] = area.high[axis];
+        }
+        block.size[lane] = area.size;
+        self.len += 1;
+    }
+
+    /// Whether intersection over union with any of them is above `threshold`; never for boxes without an area.
+    fn overlaps(&self, area: &Area, threshold: f32) -> bool {
+        let covers = |block: &Block, lane: usize| {
+            let side =
+                |axis: usize| block.high[axis][lane].min(area.high[axis]) - block.low[axis][lane].max(area.low[axis]);
+            let (a, b, size) = (side(0), side(1), block.size[lane]);
+            let intersection = a * b;
+            let union = size + area.size - intersection;
+            (a > 0.0) & (b > 0.0) & (size > 0.0) & (union > 0.0) & (intersection / union > threshold)
+        };
+        let any = |block: &Block| (0..LANES).fold(false, |any, lane| any | covers(block, lane));
+        area.size > 0.0 && self.blocks.iter().any(any)
     }
 }
 
@@ -111,13 +146,13 @@ impl Operator for NonMaxSuppression {
             let better =
                 |&a: &usize, &b: &usize| scores[b].partial_cmp(&scores[a]).unwrap_or_else(|| nan(a).cmp(&nan(b)));
             candidates.sort_by(better);
-            let mut kept: Vec<usize> = Vec::new();
+            let mut kept = Kept::default();
             for candidate in candidates {
-                if kept.len() == most {
+                if kept.len == most {
                     break;
                 }
-                if kept.iter().all(|&better| !areas[better].overlaps(&areas[candidate], overlap)) {
-                    kept.push(candidate);
+                if !kept.overlaps(&areas[candidate], overlap) {
+                    kept.push(&areas[candidate]);
                     selected.extend([batch as i64, class as i64, candidate as i64]);
                 }
             }
@@ -175,6 +210,22 @@ mod tests {
             case("NonMaxSuppression", 11).with("center_point_box", 1).input(f32s(&[1, 3, 4], rows.as_flattened()));
         let node = node.input(f32s(&[1, 1, 3], &[0.7, 0.7, 0.1])).input(Tensor::scalar(5i64));
         node.input(Tensor::scalar(0.5f32)).gives(selected(&[[0, 0, 0], [0, 0, 2]]));
+    }
+
+    #[test]
+    fn more_boxes_than_are_compared_at_once() {
+        // Forty boxes apart, each with another one on it that is worse, and one of no area.
+        let rows: Vec<[f32; 4]> =
+            (0..80).map(|i| [0.0, (i % 40) as f32 * 2.0, 1.0, (i % 40) as f32 * 2.0 + 1.0]).collect();
+        let rows = [rows, vec![[5.0, 5.0, 5.0, 9.0]]].concat();
+        let scores: Vec<f32> = (0..81).map(|i| 1.0 - i as f32 / 100.0).collect();
+        let kept: Vec<[i64; 3]> = (0..40).chain([80]).map(|i| [0, 0, i]).collect();
+        case("NonMaxSuppression", 11)
+            .input(f32s(&[1, 81, 4], rows.as_flattened()))
+            .input(f32s(&[1, 1, 81], &scores))
+            .input(Tensor::scalar(100i64))
+            .input(Tensor::scalar(0.5f32))
+            .gives(selected(&kept));
     }
 
     #[test]

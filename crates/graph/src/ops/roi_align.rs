@@ -64,14 +64,15 @@ fn between(at: f64, extent: usize) -> Between {
 }
 
 impl RoiAlign {
-    fn side(&self, start: f64, end: f64, bins: usize) -> Side {
+    /// Where the first of `bins` bins between two coordinates of a region starts on the map, how long each is, and its samples.
+    pub fn side(&self, start: f64, end: f64, bins: usize) -> (f64, f64, usize) {
         let offset = if self.half_pixel { 0.5 } else { 0.0 };
         let scale = f64::from(self.spatial_scale);
         let (start, end) = (start * scale - offset, end * scale - offset);
         let length = if self.half_pixel { end - start } else { (end - start).max(1.0) };
         let bin = length / bins as f64;
         let samples = if self.sampling_ratio > 0 { self.sampling_ratio } else { bin.ceil() as usize };
-        Side { start, bin, samples }
+        (start, bin, samples)
     }
 
     fn pool(&self, plane: &[f64], width: usize, rows: &[Between], columns: &[Between], samples: usize) -> f64 {
@@ -174,8 +175,11 @@ impl Operator for RoiAlign {
             let batch = usize::try_from(batch).ok().filter(|&batch| batch < n);
             let batch =
                 batch.ok_or_else(|| OpError::input(format!("region {region} is of an image outside 0 to {n}")))?;
-            let rows = self.side(corners[1], corners[3], self.height);
-            let columns = self.side(corners[0], corners[2], self.width);
+            let side = |start: usize, bins: usize| {
+                let (start, bin, samples) = self.side(corners[start], corners[start + 2], bins);
+                Side { start, bin, samples }
+            };
+            let (rows, columns) = (side(1, self.height), side(0, self.width));
             let samples = rows.samples.saturating_mul(columns.samples);
             let column_samples: Vec<Vec<Between>> = (0..self.width).map(|bin| columns.on_map(bin, width)).collect();
             for bin_y in 0..self.height {

@@ -5,6 +5,7 @@
 //! refuses, a composition may make something.
 
 mod attention;
+mod einsum;
 mod gated;
 mod normalize;
 mod rotary;
@@ -41,6 +42,7 @@ pub(super) fn is_composite(op: &Op) -> bool {
         | Op::RotaryEmbedding(_)
         | Op::SkipLayerNorm(_)
         | Op::InstanceNorm(_)
+        | Op::Einsum(_)
         | Op::BiasGelu(_)
         | Op::BiasSplitGelu(_)
         | Op::SwiGlu(_) => true,
@@ -76,6 +78,7 @@ impl Pass for Compose {
             Op::RotaryEmbedding(op) => rotary::rotary(composing, op),
             Op::SkipLayerNorm(op) => normalize::skip_layer_norm(composing, op),
             Op::InstanceNorm(op) => normalize::instance_norm(composing, op),
+            Op::Einsum(op) => einsum::einsum(composing, op),
             Op::BiasGelu(op) => gated::bias_gelu(composing, op),
             Op::BiasSplitGelu(_) => gated::bias_split_gelu(composing),
             Op::SwiGlu(op) => gated::swiglu(composing, op),

@@ -80,7 +80,15 @@ pub(super) fn two_axes(axes: &[WindowAxis]) -> Option<(Axis, Axis)> {
     }
 }
 
-fn of_op(node: &Node) -> impl Fn(OpError) -> NoPlan + '_ {
+/// Depth, height and width of up to three spatial axes.
+pub(super) fn three_axes(axes: &[WindowAxis]) -> [Axis; 3] {
+    let mut three = [Axis::UNIT; 3];
+    let lacking = 3 - axes.len();
+    three[lacking..].iter_mut().zip(axes).for_each(|(to, from)| *to = axis(from));
+    three
+}
+
+pub(super) fn of_op(node: &Node) -> impl Fn(OpError) -> NoPlan + '_ {
     |source| NoPlan::Error(crate::RunError::Op { node: node.name.clone(), op: node.op.name(), source })
 }
 

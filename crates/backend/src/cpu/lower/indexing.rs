@@ -18,6 +18,7 @@ use cutover_kernels::cpu::{
     typed::{self, ElementType},
 };
 use cutover_tensor::DType;
+use std::ops::Range;
 
 /// Where in a tensor of `shape` the part of each index, or tuple of indices, lies.
 struct Target {
@@ -122,6 +123,15 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bo
     Ok(true)
 }
 
+/// Writes a part; of one element, mostly, for which a call would take longer than the move.
+fn put(frame: &Frame<'_>, to: Buffer, at: usize, part: &[u8]) {
+    match *part {
+        [a, b, c, d] => frame.write(to, at, &[a, b, c, d]),
+        [a, b, c, d, e, f, g, h] => frame.write(to, at, &[a, b, c, d, e, f, g, h]),
+        _ => frame.write(to, at, part),
+    }
+}
+
 impl Target {
     fn given(&self, frame: &Frame<'_>, at: usize) -> i64 {
         match self.index_type {
@@ -137,29 +147,43 @@ impl Target {
         index.ok_or_else(|| OpError::input(format!("index {given} of an axis of {extent}")))
     }
 
-    /// The first element of part `unit`.
-    fn of(&self, frame: &Frame<'_>, unit: usize) -> Result<usize, OpError> {
+    /// Shows `visit` every part of `units`, in order, and its first element.
+    fn each(&self, frame: &Frame<'_>, units: Range<usize>, mut visit: impl FnMut(usize, usize)) -> Result<(), OpError> {
         match &self.kind {
             Kind::Elements { axis, extents } => {
-                let mut start = self.index(self.given(frame, unit), *axis)? * self.strides[*axis];
-                let mut rest = unit;
-                for a in (0..extents.len()).rev() {
-                    if a != *axis {
-                        start += rest % extents[a] * self.strides[a];
+                let last = extents.len() - 1;
+                let mut unit = units.start;
+                while unit < units.end {
+                    // A row of indices at a time: where it lies is found once.
+                    let (mut rest, first) = (unit / extents[last], unit % extents[last]);
+                    let mut start = 0;
+                    for a in (0..last).rev() {
+                        if a != *axis {
+                            start += rest % extents[a] * self.strides[a];
+                        }
+                        rest /= extents[a];
                     }
-                    rest /= extents[a];
+                    let count = (extents[last] - first).min(units.end - unit);
+                    for at in 0..count {
+                        let index = self.index(self.given(frame, unit + at), *axis)? * self.strides[*axis];
+                        let along = if *axis == last { 0 } else { first + at };
+                        visit(unit + at, start + index + along);
+                    }
+                    unit += count;
                 }
-                Ok(start)
             }
             &Kind::Slices { first, tuple, per_batch } => {
                 let batch: usize = self.shape[first..].iter().product();
-                let mut start = unit / per_batch.max(1) * batch;
-                for i in 0..tuple {
-                    start += self.index(self.given(frame, unit * tuple + i), first + i)? * self.strides[first + i];
+                for unit in units {
+                    let mut start = unit / per_batch.max(1) * batch;
+                    for i in 0..tuple {
+                        start += self.index(self.given(frame, unit * tuple + i), first + i)? * self.strides[first + i];
+                    }
+                    visit(unit, start);
                 }
-                Ok(start)
             }
         }
+        Ok(())
     }
 }
 
@@ -169,26 +193,24 @@ impl IndexedStep {
         let bytes = self.width * self.ty.size();
         let Some(reduction) = self.scatter else {
             let from = frame.bytes(self.input);
-            for unit in worker.share(self.count) {
-                let start = self.target.of(frame, unit).map_err(failed)? * self.ty.size();
-                frame.write(self.output, unit * bytes, &from[start..start + bytes]);
-            }
-            return Ok(());
+            let gather = |unit: usize, start: usize| {
+                put(frame, self.output, unit * bytes, &from[start * self.ty.size()..][..bytes]);
+            };
+            return self.target.each(frame, worker.share(self.count), gather).map_err(failed);
         };
         // Two updates may be for one element: the last one stands, and sums have an order.
         if worker.thread != 0 {
             return Ok(());
         }
         let updates = frame.bytes(self.input);
-        for unit in 0..self.count {
-            let start = self.target.of(frame, unit).map_err(failed)? * self.ty.size();
-            let update = &updates[unit * bytes..][..bytes];
+        let scatter = |unit: usize, start: usize| {
+            let (start, update) = (start * self.ty.size(), &updates[unit * bytes..][..bytes]);
             match reduction {
-                ScatterReduction::Replace => frame.write(self.output, start, update),
+                ScatterReduction::Replace => put(frame, self.output, start, update),
                 reduction => self.combine(frame, worker, level, reduction, start, update),
             }
-        }
-        Ok(())
+        };
+        self.target.each(frame, 0..self.count, scatter).map_err(failed)
     }
 
     fn combine(

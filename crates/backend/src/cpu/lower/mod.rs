@@ -14,10 +14,12 @@ pub(super) mod product;
 pub(super) mod quantized;
 pub(super) mod recurrent;
 pub(super) mod resample;
+pub(super) mod sampling;
 pub(super) mod select;
 pub(super) mod top_k;
 pub(super) mod trees;
 pub(super) mod typed;
+pub(super) mod unfolded;
 
 use super::{
     frame::{Frame, Worker},
@@ -34,6 +36,7 @@ pub(super) enum Lowered {
     Conv(conv::ConvStep),
     FirstConv(conv::FirstStep),
     Depthwise(conv::DepthwiseStep),
+    Unfolded(unfolded::UnfoldedStep),
     PackB(product::PackB),
     Product(product::Product),
     Pool(pool::PoolStep),
@@ -50,6 +53,8 @@ pub(super) enum Lowered {
     CopyStrided(movement::CopyStrided),
     Gather(movement::GatherStep),
     Resample(resample::ResampleStep),
+    Regions(sampling::RegionsStep),
+    Grid(sampling::GridStep),
     TopK(top_k::TopKStep),
     Fill(top_k::FillStep),
     Recurrence(recurrent::Recurrence),
@@ -88,6 +93,7 @@ impl Lowered {
             Lowered::Conv(step) => step.run(frame, worker, level),
             Lowered::FirstConv(step) => step.run(frame, worker, level),
             Lowered::Depthwise(step) => step.run(frame, worker, level),
+            Lowered::Unfolded(step) => step.run(frame, worker, level),
             Lowered::PackB(step) => step.run(frame, worker, level),
             Lowered::Product(step) => step.run(frame, worker, level),
             Lowered::Pool(step) => step.run(frame, worker, level),
@@ -104,6 +110,8 @@ impl Lowered {
             Lowered::CopyStrided(step) => step.run(frame, worker, level),
             Lowered::Gather(step) => return step.run(frame, worker),
             Lowered::Resample(step) => step.run(frame, worker),
+            Lowered::Regions(step) => return step.run(frame, worker, level),
+            Lowered::Grid(step) => step.run(frame, worker, level),
             Lowered::TopK(step) => step.run(frame, worker),
             Lowered::Fill(step) => step.run(frame, worker),
             Lowered::Recurrence(step) => step.run(frame, worker, level),
@@ -135,7 +143,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
     }
     builder.settle(node);
     match &node.op {
-        Op::Conv(op) => conv::lower(builder, node, op),
+        Op::Conv(op) => Ok(conv::lower(builder, node, op)? || unfolded::lower(builder, node, op)?),
         Op::ConvTranspose(op) => conv::lower_transposed(builder, node, op),
         Op::MatMul(op) => product::lower_matmul(builder, node, op),
         Op::Gemm(op) => product::lower_gemm(builder, node, op),
@@ -154,6 +162,8 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<bool, NoPl
         Op::Lrn(op) => normalize::lower_lrn(builder, node, op),
         Op::Reduce(op) => normalize::lower_reduce(builder, node, op),
         Op::Resize(op) => resample::lower(builder, node, op),
+        Op::RoiAlign(op) => sampling::lower_regions(builder, node, op),
+        Op::GridSample(op) => sampling::lower_grid(builder, node, op),
         Op::TopK(op) => top_k::lower_top_k(builder, node, op),
         Op::ConstantOfShape(op) => top_k::lower_fill(builder, node, op),
         Op::DepthSpace(op) => movement::lower_depth_space(builder, node, op),
@@ -298,7 +308,8 @@ pub(super) fn support(graph: &Graph, node: &Node) -> Support {
         Op::InstanceNorm(_) => "channel normalization",
         Op::Lrn(_) => "local response normalization",
         Op::Reduce(op) if normalize::reduction(op.function).is_some() => "reduction",
-        Op::Resize(_) => "resampling",
+        Op::Resize(_) | Op::GridSample(_) => "resampling",
+        Op::RoiAlign(op) if !op.maximum => "regions",
         Op::TopK(_) => "best of a line",
         Op::ConstantOfShape(_) => return Support::Native { kernel: "fill" },
         Op::Recurrent(_) => "recurrent",

@@ -1,6 +1,6 @@
-//! Pools, on blocked images where they are blocked already.
+//! Pools over up to three axes, on blocked images where they are blocked already.
 
-use super::{conv::two_axes, layout::per_image};
+use super::{conv::three_axes, layout::per_image};
 use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::{Lowered, normalize},
@@ -22,8 +22,7 @@ pub(in crate::cpu) struct PoolStep {
     pooling: Pooling,
     images: usize,
     channels: usize,
-    height: Axis,
-    width: Axis,
+    axes: [Axis; 3],
     blocked: bool,
     input: Buffer,
     output: Buffer,
@@ -54,7 +53,7 @@ fn lower(builder: &mut Builder<'_>, node: &Node, window: &Window, pooling: Pooli
     let shape = builder.shape(x);
     let Some(kernel) = &window.kernel_shape else { return Ok(false) };
     if !builder.is_float(x)
-        || !(3..=4).contains(&shape.rank())
+        || !(3..=5).contains(&shape.rank())
         || shape.element_count() == 0
         || builder.shape(output).element_count() == 0
     {
@@ -63,13 +62,13 @@ fn lower(builder: &mut Builder<'_>, node: &Node, window: &Window, pooling: Pooli
     let axes = window
         .axes(&shape[2..], kernel)
         .map_err(|source| NoPlan::Error(crate::RunError::Op { node: node.name.clone(), op: node.op.name(), source }))?;
-    let Some((height, width)) = two_axes(&axes) else { return Ok(false) };
+    let axes = three_axes(&axes);
     let blocked = builder.held(x).blocked.is_some();
     let (input, to) = match blocked {
         true => (builder.blocked(x)?, builder.new_blocked(output)?),
         false => (builder.plain(x)?, builder.new_plain(output)?),
     };
-    let step = PoolStep { pooling, images: shape[0], channels: shape[1], height, width, blocked, input, output: to };
+    let step = PoolStep { pooling, images: shape[0], channels: shape[1], axes, blocked, input, output: to };
     builder.push(Lowered::Pool(step), &[input], &[to]);
     Ok(true)
 }
@@ -101,12 +100,13 @@ pub(in crate::cpu) fn lower_global(builder: &mut Builder<'_>, node: &Node, op: &
 
 impl PoolStep {
     pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
-        let PoolStep { pooling, channels, height, width, .. } = *self;
+        let PoolStep { pooling, channels, axes: [depth, height, width], .. } = *self;
         let lanes = if self.blocked { channels.next_multiple_of(BLOCK) } else { channels };
-        let (from, to) = (lanes * height.input * width.input, lanes * height.output * width.output);
+        let len = |of: fn(&Axis) -> usize| self.axes.iter().fold(lanes, |len, axis| len * of(axis));
+        let (from, to) = (len(|axis| axis.input), len(|axis| axis.output));
         let problem = |image: usize| {
             let input = &frame.floats(self.input)[image * from..][..from];
-            Pool { pooling, channels, height, width, input }
+            Pool { pooling, channels, depth, height, width, input }
         };
         let units = match self.blocked {
             true => pool::pool_blocked_units(&problem(0)),
