@@ -56,7 +56,8 @@ pub(super) fn less_zero_point(
     if points.len() != 1 && !(per_channel && points.len() == tensor.shape()[0]) {
         return Err(OpError::input(format!("{} zero points don't fit {}", points.len(), tensor.shape())));
     }
-    let run = (values.len() / points.len()).max(1);
+    // Of nothing there may be no zero points.
+    let run = (values.len() / points.len().max(1)).max(1);
     let values = values.into_iter().enumerate();
     Ok(values.map(|(i, x)| x - points[(i / run).min(points.len() - 1)]).collect())
 }
@@ -64,6 +65,16 @@ pub(super) fn less_zero_point(
 #[cfg(test)]
 mod tests {
     use crate::ops::cases::{case, tensor};
+
+    #[test]
+    fn no_output_channels_have_no_zero_points() {
+        case("ConvInteger", 10)
+            .input(tensor::<u8>(&[1, 1, 4], &[1, 2, 3, 4]))
+            .input(tensor::<i8>(&[0, 1, 2], &[]))
+            .omitted()
+            .input(tensor::<i8>(&[0], &[]))
+            .gives([tensor::<i32>(&[1, 0, 3], &[])]);
+    }
 
     #[test]
     fn agrees_with_onnx_runtime() {
