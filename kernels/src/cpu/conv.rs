@@ -124,7 +124,7 @@ pub fn pack_filter(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
             let Some(chunk) = outputs.next() else { return };
             let first = group * grouping.channels_out + block_out * BLOCK;
             let outs = BLOCK.min(grouping.channels_out - block_out * BLOCK);
-            if outs < BLOCK || grouping.channels_in % BLOCK > 0 || grouping.groups < shape.groups {
+            if outs < BLOCK || !grouping.channels_in.is_multiple_of(BLOCK) || grouping.groups < shape.groups {
                 chunk.fill(0.0);
             }
             // The group of each output, and where its weights begin.

@@ -174,7 +174,7 @@ impl Runs {
         let touching = &self.0[from..to];
         let start = touching.first().map_or(bytes.start, |run| run.start.min(bytes.start));
         let end = touching.last().map_or(bytes.end, |run| run.end.max(bytes.end));
-        self.0.splice(from..to, [start..end]);
+        self.0.splice(from..to, std::iter::once(start..end));
     }
 }
 
