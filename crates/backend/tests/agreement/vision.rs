@@ -49,7 +49,7 @@ impl One {
         let expected = answers(compiled(&*reference()), &self.values, &said).swap_remove(0);
         let wanted: Vec<f32> = expected.to_vec().unwrap();
         for isa in RUNGS {
-            let make = |threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()) }).ok();
+            let make = |threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()), ..CpuOptions::default() }).ok();
             let mut first: Option<Tensor> = None;
             for backend in [1, 2, 5].into_iter().filter_map(make) {
                 let executable = compiled(&*backend);
@@ -183,7 +183,7 @@ fn a_region_of_an_image_that_is_not_there_is_refused() {
     let op = RoiAlign { maximum: false, height: 2, width: 2, sampling_ratio: 2, spatial_scale: 1.0, half_pixel: true };
     let node = one.graph.add_node("node", op.into(), one.ids, vec!["y".into()]).unwrap();
     one.graph.set_outputs(one.graph.node(node).outputs.clone());
-    let backend = cpu(CpuOptions { threads: 2, isa: None }).unwrap();
+    let backend = cpu(CpuOptions { threads: 2, ..CpuOptions::default() }).unwrap();
     let executable = backend.compile(&Plan::new(one.graph).unwrap(), &CompileOptions::default()).unwrap();
     for index in [-1i64, 1, i64::MAX] {
         use cutover_backend::{Input, Output, RunContext, SessionMemory};

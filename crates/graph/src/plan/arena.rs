@@ -264,7 +264,8 @@ mod tests {
         // All are alive in the end.
         let fan = |i: usize, count: usize| Interval { size_bytes: 64 + i * 37 % 4096, first: i, last: count };
         // Some live long.
-        let skips = |i: usize, _: usize| Interval { last: i + if i % 50 == 0 { 500 } else { 2 }, ..chain(i, 0) };
+        let skips =
+            |i: usize, _: usize| Interval { last: i + if i.is_multiple_of(50) { 500 } else { 2 }, ..chain(i, 0) };
         let shapes: [&dyn Fn(usize, usize) -> Interval; 3] = [&chain, &fan, &skips];
         for shape in shapes {
             let work = |count: usize| {
