@@ -60,14 +60,17 @@ impl Operator for Cumulate {
         let axis = axis.zip(x.rank()).map(|(axis, rank)| normalize_axis(axis, rank)).transpose()?;
         let fact = TensorFact { value: None, ..x.clone() };
         let value = match (&x.value, x.constant_shape(), axis) {
-            (Some(value), Some(shape), Some(axis)) => Some(if self.product {
-                self.scan(value, &shape, axis, Dim::Const(1), |a, b| a.clone() * b.clone())
-            } else {
-                self.scan(value, &shape, axis, Dim::Const(0), |a, b| a.clone() + b.clone())
-            }),
+            (Some(value), Some(shape), Some(axis)) => {
+                let known: Vec<Option<Dim>> = value.iter().cloned().map(Some).collect();
+                let identity = Some(Dim::Const(self.product.into()));
+                let totals = self.scan(&known, &shape, axis, identity, |a, b| {
+                    let (a, b) = (a.clone()?, b.clone()?);
+                    if self.product { a * b } else { a + b }.unless_overflown()
+                });
+                totals.into_iter().collect::<Option<Vec<Dim>>>()
+            }
             _ => None,
         };
-        let value = value.and_then(|value| value.into_iter().map(Dim::unless_overflown).collect());
         Ok(vec![fact.with_value(value).into()])
     }
 
@@ -103,6 +106,12 @@ mod tests {
         case("CumSum", 14).input(most).input(Tensor::scalar(0i64)).gives([tensor::<i32>(&[2], &[i32::MAX, i32::MIN])]);
         sum(2).fails("axis 2 of a tensor of rank 2");
         case("CumSum", 11).wave(&[2, 0, 3]).input(tensor::<i32>(&[1], &[1])).gives([f32s(&[2, 0, 3], &[])]);
+    }
+
+    #[test]
+    fn what_overflows_on_the_way_wraps_too() {
+        let x = tensor::<i64>(&[4], &[i64::MAX, 2, -1, 1]);
+        case("CumProd", 26).input(x).input(Tensor::scalar(0i32)).gives([tensor::<i64>(&[4], &[i64::MAX, -2, 2, 2])]);
     }
 
     #[test]
