@@ -35,8 +35,8 @@ pub(super) struct Program {
     /// By value: which input of the graph it is.
     input_at: Vec<Option<usize>>,
     schedule: Mutex<Arc<Schedule>>,
-    /// Nodes of operators that have kernels, but none for their attributes or shapes.
-    fallen: OnceLock<BTreeSet<NodeId>>,
+    /// Kernels that the first plan chose by shapes; the reference's evaluation where there is none for a node's attributes or shapes.
+    chosen: OnceLock<BTreeMap<NodeId, &'static str>>,
 }
 
 /// Names of nodes and their operators, for profiles and errors.
@@ -119,7 +119,7 @@ impl Program {
             facts,
             input_at,
             schedule: Mutex::new(Arc::new(schedule)),
-            fallen: OnceLock::new(),
+            chosen: OnceLock::new(),
         })
     }
 
@@ -157,9 +157,13 @@ impl Program {
         self.bodies.values().flatten().try_for_each(|body| body.prepare().map(drop))?;
         let plan = self.first_plan()?;
         let steps = plan.iter().flat_map(|plan| &plan.steps);
-        let fallen = steps.filter(|step| matches!(step.lowered, lower::Lowered::Fallback(_))).map(|step| step.node);
+        let chosen = steps.filter_map(|step| match &step.lowered {
+            lower::Lowered::Fallback(_) => Some((step.node, "reference")),
+            lower::Lowered::Conv(_) => Some((step.node, step.kernel)),
+            _ => None,
+        });
         // What was found first stays.
-        let _ = self.fallen.set(fallen.collect());
+        let _ = self.chosen.set(chosen.collect());
         Ok(plan)
     }
 
@@ -227,10 +231,12 @@ impl Program {
                 false => lower::support(graph, node),
             };
             let (kernel, reason) = match support {
-                Support::Native { .. } if self.fallen.get().is_some_and(|fallen| fallen.contains(&id)) => {
-                    ("reference".to_string(), "no kernel for these attributes or shapes".to_string())
-                }
-                Support::Native { kernel } => (kernel.to_string(), String::new()),
+                Support::Native { kernel } => match self.chosen.get().and_then(|chosen| chosen.get(&id)) {
+                    Some(&"reference") => {
+                        ("reference".to_string(), "no kernel for these attributes or shapes".to_string())
+                    }
+                    chosen => (chosen.copied().unwrap_or(kernel).to_string(), String::new()),
+                },
                 Support::Fallback { reason } | Support::No { reason } => ("reference".to_string(), reason),
             };
             let Name { node, op } = self.names.of(id);
