@@ -66,7 +66,7 @@ const SOAKS: &[Soak] = &[
         package: "cutover-graph",
         test: "fuzz",
         only: "files",
-        factor: "2500",
+        factor: "1000",
         about: "the ONNX project's cases with fields changed: read, decluttered and planned",
     },
     Soak {
@@ -74,7 +74,7 @@ const SOAKS: &[Soak] = &[
         package: "cutover-graph",
         test: "fuzz",
         only: "operators",
-        factor: "2500",
+        factor: "1000",
         about: "nodes of every operator with made-up attributes and inputs: results against facts, bounds on time and memory",
     },
 ];
