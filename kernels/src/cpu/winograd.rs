@@ -13,7 +13,7 @@
 //! A unit of work is a few tiles by a few blocks of outputs: their coefficients stay in the second-level cache from the first transform
 //! to the last, and no thread waits for another. Each output is one fixed order of operations, whatever the units and their ranges.
 
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
 use super::conv::{Conv, ConvShape, load_bias};
 use super::dispatch::{Kernel, dispatch};
@@ -122,9 +122,9 @@ pub fn pack_winograd(level: IsaLevel, tile: WinogradTile, shape: &ConvShape, wei
     assert!(weights.len() >= shape.channels_out * shape.channels_in * 9, "{} weights for {shape:?}", weights.len());
     assert!(packed.len() >= packed_winograd_len(tile, shape), "packed filter of {} for {shape:?}", packed.len());
     match tile {
-        WinogradTile::Two => dispatch(level, Pack::<F2, 2, 4> { shape, weights, packed, of: F2 }),
-        WinogradTile::Four => dispatch(level, Pack::<F4, 4, 6> { shape, weights, packed, of: F4 }),
-        WinogradTile::Six => dispatch(level, Pack::<F6, 6, 8> { shape, weights, packed, of: F6 }),
+        WinogradTile::Two => dispatch(level, Pack::<F2, 2, 4> { shape, weights, packed, of: PhantomData }),
+        WinogradTile::Four => dispatch(level, Pack::<F4, 4, 6> { shape, weights, packed, of: PhantomData }),
+        WinogradTile::Six => dispatch(level, Pack::<F6, 6, 8> { shape, weights, packed, of: PhantomData }),
     }
 }
 
@@ -358,7 +358,7 @@ struct Pack<'a, W, const M: usize, const A: usize> {
     shape: &'a ConvShape,
     weights: &'a [f32],
     packed: &'a mut [f32],
-    of: W,
+    of: PhantomData<W>,
 }
 
 impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Pack<'_, W, M, A> {
@@ -367,7 +367,6 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Pack<'_, W, 
     /// A block of outputs at a time, in `f64`: the loops over its 16 lanes become vectors.
     #[inline(always)]
     fn eval<I: Isa>(self, _: I) {
-        let _ = self.of;
         let (inputs, outputs) = (self.shape.channels_in, self.shape.channels_out);
         let depth = inputs.div_ceil(BLOCK) * BLOCK;
         for (block, packed) in self.packed.chunks_exact_mut(A * A * depth * BLOCK).enumerate() {
