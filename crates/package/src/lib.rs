@@ -8,8 +8,9 @@ mod archive;
 mod golden;
 mod manifest;
 mod package;
+pub mod ranking;
 
-pub use golden::Golden;
+pub use golden::{Golden, numbers};
 pub use manifest::{FileEntry, GoldenTolerance, Manifest, TensorSchema};
 pub use package::{Contents, Package, PackageError, write, write_folder};
 

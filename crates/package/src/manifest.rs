@@ -56,6 +56,14 @@ impl Default for GoldenTolerance {
     }
 }
 
+impl GoldenTolerance {
+    /// Where a NaN or an infinity is expected, only the same will do: the tolerance there is no number either.
+    pub fn within(&self, actual: f64, expected: f64) -> bool {
+        let same = actual == expected || actual.is_nan() && expected.is_nan();
+        same || expected.is_finite() && (actual - expected).abs() <= self.atol + self.rtol * expected.abs()
+    }
+}
+
 /// A named input or output; a dimension is a number, or the symbol or expression it varies by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorSchema {

@@ -10,13 +10,19 @@ use crate::{
     tensors,
 };
 use anyhow::{Context, Result, bail};
-use cutover::{DType, Tensor, tensor::bf16, tensor::f16};
+use cutover::{
+    DType, Tensor,
+    package::{
+        self, GoldenTolerance,
+        ranking::{self, Reordering},
+    },
+};
 use serde_json::{Value as Json, json};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 #[command(after_help = "Example: cutover verify model.onnx --inputs in.npz --expect out.npz --backend cpu\n\
-    Exits with 1 if an output disagrees.")]
+    Exits with 1 if an output disagrees. Where an output is a falling column of scores, rows that tie may come in any order.")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
@@ -69,7 +75,11 @@ impl Arguments {
             _ => None,
         };
         let expected = tensors::read(&self.expect, only)?;
-        let outputs = output_tensors(run(&mut model.session()?, &inputs)?)?;
+        let mut outputs = output_tensors(run(&mut model.session()?, &inputs)?)?;
+        let reordering = self.reorder(&outputs, &expected);
+        if let Some(reordering) = &reordering {
+            outputs.iter_mut().for_each(|(_, tensor)| reordering.apply(tensor));
+        }
         let mut comparisons = Vec::new();
         for (name, expected) in &expected {
             let names = || outputs.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
@@ -90,6 +100,7 @@ impl Arguments {
             "model": self.model.name(),
             "agrees": verdict == Verdict::Yes,
             "rtol": self.rtol, "atol": self.atol, "sqnr_db_min": self.sqnr,
+            "rows_reordered": reordering.as_ref().map_or(0, |r| r.moved),
             "outputs": comparisons.iter().map(|c| json!({
                 "name": c.name, "agrees": passes(c), "elements": c.elements, "mismatch": c.mismatch,
                 "absolute_error_max": c.absolute.0, "absolute_error_at": c.absolute.1,
@@ -118,9 +129,30 @@ impl Arguments {
                 "outside tolerance",
                 "SQNR dB",
             ];
-            table(&header, comparisons.iter().map(row).collect(), false)
+            let mut text = table(&header, comparisons.iter().map(row).collect(), false);
+            if let Some(Reordering { moved, .. }) = &reordering {
+                text += &format!("\n{moved} rows whose scores tie come in another order than expected: each was compared with its own.");
+            }
+            text
         })?;
         Ok(verdict)
+    }
+
+    /// The order of rows in which rankings agree, see [`ranking`].
+    fn reorder(&self, outputs: &[(String, Tensor)], expected: &[(String, Tensor)]) -> Option<Reordering> {
+        let mut pairs = Vec::new();
+        for (name, expected) in expected {
+            let (_, actual) = outputs.iter().find(|(n, _)| n == name)?;
+            if actual.dtype() != expected.dtype() || actual.shape() != expected.shape() {
+                return None;
+            }
+            pairs.push((actual.clone(), expected));
+        }
+        ranking::reorder(&pairs, |actual, expected| self.tolerance().within(actual, expected))
+    }
+
+    fn tolerance(&self) -> GoldenTolerance {
+        GoldenTolerance { rtol: self.rtol, atol: self.atol }
     }
 
     fn compare(&self, name: &str, actual: &Tensor, expected: &Tensor) -> Result<Comparison> {
@@ -143,7 +175,11 @@ impl Arguments {
             return Ok(comparison);
         }
         let (mut signal, mut noise) = (0.0, 0.0);
-        for (at, (a, e)) in numbers(actual)?.into_iter().zip(numbers(expected)?).enumerate() {
+        let elements = |tensor: &Tensor| {
+            package::numbers(tensor)
+                .with_context(|| format!("output '{name}': tensors of {} can't be compared", tensor.dtype()))
+        };
+        for (at, (a, e)) in elements(actual)?.into_iter().zip(elements(expected)?).enumerate() {
             let same = a == e || (a.is_nan() && e.is_nan());
             let error = if same { 0.0 } else { (a - e).abs() };
             // A NaN where none is expected is an infinite error, not one that no comparison sees.
@@ -155,9 +191,7 @@ impl Arguments {
             if e != 0.0 && error / e.abs() > comparison.relative.0 {
                 comparison.relative = (error / e.abs(), index());
             }
-            // Where a NaN or an infinity is expected, the tolerance is no number either: only the same will do.
-            let within = same || e.is_finite() && error <= self.atol + self.rtol * e.abs();
-            comparison.outside += usize::from(!within);
+            comparison.outside += usize::from(!self.tolerance().within(a, e));
             signal += if e.is_finite() { e * e } else { 0.0 };
             noise += error * error;
         }
@@ -175,28 +209,4 @@ fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
         at /= extent;
     }
     index
-}
-
-fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
-    macro_rules! wide {
-        ($t:ty) => {
-            tensor.to_vec::<$t>()?.into_iter().map(|v| v as f64).collect()
-        };
-    }
-    Ok(match tensor.dtype() {
-        DType::F32 => wide!(f32),
-        DType::F64 => tensor.to_vec::<f64>()?,
-        DType::F16 => tensor.to_vec::<f16>()?.into_iter().map(f16::to_f64).collect(),
-        DType::BF16 => tensor.to_vec::<bf16>()?.into_iter().map(bf16::to_f64).collect(),
-        DType::I8 => wide!(i8),
-        DType::I16 => wide!(i16),
-        DType::I32 => wide!(i32),
-        DType::I64 => wide!(i64),
-        DType::U8 => wide!(u8),
-        DType::U16 => wide!(u16),
-        DType::U32 => wide!(u32),
-        DType::U64 => wide!(u64),
-        DType::Bool => tensor.to_bools()?.into_iter().map(|v| f64::from(u8::from(v))).collect(),
-        other => bail!("tensors of {other} can't be compared"),
-    })
 }
