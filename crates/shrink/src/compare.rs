@@ -27,6 +27,8 @@ pub struct OutputComparison {
     /// Of the rows along the last axis, the share whose largest element is at the same place, counting a row of scores as a class;
     /// `None` where the last axis has fewer than two elements.
     pub top1_agreement: Option<f64>,
+    /// Mean over the rows along the last axis of the cosine between before and after: 1 where they point the same way, whatever their length.
+    pub cosine_mean: f64,
 }
 
 /// Runs both graphs on `backend` over `samples` (each the model's inputs by name).
@@ -81,7 +83,7 @@ fn check_signatures(before: &Signature, after: &Signature) -> Result<(), ShrinkE
     Ok(())
 }
 
-fn session(graph: &Graph, backend: &Arc<dyn Backend>) -> Result<Box<dyn Session>, ShrinkError> {
+pub(crate) fn session(graph: &Graph, backend: &Arc<dyn Backend>) -> Result<Box<dyn Session>, ShrinkError> {
     let executable = backend.compile(&Plan::new(graph.clone())?, &CompileOptions::default())?;
     Ok(executable.session(SessionMemory::default())?)
 }
@@ -102,6 +104,8 @@ struct Sums {
     magnitude_max: f64,
     rows: usize,
     agreeing_rows: usize,
+    cosines: f64,
+    cosine_rows: usize,
 }
 
 impl Sums {
@@ -131,6 +135,10 @@ impl Sums {
             }
         }
         let classes = before.shape().last().copied().unwrap_or(1);
+        for (x, y) in before_values.chunks_exact(classes.max(1)).zip(after_values.chunks_exact(classes.max(1))) {
+            self.cosine_rows += 1;
+            self.cosines += cosine(x, y);
+        }
         if classes >= 2 {
             for (x, y) in before_values.chunks_exact(classes).zip(after_values.chunks_exact(classes)) {
                 self.rows += 1;
@@ -146,12 +154,24 @@ impl Sums {
             absolute_error_max: self.absolute_error_max,
             magnitude_max: self.magnitude_max,
             sqnr_db: if self.noise == 0.0 { f64::INFINITY } else { 10.0 * (self.signal / self.noise).log10() },
+            cosine_mean: if self.cosine_rows > 0 { self.cosines / self.cosine_rows as f64 } else { 1.0 },
             top1_agreement: (self.rows > 0).then(|| self.agreeing_rows as f64 / self.rows as f64),
         }
     }
 }
 
+/// 1 where both are zero, 0 where one is or where either is no number.
+fn cosine(x: &[f32], y: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    let (xx, yy) = (dot(x, x), dot(y, y));
+    if xx == 0.0 && yy == 0.0 {
+        return 1.0;
+    }
+    let cosine = dot(x, y) / (xx.sqrt() * yy.sqrt());
+    if cosine.is_finite() { cosine } else { 0.0 }
+}
+
 /// Where the first largest element is.
-fn largest(row: &[f32]) -> usize {
+pub(crate) fn largest(row: &[f32]) -> usize {
     (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }

@@ -3,7 +3,7 @@
 //! Each large f32 constant is stored as f16 with a `Cast` back to f32 after it: half the bytes to send and keep, the same arithmetic. An engine
 //! that folds constants pays nothing for it at run time. Nothing is computed in f16 here.
 
-use crate::ShrinkError;
+use crate::{ShrinkError, constant_bytes};
 use cutover_graph::{Constant, Graph, ValueId, ops::Cast};
 use cutover_tensor::{DType, Tensor, f16};
 
@@ -89,10 +89,6 @@ pub fn half_weights(mut graph: Graph, options: &HalfOptions) -> Result<(Graph, H
     graph.verify()?;
     report.bytes_after = constant_bytes(&graph);
     Ok((graph, report))
-}
-
-fn constant_bytes(graph: &Graph) -> u64 {
-    graph.values().filter_map(|(id, _)| graph.constant(id)).map(|c| c.tensor.bytes().len() as u64).sum()
 }
 
 #[cfg(test)]

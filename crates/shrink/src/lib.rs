@@ -4,23 +4,45 @@
 //! on real inputs. Nothing here decides whether the loss is acceptable: that is the caller's, or a rollout's gates.
 
 mod compare;
+mod edit;
 mod half;
+mod observe;
+mod pipeline;
+pub mod quantize;
 #[cfg(feature = "train")]
 pub mod train;
 
 pub use compare::{Comparison, OutputComparison, compare};
+pub use edit::{Product, ProductKind, constant_bytes, plain};
 pub use half::{HalfOptions, HalfReport, Kept, half_weights};
 
+pub use observe::{Observation, Progress, Question, Sample, observe};
+
+pub use pipeline::{Budget, Data, Evaluation, Method, Recipe, Sensitivity, ShrinkReport, Shrunk, latencies, shrink};
+
 use cutover_backend::{CompileError, ResourceError, RunError};
-use cutover_graph::GraphError;
+use cutover_graph::{GraphError, ImportError, onnx::ExportError};
 
 /// Why a model could not be shrunk or measured.
 #[derive(Debug, thiserror::Error)]
 pub enum ShrinkError {
     #[error(transparent)]
     Graph(#[from] GraphError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
     #[error("constant '{name}': {source}")]
     Tensor { name: String, source: cutover_tensor::TensorError },
+    /// A weight that nothing can stand for.
+    #[error("weight '{name}': {message}")]
+    Weight { name: String, message: String },
+    #[error("calibration needs at least one sample, got none")]
+    NoSamples,
+    #[error("value '{value}' was not observed")]
+    NotObserved { value: String },
+    #[error("{0}")]
+    Option(String),
     /// The samples do not fit the model.
     #[error("sample {sample}: {message}")]
     Sample { sample: usize, message: String },

@@ -7,6 +7,7 @@ mod deploy;
 mod inspect;
 mod run;
 mod serve;
+mod shrink;
 mod unpack;
 mod verify;
 
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Verify(verify::Arguments),
     /// Measures how fast a model loads and runs.
     Bench(bench::Arguments),
+    /// Makes a model smaller and faster, and measures what was lost.
+    Shrink(shrink::Arguments),
     /// Makes a package of an ONNX model.
     Convert(convert::Arguments),
     /// Writes a package's files into a folder, where other tools open them.
@@ -56,6 +59,7 @@ impl Command {
             Command::Run(arguments) => arguments.run(printer),
             Command::Verify(arguments) => arguments.run(printer),
             Command::Bench(arguments) => arguments.run(printer),
+            Command::Shrink(arguments) => arguments.run(printer),
             Command::Convert(arguments) => arguments.run(printer),
             Command::Unpack(arguments) => arguments.run(printer),
             Command::Serve(arguments) => arguments.run(printer),
