@@ -142,7 +142,7 @@ impl Arguments {
         let method = match self.method.as_str() {
             "static" => {
                 let exclude = exclude.clone();
-                Method::Static(StaticOptions { activations, calibration, per_channel, weights, exclude })
+                Method::Static(StaticOptions { activations, calibration, per_channel, weights, tables: true, exclude })
             }
             "dynamic" => {
                 let exclude = exclude.clone();

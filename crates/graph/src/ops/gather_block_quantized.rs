@@ -72,6 +72,10 @@ impl Operator for GatherBlockQuantized {
         let too_large = || OpError::Resource(format!("data of {}", data.shape()));
         let dims: Shape = dims.iter().map(constant).collect::<Option<Vec<_>>>().ok_or_else(too_large)?.into();
         let extent = dims[gather_axis];
+        let places_of = inputs.integers(1)?;
+        if dtype == DType::U8 && places_of.len() < extent {
+            return self.eval_rows(inputs, &places_of, context);
+        }
         let shape = [&dims[..gather_axis], places.shape().dims(), &dims[gather_axis + 1..]].concat();
         context.bounded_len(&shape)?;
         let values = self.elements(data, &dims)?;
@@ -83,7 +87,7 @@ impl Operator for GatherBlockQuantized {
         let (scale_values, rank) = (Wide::floats(scales)?, places.shape().rank());
         let (strides, scale_strides) = (dims.strides(), scales.shape().strides());
         let places_strides = places.shape().strides();
-        let places = inputs.integers(1)?;
+        let places = places_of;
         let block = if self.block_size == 0 { dims[quantize_axis].max(1) } else { self.block_size };
         let y = indices(&shape).map(|index| {
             let place: usize = index[gather_axis..].iter().zip(&places_strides).map(|(i, s)| i * s).sum();
@@ -109,6 +113,29 @@ impl Operator for GatherBlockQuantized {
 }
 
 impl GatherBlockQuantized {
+    /// As [`Operator::eval`] of a table of bytes, whose rows are whole ones: those alone that are asked for are unpacked.
+    fn eval_rows(&self, inputs: Inputs<'_>, places: &[i64], context: &EvalContext) -> Result<Vec<Value>, OpError> {
+        let extent = inputs.tensor(0)?.shape()[0];
+        let row = |place: i64| {
+            let place = if place < 0 { place.saturating_add(extent as i64) } else { place };
+            usize::try_from(place).ok().filter(|&place| place < extent)
+        };
+        let rows: Vec<usize> = places.iter().filter_map(|&place| row(place)).collect();
+        let chosen = |tensor: &Tensor| -> Result<Value, OpError> {
+            let width = tensor.bytes().len() / extent.max(1);
+            let bytes: Vec<u8> = rows.iter().flat_map(|row| &tensor.bytes()[row * width..][..width]).copied().collect();
+            let shape = [&[rows.len()], &tensor.shape()[1..]].concat();
+            Ok(Tensor::from_bytes(tensor.dtype(), shape, &bytes).map_err(|e| OpError::input(e.to_string()))?.into())
+        };
+        let mut next = 0..;
+        let renumbered = places.iter().map(|&place| row(place).and_then(|_| next.next()).unwrap_or(i64::MAX)).collect();
+        let renumbered = Tensor::from_vec(inputs.tensor(1)?.shape().clone(), renumbered);
+        let renumbered = renumbered.map_err(|e| OpError::input(e.to_string()))?.into();
+        let (data, scales) = (chosen(inputs.tensor(0)?)?, chosen(inputs.tensor(2)?)?);
+        let zero_points = inputs.optional_tensor(3)?.map(chosen).transpose()?;
+        self.eval(Inputs(&[Some(&data), Some(&renumbered), Some(&scales), zero_points.as_ref()]), context)
+    }
+
     /// How many elements one of `data` holds.
     fn per_element(&self, dtype: DType) -> usize {
         if dtype == DType::U8 { 8 / self.bits } else { 1 }

@@ -15,8 +15,8 @@ use std::collections::HashMap;
 /// SmoothQuant: outliers in channels of an activation go into the weights. Channel `j` of the input is divided by
 /// `s_j = max|x_j|^α / max|w_j|^(1−α)` and row `j` of the weights multiplied by it.
 ///
-/// Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models" (ICML 2023), equation 4. The division
-/// is folded into a layer norm that only these products read, and is a `Mul` before them elsewhere. Returns how many inputs were smoothed.
+/// Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models" (ICML 2023), equation 4. As there, what
+/// layer norms give is smoothed: the division is folded into the norm where only these products read it, and is a `Mul` before them elsewhere. Returns how many inputs were smoothed.
 ///
 /// # Errors
 /// `alpha` outside `[0, 1]`.
@@ -29,8 +29,10 @@ pub fn smooth(
         return Err(ShrinkError::Option(format!("a smoothing strength of {alpha}: expected 0 to 1")));
     }
     let mut readers: HashMap<ValueId, Vec<Product>> = HashMap::new();
+    let after_norm =
+        |value| graph.producer(value).is_some_and(|(node, _)| matches!(graph.node(node).op, Op::LayerNorm(_)));
     for product in Product::all(graph) {
-        if !matches!(product.kind, ProductKind::Conv { .. }) {
+        if !matches!(product.kind, ProductKind::Conv { .. }) && after_norm(product.input) {
             readers.entry(product.input).or_default().push(product);
         }
     }

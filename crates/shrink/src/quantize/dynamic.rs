@@ -155,7 +155,7 @@ pub(super) fn tables(graph: &Graph, elements_min: usize) -> Vec<(NodeId, ValueId
 }
 
 /// Rows of bytes and their scales are gathered, and multiplied.
-fn gather(graph: &mut Graph, node: NodeId, table: ValueId) -> Result<(), ShrinkError> {
+pub(super) fn gather(graph: &mut Graph, node: NodeId, table: ValueId) -> Result<(), ShrinkError> {
     let (shape, values) = floats(graph, table).expect("a table of floats");
     let (name, stem) = (graph.value(table).name.clone(), graph.node(node).name.clone());
     let at = |source: TensorError| ShrinkError::Tensor { name: name.clone(), source };

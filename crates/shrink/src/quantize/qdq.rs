@@ -3,11 +3,12 @@
 //! The pairs go where integer kernels begin and end, as both our own lowering and ONNX Runtime's look for them: on what a product reads, on what
 //! its ReLU gives, and on through operators that move, pool, join or add what is bytes already. Values that only floats read stay floats.
 
+use super::dynamic::{gather, tables};
 use super::{ActivationType, Affine, Calibration, Channels, QuantizeReport, QuantizedWeight, Range, WeightRange};
 use crate::{
     Kept, Observation, Question, ShrinkError,
     edit::{Product, ProductKind},
-    edit::{add, constant, constant_bytes, floats, is_bound, is_f32, is_sum, rewire},
+    edit::{add, constant, constant_bytes, floats, is_bound, is_f32, is_sum, rewire, sweep},
 };
 use cutover_graph::{
     Graph, NodeId, ValueId,
@@ -24,6 +25,8 @@ pub struct StaticOptions {
     /// A scale for each output channel of a weight, or one for all.
     pub per_channel: bool,
     pub weights: WeightRange,
+    /// Tables that are gathered from (embeddings) too, a scale for each row.
+    pub tables: bool,
     /// Names of nodes that stay in floats.
     pub exclude: HashSet<String>,
 }
@@ -35,10 +38,14 @@ impl Default for StaticOptions {
             calibration: Calibration::MinMax,
             per_channel: true,
             weights: WeightRange::Largest,
+            tables: true,
             exclude: HashSet::new(),
         }
     }
 }
+
+/// Smaller tables stay: they weigh nothing.
+const TABLE_ELEMENTS_MIN: usize = 1024;
 
 /// What a node does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +198,15 @@ pub fn quantize_static(
         let bytes = pair(&mut graph, value, scales[&value])?;
         takers[&value].iter().for_each(|&node| rewire(&mut graph, node, value, bytes));
     }
-    crate::edit::sweep(&mut graph);
+    let tables = if options.tables { tables(&graph, TABLE_ELEMENTS_MIN) } else { Vec::new() };
+    for (node, table) in tables {
+        let name = graph.node(node).name.clone();
+        if !options.exclude.contains(&name) {
+            gather(&mut graph, node, table)?;
+            report.quantized.push(name);
+        }
+    }
+    sweep(&mut graph);
     graph.verify()?;
     report.bytes_after = constant_bytes(&graph);
     Ok((graph, report))
