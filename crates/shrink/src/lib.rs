@@ -18,7 +18,10 @@ pub use half::{HalfOptions, HalfReport, Kept, half_weights};
 
 pub use observe::{Observation, Progress, Question, Sample, observe};
 
-pub use pipeline::{Budget, Data, Evaluation, Method, Recipe, Sensitivity, ShrinkReport, Shrunk, latencies, shrink};
+pub use pipeline::{
+    Budget, CalibratedRange, Data, Evaluation, Method, Recipe, Sensitivity, ShrinkReport, Shrunk, Target, latencies,
+    shrink,
+};
 
 use cutover_backend::{CompileError, ResourceError, RunError};
 use cutover_graph::{GraphError, ImportError, onnx::ExportError};

@@ -4,19 +4,19 @@ use crate::{
     Comparison, HalfOptions, Kept, Observation, Product, Progress, Question, Sample, ShrinkError, compare,
     compare::{largest, session},
     constant_bytes, half_weights,
-    observe::observe,
+    observe::{Probe, observe},
     plain,
     quantize::{
-        BlockOptions, Calibration, DynamicOptions, QuantizeReport, StaticOptions, correct_bias, equalize,
+        BlockOptions, Calibration, DynamicOptions, QuantizeReport, Range, StaticOptions, correct_bias, equalize,
         quantize_dynamic, quantize_static, quantize_weights, smooth, static_questions,
     },
 };
-use cutover_backend::{Backend, Input, Output, RunContext, Session, Signature};
+use cutover_backend::{Backend, Input, OpTiming, Output, Profiler, RunContext, Session, Signature};
 use cutover_graph::{Graph, ValueId};
 use cutover_tensor::Value;
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -45,8 +45,21 @@ pub struct Recipe {
     pub correct_bias: bool,
     /// GPTQ; of weights in blocks.
     pub gptq: bool,
+    pub target: Target,
+    /// Whether histograms of activations and the noise at every layer are gathered, for a report to draw.
+    pub detail: bool,
     /// What the result must keep; layers go back to floats, the most sensitive first, until it does.
     pub budget: Option<Budget>,
+}
+
+/// What is to be won.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Target {
+    /// Every layer is quantized.
+    #[default]
+    Size,
+    /// A layer that is no faster in integers on this backend stays in floats.
+    Latency,
 }
 
 /// What a shrunk model has to keep, over all samples.
@@ -117,6 +130,20 @@ pub struct ShrinkReport {
     pub tried: Vec<(usize, u64, Evaluation)>,
     /// Whether the budget is met; `true` where there is none.
     pub within_budget: bool,
+    /// With [`Recipe::detail`], of static quantization: what activations were like, in the order of the model.
+    pub ranges: Vec<CalibratedRange>,
+    /// With [`Recipe::detail`]: products in the order of the model, and the signal to noise of what they give, all that comes before included, in dB.
+    pub layer_sqnr_db: Vec<(String, f64)>,
+}
+
+/// An activation and the range chosen for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CalibratedRange {
+    pub value: String,
+    pub seen: Range,
+    pub chosen: Range,
+    /// Counts over what was seen, in bins of one width.
+    pub histogram: Vec<u64>,
 }
 
 /// The model with one layer quantized, against the original.
@@ -191,8 +218,13 @@ pub fn shrink(
     if let (Method::Static(options), true) = (&recipe.method, recipe.correct_bias) {
         correct_bias(&mut prepared, &observations, options.per_channel, options.weights)?;
     }
-    let search = Search { original, prepared: &prepared, observations: &observations, recipe, data, backend };
-    let (graph, report, mut tried) = search.first()?;
+    let slower = HashSet::new();
+    let mut search =
+        Search { original, prepared: &prepared, observations: &observations, recipe, data, backend, slower };
+    if recipe.target == Target::Latency {
+        search.slower = search.slower_in_integers(progress)?;
+    }
+    let (graph, report, tried) = search.first()?;
     let mut shrunk = Shrunk {
         graph,
         report: ShrinkReport {
@@ -206,38 +238,21 @@ pub fn shrink(
             sensitivity: Vec::new(),
             tried: vec![tried.clone()],
             within_budget: true,
+            ranges: search.ranges()?,
+            layer_sqnr_db: Vec::new(),
         },
     };
-    let Some(budget) = recipe.budget else { return Ok(shrunk) };
-    shrunk.report.within_budget = tried.2.meets(budget)?;
-    if shrunk.report.within_budget {
-        return Ok(shrunk);
-    }
-    let sensitivity = search.sensitivity(&shrunk.report.quantized, progress)?;
-    let rounds = 1 + sensitivity.len().max(1).ilog2() as usize;
-    // The fewest of the most sensitive layers that have to stay, by bisection: `few` do not suffice, `many` would, as far as is known.
-    let (mut few, mut many) = (0, sensitivity.len() + 1);
-    while many - few > 1 {
-        let count = few + (many - few) / 2;
-        let exclude: HashSet<String> = sensitivity[..count].iter().map(|s| s.node.clone()).collect();
-        let (graph, report) = search.quantize(&exclude)?;
-        tried = (count, report.bytes_after, search.evaluate(&graph)?);
-        shrunk.report.tried.push(tried.clone());
-        progress("search", (shrunk.report.tried.len() - 1).min(rounds), rounds);
-        if !tried.2.meets(budget)? {
-            few = count;
-            continue;
+    if let Some(budget) = recipe.budget {
+        shrunk.report.within_budget = tried.2.meets(budget)?;
+        if !shrunk.report.within_budget {
+            search.give_back(&mut shrunk, budget, progress)?;
         }
-        many = count;
-        let QuantizeReport { quantized, kept, bytes_after, .. } = report;
-        let evaluation = tried.2;
-        shrunk.report = ShrinkReport { quantized, kept, bytes_after, evaluation, within_budget: true, ..shrunk.report };
-        shrunk.graph = graph;
     }
-    shrunk.report.sensitivity = sensitivity;
+    if recipe.detail {
+        shrunk.report.layer_sqnr_db = search.layer_noise(&shrunk.graph)?;
+    }
     Ok(shrunk)
 }
-
 /// What every matrix product reads.
 fn product_inputs(graph: &Graph) -> Vec<Question> {
     let mut inputs: Vec<(ValueId, i64)> = Product::all(graph).iter().map(|p| (p.input, p.input_axis())).collect();
@@ -255,7 +270,7 @@ fn observations(
 ) -> Result<HashMap<ValueId, Observation>, ShrinkError> {
     let (questions, histograms) = match &recipe.method {
         Method::Static(options) => {
-            (static_questions(graph, &options.exclude)?, options.calibration != Calibration::MinMax)
+            (static_questions(graph, &options.exclude)?, recipe.detail || options.calibration != Calibration::MinMax)
         }
         Method::Weights(options) if recipe.gptq => (options.questions(graph), false),
         _ => return Ok(HashMap::new()),
@@ -270,9 +285,51 @@ struct Search<'a> {
     recipe: &'a Recipe,
     data: &'a Data,
     backend: &'a Arc<dyn Backend>,
+    /// Layers that stay in floats because integers are no faster.
+    slower: HashSet<String>,
 }
 
+/// Runs of which a layer's time is the shortest.
+const TIMED_RUNS: usize = 9;
+
 impl Search<'_> {
+    /// The layers that take longer quantized, if the model is faster with those in floats than without.
+    fn slower_in_integers(&self, progress: Progress<'_>) -> Result<HashSet<String>, ShrinkError> {
+        let (all, _) = self.quantize(&HashSet::new())?;
+        let (before, after) = (self.layer_times(self.prepared)?, self.layer_times(&all)?);
+        progress("timing", 1, 2);
+        let names = Product::all(self.prepared).into_iter().map(|p| self.prepared.node(p.node).name.clone());
+        let time = |times: &HashMap<String, Duration>, name: &String| times.get(name).copied().unwrap_or_default();
+        let slower: HashSet<String> = names.filter(|name| time(&after, name) >= time(&before, name)).collect();
+        if slower.is_empty() {
+            return Ok(slower);
+        }
+        // Quantizing and dequantizing between layers costs too: only the whole tells.
+        let (some, _) = self.quantize(&slower)?;
+        let [all, some] = latencies(&all, &some, self.backend, &self.data.samples, Duration::from_secs(2))?;
+        progress("timing", 2, 2);
+        Ok(if some < all { slower } else { HashSet::new() })
+    }
+
+    /// The shortest time of every node in a few runs.
+    fn layer_times(&self, graph: &Graph) -> Result<HashMap<String, Duration>, ShrinkError> {
+        let mut runner = Runner::new(graph, self.backend)?;
+        let mut shortest: HashMap<String, Duration> = HashMap::new();
+        for run in 0..TIMED_RUNS {
+            let times = Times::default();
+            let number = run % self.data.samples.len();
+            runner.run_with(
+                &self.data.samples[number],
+                number,
+                &RunContext { profiler: Some(&times), ..RunContext::default() },
+            )?;
+            for (node, time) in times.0.into_inner().unwrap_or_default() {
+                shortest.entry(node).and_modify(|shortest| *shortest = time.min(*shortest)).or_insert(time);
+            }
+        }
+        Ok(shortest)
+    }
+
     fn first(&self) -> Result<(Graph, QuantizeReport, (usize, u64, Evaluation)), ShrinkError> {
         let (graph, report) = self.quantize(&HashSet::new())?;
         let evaluation = self.evaluate(&graph)?;
@@ -280,9 +337,93 @@ impl Search<'_> {
         Ok((graph, report, tried))
     }
 
+    /// Gives the most sensitive layers back to floats, the fewest that meet the budget.
+    fn give_back(&self, shrunk: &mut Shrunk, budget: Budget, progress: Progress<'_>) -> Result<(), ShrinkError> {
+        let sensitivity = self.sensitivity(&shrunk.report.quantized, progress)?;
+        let rounds = 1 + sensitivity.len().max(1).ilog2() as usize;
+        // The fewest of the most sensitive layers that have to stay, by bisection: `few` do not suffice, `many` would, as far as is known.
+        let (mut few, mut many) = (0, sensitivity.len() + 1);
+        while many - few > 1 {
+            let count = few + (many - few) / 2;
+            let exclude: HashSet<String> = sensitivity[..count].iter().map(|s| s.node.clone()).collect();
+            let (graph, report) = self.quantize(&exclude)?;
+            let tried = (count, report.bytes_after, self.evaluate(&graph)?);
+            shrunk.report.tried.push(tried.clone());
+            progress("search", (shrunk.report.tried.len() - 1).min(rounds), rounds);
+            if !tried.2.meets(budget)? {
+                few = count;
+                continue;
+            }
+            many = count;
+            let QuantizeReport { quantized, kept, bytes_after, .. } = report;
+            let own = &mut shrunk.report;
+            (own.quantized, own.kept, own.bytes_after, own.evaluation) = (quantized, kept, bytes_after, tried.2);
+            own.within_budget = true;
+            shrunk.graph = graph;
+        }
+        shrunk.report.sensitivity = sensitivity;
+        Ok(())
+    }
+
+    /// What was chosen for every activation, where a report wants to draw it.
+    fn ranges(&self) -> Result<Vec<CalibratedRange>, ShrinkError> {
+        let Method::Static(options) = &self.recipe.method else { return Ok(Vec::new()) };
+        let range = |(&value, observation): (&ValueId, &Observation)| CalibratedRange {
+            value: self.prepared.value(value).name.clone(),
+            seen: Range { low: observation.low, high: observation.high },
+            chosen: Range::of(observation, options.calibration),
+            histogram: observation.histogram.clone(),
+        };
+        let mut observed: Vec<_> = self.observations.iter().filter(|_| self.recipe.detail).collect();
+        observed.sort_by_key(|(value, _)| **value);
+        Ok(observed.into_iter().map(range).collect())
+    }
+
+    /// Signal to noise of what each product gives, in floats and in `graph`, where that still has the value.
+    fn layer_noise(&self, graph: &Graph) -> Result<Vec<(String, f64)>, ShrinkError> {
+        let by_name: HashMap<&str, ValueId> = graph.values().map(|(id, value)| (value.name.as_str(), id)).collect();
+        let both = |product: Product| {
+            let node = self.prepared.node(product.node);
+            let value = by_name.get(self.prepared.value(node.outputs[0]).name.as_str())?;
+            graph.producer(*value)?;
+            Some((node.name.clone(), node.outputs[0], *value))
+        };
+        let layers: Vec<_> = Product::all(self.prepared).into_iter().filter_map(both).collect();
+        let of = |pick: &dyn Fn(&(String, ValueId, ValueId)) -> ValueId| layers.iter().map(pick).collect::<Vec<_>>();
+        let mut before = Probe::new(self.prepared, &of(&|layer| layer.1), self.backend)?;
+        let mut after = Probe::new(graph, &of(&|layer| layer.2), self.backend)?;
+        let mut sums = vec![(0f64, 0f64); layers.len()];
+        for (number, sample) in self.data.samples.iter().take(SENSITIVITY_SAMPLES).enumerate() {
+            let (expected, actual) = (before.run(sample, number)?.1, after.run(sample, number)?.1);
+            for (sum, pair) in sums.iter_mut().zip(expected.iter().zip(&actual)) {
+                let (Value::Tensor(x), Value::Tensor(y)) = pair else { continue };
+                let (Ok(x), Ok(y)) = (x.as_slice::<f32>(), y.as_slice::<f32>()) else { continue };
+                for (&x, &y) in x.iter().zip(y) {
+                    sum.0 += f64::from(x).powi(2);
+                    sum.1 += (f64::from(x) - f64::from(y)).powi(2);
+                }
+            }
+        }
+        let sqnr =
+            |(signal, noise): (f64, f64)| if noise > 0.0 { 10.0 * (signal / noise).log10() } else { f64::INFINITY };
+        Ok(layers.into_iter().zip(sums).map(|((node, ..), sums)| (node, sqnr(sums))).collect())
+    }
+
     /// The prepared graph with all layers quantized but those.
     fn quantize(&self, exclude: &HashSet<String>) -> Result<(Graph, QuantizeReport), ShrinkError> {
-        let all = |own: &HashSet<String>| own.union(exclude).cloned().collect();
+        let (graph, mut report) = self.quantize_all_but(exclude)?;
+        for kept in &mut report.kept {
+            if self.slower.contains(&kept.name) {
+                kept.reason = "it is no faster in integers here".to_string();
+            } else if exclude.contains(&kept.name) {
+                kept.reason = "the budget needs it in floats".to_string();
+            }
+        }
+        Ok((graph, report))
+    }
+
+    fn quantize_all_but(&self, exclude: &HashSet<String>) -> Result<(Graph, QuantizeReport), ShrinkError> {
+        let all = |own: &HashSet<String>| own.iter().chain(exclude).chain(&self.slower).cloned().collect();
         match &self.recipe.method {
             Method::Half => {
                 let (graph, report) = half_weights(self.prepared.clone(), &HalfOptions::default())?;
@@ -372,18 +513,39 @@ impl Runner {
     }
 
     fn run(&mut self, sample: &Sample, number: usize) -> Result<Vec<Value>, ShrinkError> {
+        self.run_with(sample, number, &RunContext::default())
+    }
+
+    fn run_with(
+        &mut self,
+        sample: &Sample,
+        number: usize,
+        context: &RunContext<'_>,
+    ) -> Result<Vec<Value>, ShrinkError> {
         let find = |name: &String| sample.iter().find(|(n, _)| n == name).map(|(_, value)| Input::Value(value));
         let missing = |name: &String| ShrinkError::Sample { sample: number, message: format!("has no input '{name}'") };
         let inputs = self.signature.inputs.iter().map(|b| find(&b.name).ok_or_else(|| missing(&b.name)));
         let inputs: Vec<Input<'_>> = inputs.collect::<Result<_, _>>()?;
         let mut outputs: Vec<Output<'_>> = self.signature.outputs.iter().map(|_| Output::Allocate(None)).collect();
-        let done = self.session.run(&inputs, &mut outputs, &RunContext::default());
+        let done = self.session.run(&inputs, &mut outputs, context);
         done.map_err(|source| ShrinkError::Run { sample: number, source })?;
         let values = outputs.into_iter().filter_map(|output| match output {
             Output::Allocate(value) => value,
             _ => None,
         });
         Ok(values.collect())
+    }
+}
+
+/// How long the nodes of one run took.
+#[derive(Default)]
+struct Times(Mutex<HashMap<String, Duration>>);
+
+impl Profiler for Times {
+    fn record(&self, timing: OpTiming<'_>) {
+        if let Ok(mut times) = self.0.lock() {
+            *times.entry(timing.node.to_string()).or_default() += timing.duration;
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use super::DeviceArguments;
 use crate::{
     Verdict,
     output::{Printer, bytes, table},
-    tensors,
+    report, tensors,
 };
 use anyhow::{Context, Result, bail};
 use cutover::{
@@ -16,7 +16,7 @@ use cutover::{
     },
 };
 use cutover_shrink::{
-    Budget, Data, Evaluation, Method, Recipe, Sample, ShrinkReport, latencies,
+    Budget, Data, Evaluation, Method, Recipe, Sample, ShrinkReport, Target, latencies,
     quantize::{ActivationType, BlockOptions, Calibration, DynamicOptions, StaticOptions, WeightRange},
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -42,10 +42,16 @@ pub(crate) struct Arguments {
     /// The ONNX file to write; an existing one is replaced.
     #[arg(short, long)]
     output: PathBuf,
+    /// Writes a page with plots, all in one HTML file.
+    #[arg(long, value_name = "HTML")]
+    report: Option<PathBuf>,
     /// static: integers, ranges from the data; dynamic: integers, ranges in every run; int8 or int4: weights in blocks, activations in
     /// floats; f16: weights in half precision.
     #[arg(long, default_value = "static", value_parser = ["static", "dynamic", "int8", "int4", "f16"])]
     method: String,
+    /// size: every layer; latency: a layer that is no faster in integers on this device stays in floats.
+    #[arg(long, default_value = "size", value_parser = ["size", "latency"])]
+    target: String,
     /// What must be kept: accuracy>=-0.5%, agreement>=99%, sqnr>=20 or cosine>=0.995. The most sensitive layers go back to floats until it is.
     #[arg(long)]
     budget: Option<Budget>,
@@ -110,6 +116,11 @@ impl Arguments {
         let [before, after] = latencies(&graph, &written, &backend, &data.samples, Duration::from_secs(3))?;
         let result =
             Outcome { report: &shrunk.report, file_bytes: file(&self.output), before, after, arguments: &self };
+        if let Some(path) = &self.report {
+            let title = format!("{} shrunk: {}", self.model.display(), self.method);
+            let page = report::page(&title, &result.rows(), &shrunk.report)?;
+            std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+        }
         printer.print(&result.json(), || result.text())?;
         Ok(if shrunk.report.within_budget { Verdict::Yes } else { Verdict::No })
     }
@@ -166,6 +177,8 @@ impl Arguments {
             equalize: self.equalize,
             correct_bias: self.bias_correction,
             gptq: self.gptq,
+            target: if self.target == "latency" { Target::Latency } else { Target::Size },
+            detail: self.report.is_some(),
             budget: self.budget,
         })
     }
@@ -178,7 +191,12 @@ fn write(graph: &Graph, output: &Path) -> Result<()> {
         _ => Path::new("."),
     };
     let at = || format!("cannot write {}", output.display());
-    let file = tempfile::Builder::new().prefix(".shrink").suffix(".onnx").tempfile_in(folder).with_context(at)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".shrink").suffix(".onnx");
+    // As any other file, not for the owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder.tempfile_in(folder).with_context(at)?;
     export(graph, file.path(), &Weights::Inline).with_context(at)?;
     file.as_file().sync_all().with_context(at)?;
     file.persist(output).map_err(|e| e.error).with_context(at)?;
@@ -307,9 +325,9 @@ impl Outcome<'_> {
         })
     }
 
-    fn text(&self) -> String {
+    /// What changed: what, before, after, and how they compare.
+    fn rows(&self) -> Vec<Vec<String>> {
         let ShrinkReport { bytes_before, bytes_after, evaluation, .. } = self.report;
-        let percent = |after: f64, before: f64| format!("{:.1} %", 100.0 * after / before);
         let mut rows = vec![
             vec![
                 "weights".to_string(),
@@ -328,7 +346,12 @@ impl Outcome<'_> {
             let change = format!("{:+.2} points", 100.0 * (after - before));
             rows.push(vec!["accuracy".to_string(), percent(before, 1.0), percent(after, 1.0), change]);
         }
-        let mut text = table(&["", "before", "after", ""], rows, true);
+        rows
+    }
+
+    fn text(&self) -> String {
+        let evaluation = &self.report.evaluation;
+        let mut text = table(&["", "before", "after", ""], self.rows(), true);
         let outputs = evaluation.comparison.outputs.iter().map(|o| {
             let agreement = o.top1_agreement.map_or("-".to_string(), |share| percent(share, 1.0));
             vec![o.name.clone(), format!("{:.1}", o.sqnr_db), format!("{:.5}", o.cosine_mean), agreement]
@@ -344,6 +367,10 @@ impl Outcome<'_> {
             for layer in self.report.sensitivity.iter().take(5) {
                 text += &format!("\n  {:.1} dB  {}", layer.sqnr_db, layer.node);
             }
+        }
+        if self.after > self.before && self.arguments.target == "size" {
+            text +=
+                "\nIt is no faster on this device: --target latency keeps layers in floats where integers win nothing.";
         }
         if !self.report.within_budget {
             text += "\nThe budget is not met, even with every layer in floats that can be.";
@@ -372,6 +399,10 @@ fn evaluation_json(evaluation: &Evaluation) -> Json {
             "absolute_error_max": finite(o.absolute_error_max),
         })).collect::<Vec<_>>(),
     })
+}
+
+fn percent(part: f64, whole: f64) -> String {
+    format!("{:.1} %", 100.0 * part / whole)
 }
 
 /// Infinite where nothing differs, which JSON has no number for.

@@ -5,6 +5,7 @@ mod models;
 mod protocol;
 mod rollouts;
 mod server;
+mod shrink;
 
 use serde_json::Value as Json;
 use std::{
@@ -117,7 +118,7 @@ impl Outcome {
 #[test]
 fn every_command_explains_itself_with_an_example() {
     let help = cutover(&["--help"]).done().says(&["Exit codes", "Example: cutover demo"]);
-    let commands = "inspect run verify bench convert unpack serve deploy status rollback demo";
+    let commands = "inspect run verify bench shrink convert unpack serve deploy status rollback demo";
     for command in commands.split(' ') {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{help:#?}");
         cutover(&[command, "--help"]).done().says(&[&format!("cutover {command}"), "Example: cutover", "--json"]);

@@ -1,0 +1,163 @@
+//! The page that `cutover shrink --report` writes: tables and plots in one file that needs nothing else.
+
+use anyhow::{Result, anyhow};
+use cutover_shrink::{CalibratedRange, ShrinkReport};
+use plotters::prelude::*;
+
+const BLUE: RGBColor = RGBColor(38, 98, 176);
+const RED: RGBColor = RGBColor(196, 58, 49);
+
+/// Histograms that are drawn; a network has hundreds of activations, and the first and widest tell most.
+const HISTOGRAMS_MAX: usize = 12;
+
+/// The page. `rows` are what, before, after, and how they compare.
+pub(crate) fn page(title: &str, rows: &[Vec<String>], report: &ShrinkReport) -> Result<String> {
+    let mut body = String::new();
+    body += &table(&["", "before", "after", ""], rows);
+    let outputs = report.evaluation.comparison.outputs.iter().map(|o| {
+        let agreement = o.top1_agreement.map_or("–".to_string(), |share| format!("{:.1} %", share * 100.0));
+        vec![o.name.clone(), decibels(o.sqnr_db), format!("{:.5}", o.cosine_mean), agreement]
+    });
+    body += "<h2>What was lost</h2>";
+    body += &table(&["output", "SQNR dB", "mean cosine", "same largest"], &outputs.collect::<Vec<_>>());
+    let noise: Vec<f64> = report.layer_sqnr_db.iter().map(|(_, sqnr)| *sqnr).filter(|s| s.is_finite()).collect();
+    if noise.len() > 1 {
+        body += "<h2>Noise from layer to layer</h2><p>Signal to noise of what each layer gives, with all before it quantized. \
+                 A drop marks a layer that loses much.</p>";
+        body += &line("layer", "SQNR dB", &noise)?;
+    }
+    if report.tried.len() > 1 {
+        body += "<h2>What was tried</h2><p>Each point is a model: its weights, and the worst output's signal to noise. The budget took the smallest that met it.</p>";
+        let points = report.tried.iter().map(|(_, bytes, evaluation)| (*bytes as f64 / 1e6, evaluation.sqnr_db()));
+        body += &points_of("weights, MB", "SQNR dB", &points.filter(|p| p.1.is_finite()).collect::<Vec<_>>())?;
+    }
+    if !report.sensitivity.is_empty() {
+        body += "<h2>Sensitivity</h2><p>Each layer quantized alone, the worst first.</p>";
+        let rows = report.sensitivity.iter().map(|s| {
+            let kept = if report.quantized.contains(&s.node) { "integers" } else { "floats" };
+            vec![s.node.clone(), decibels(s.sqnr_db), kept.to_string()]
+        });
+        body += &table(&["layer", "SQNR dB", "is now in"], &rows.collect::<Vec<_>>());
+    }
+    if !report.ranges.is_empty() {
+        body += "<h2>Activations</h2><p>What was seen in calibration, counts on a scale of powers of ten; red lines are the range that the integers cover.</p>";
+        for range in report.ranges.iter().take(HISTOGRAMS_MAX) {
+            body += &histogram(range)?;
+        }
+        let rest = report.ranges.len().saturating_sub(HISTOGRAMS_MAX);
+        if rest > 0 {
+            body += &format!("<p>{rest} more are not drawn.</p>");
+        }
+    }
+    if !report.kept.is_empty() {
+        body += "<h2>Kept in floats</h2>";
+        let rows: Vec<_> = report.kept.iter().map(|k| vec![k.name.clone(), k.reason.clone()]).collect();
+        body += &table(&["layer", "why"], &rows);
+    }
+    let title = escaped(title);
+    Ok(format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>\
+         body{{font:16px system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}\
+         table{{border-collapse:collapse}}td,th{{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}}\
+         td:first-child,th:first-child{{text-align:left}}svg{{max-width:100%;height:auto}}</style><h1>{title}</h1>{body}</html>\n"
+    ))
+}
+
+fn decibels(value: f64) -> String {
+    if value.is_finite() { format!("{value:.1}") } else { "no difference".to_string() }
+}
+
+fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let cells = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
+        let cells: String = cells.map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
+        format!("<tr>{cells}</tr>")
+    };
+    let head = cells("th", &mut header.iter().copied());
+    let rows: String = rows.iter().map(|row| cells("td", &mut row.iter().map(String::as_str))).collect();
+    format!("<table>{head}{rows}</table>")
+}
+
+/// Names come from a file: nothing of them is markup.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn line(x: &str, y: &str, values: &[f64]) -> Result<String> {
+    let points: Vec<(f64, f64)> = values.iter().enumerate().map(|(i, v)| (i as f64 + 1.0, *v)).collect();
+    plot(x, y, &points, true)
+}
+
+fn points_of(x: &str, y: &str, points: &[(f64, f64)]) -> Result<String> {
+    if points.is_empty() { Ok(String::new()) } else { plot(x, y, points, false) }
+}
+
+/// Points, joined where they follow each other.
+fn plot(x: &str, y: &str, points: &[(f64, f64)], joined: bool) -> Result<String> {
+    let (across, up) = (spread(points.iter().map(|p| p.0)), spread(points.iter().map(|p| p.1)));
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (800, 320)).into_drawing_area();
+        let mut chart = ChartBuilder::on(&area)
+            .margin(10)
+            .x_label_area_size(40)
+            .y_label_area_size(60)
+            .build_cartesian_2d(across, up)
+            .map_err(failed)?;
+        chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(WHITE).draw().map_err(failed)?;
+        if joined {
+            chart.draw_series(LineSeries::new(points.iter().copied(), &BLUE)).map_err(failed)?;
+        }
+        chart.draw_series(points.iter().map(|p| Circle::new(*p, 3, BLUE.filled()))).map_err(failed)?;
+        area.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+/// From the least to the greatest, with some room.
+fn spread(values: impl Iterator<Item = f64> + Clone) -> std::ops::Range<f64> {
+    let (low, high) = (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max));
+    let room = ((high - low) * 0.05).max(high.abs() * 0.01).max(1e-6);
+    low - room..high + room
+}
+
+fn histogram(range: &CalibratedRange) -> Result<String> {
+    const BARS: usize = 128;
+    let (low, high) = (f64::from(range.seen.low), f64::from(range.seen.high));
+    if range.histogram.is_empty() || low >= high {
+        return Ok(String::new());
+    }
+    let bars: Vec<f64> = range
+        .histogram
+        .chunks(range.histogram.len().div_ceil(BARS))
+        .map(|bins| f64::log10(1.0 + bins.iter().sum::<u64>() as f64))
+        .collect();
+    let width = (high - low) / bars.len() as f64;
+    let top = bars.iter().copied().fold(1.0, f64::max) * 1.05;
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (800, 180)).into_drawing_area();
+        let mut chart = ChartBuilder::on(&area)
+            .margin(8)
+            .caption(escaped(&range.value), ("sans-serif", 14))
+            .x_label_area_size(24)
+            .y_label_area_size(40)
+            .build_cartesian_2d(spread([low, high].into_iter()), 0.0..top)
+            .map_err(failed)?;
+        chart.configure_mesh().disable_mesh().y_labels(3).draw().map_err(failed)?;
+        let bar = |(i, height): (usize, &f64)| {
+            let from = low + i as f64 * width;
+            Rectangle::new([(from, 0.0), (from + width, *height)], BLUE.mix(0.6).filled())
+        };
+        chart.draw_series(bars.iter().enumerate().map(bar)).map_err(failed)?;
+        for end in [range.chosen.low, range.chosen.high] {
+            let end = f64::from(end).clamp(low, high);
+            chart.draw_series(LineSeries::new([(end, 0.0), (end, top)], &RED)).map_err(failed)?;
+        }
+        area.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+fn failed(error: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("cannot draw: {error}")
+}
