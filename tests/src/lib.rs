@@ -41,6 +41,35 @@ pub fn soak_factor() -> usize {
 pub const FEATURES: usize = 64;
 pub const CLASSES: usize = 8;
 
+/// `features [N, 64]` → `probabilities [N, 8]` through ten layers of a megabyte, the last of which depends on `seed`.
+pub fn deep(seed: u64) -> Graph {
+    const WIDTH: usize = 512;
+    const LAYERS: usize = 10;
+    let mut graph = Graph::new("deep");
+    let mut value = graph.add_input("features", TensorFact::new(DType::F32, [Dim::symbol("N"), FEATURES.into()]));
+    for layer in 0..LAYERS + 2 {
+        let (from, to) = match layer {
+            0 => (FEATURES, WIDTH),
+            layer if layer <= LAYERS => (WIDTH, WIDTH),
+            _ => (WIDTH, CLASSES),
+        };
+        let mut random = Random::new(if layer == LAYERS { 100 + seed } else { layer as u64 + 1 });
+        let scale = 1.7 / (from as f32).sqrt();
+        let values = (0..to * from).map(|_| random.unit() * scale).collect::<Vec<f32>>();
+        let weight = Tensor::from_vec([to, from], values).expect("as many values as the shape holds");
+        let weight = graph.add_constant(format!("weight{layer}"), Constant::new(weight));
+        let gemm = Gemm { alpha: 1.0, beta: 1.0, transpose_a: false, transpose_b: true, activation: None };
+        let inputs = vec![Some(value), Some(weight), None];
+        let node = graph.add_node(format!("linear{layer}"), gemm.into(), inputs, vec![format!("linear{layer}.out")]);
+        value = graph.node(node.expect("a valid layer")).outputs[0];
+    }
+    let softmax = Softmax { function: SoftmaxFunction::Softmax, axis: -1, coerced: false };
+    let node = graph.add_node("softmax", softmax.into(), vec![Some(value)], vec!["probabilities".to_string()]);
+    let output = graph.node(node.expect("a valid layer")).outputs[0];
+    graph.set_outputs(vec![output]);
+    graph
+}
+
 /// A classifier `features [N, 64]` → `probabilities [N, 8]` whose every weight depends on `seed`; its larger tensors are objects of
 /// their own in a store.
 pub fn classifier(seed: u64) -> Graph {
@@ -102,7 +131,7 @@ pub fn package(
         Golden { inputs: vec![(input.0.to_string(), input.1.clone())], outputs: vec![(output.to_string(), expected)] };
     let manifest = Manifest::of(graph, name, version).expect("a valid name");
     let path = folder.join(format!("{name}-{version}.cutover"));
-    write(&Contents { graph, manifest, golden: &golden }, &path).expect("a package can be written");
+    write(&Contents { graph, manifest, golden: &golden, profile: None }, &path).expect("a package can be written");
     path
 }
 

@@ -1,7 +1,7 @@
 //! Versions replaced under load, again and again.
 
 use cutover::{HostOptions, Request, Strategy, Tensor, Value, runtime::BlueGreen};
-use cutover_tests::{CLASSES, FEATURES, Random, classifier, host, package, reference, soak_factor};
+use cutover_tests::{CLASSES, FEATURES, Random, classifier, deep, host, package, reference, soak_factor};
 use std::{
     fs,
     path::Path,
@@ -96,6 +96,47 @@ fn fifty_swaps_under_load_fail_no_request_mix_no_answer_and_leak_nothing() {
 /// Large tensors of the resident versions: three each (two of weights, and the model file).
 fn objects_of(_: &cutover::Host, resident: &[usize]) -> usize {
     resident.len() * 3
+}
+
+/// Both versions are in memory while one is on trial: nine tenths of their weights are the same, packed and mapped once.
+#[test]
+fn versions_that_agree_in_nine_tenths_take_an_arena_and_a_tenth_more_than_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = Tensor::from_vec([1, FEATURES], vec![0.25f32; FEATURES]).unwrap();
+    let packages = [1, 2].map(|seed| {
+        package(&deep(seed), "m", &format!("v{seed}"), ("features", &input), "probabilities", folder.path())
+    });
+    let host =
+        host(&folder.path().join("store"), HostOptions { instances: Some(1), workers: 1, ..HostOptions::default() });
+    let ask = |version: Option<&str>| {
+        let inputs = vec![("features".to_string(), Value::Tensor(input.clone()))];
+        host.infer("m", Request { inputs, version: version.map(str::to_string), ..Request::default() }).unwrap()
+    };
+    host.deploy("m", &packages[0], Strategy::canary()).unwrap();
+    ask(None);
+    let (one, private) = (host.status().memory_bytes, private_bytes());
+    let arena = one - host.status().models[0].active.weight_bytes;
+    let stored = host.check_store().unwrap().bytes;
+    host.deploy("m", &packages[1], Strategy::canary()).unwrap();
+    ask(Some("v1"));
+    ask(Some("v2"));
+    let (two, private_of_two) = (host.status().memory_bytes, private_bytes());
+    println!("counted {one} and {two} bytes, private {private} and {private_of_two}, arena {arena}");
+    assert!(two - one <= arena + one / 10, "{two} bytes for two, {one} for one, of which the arena takes {arena}");
+    // What the system says, with a megabyte for what allocators keep.
+    assert!(
+        private_of_two <= private + arena + one / 10 + (1 << 20),
+        "{private_of_two} private bytes, {private} before"
+    );
+    let written = host.check_store().unwrap().bytes - stored;
+    assert!(written <= stored / 8, "{written} bytes written beside {stored}");
+}
+
+/// Memory of this process that no file backs.
+fn private_bytes() -> u64 {
+    let rollup = fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
 /// Files of the store's objects that this process maps.

@@ -30,6 +30,9 @@ enum Task {
     Soak {
         /// One of the soaks; leave it out to list them.
         name: Option<String>,
+        /// Replays this one run of the simulation, and tells what happens in it.
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Trains a model that the repository ships, and prints its accuracy on held-out data. Example: cargo xtask train digits
     Train {
@@ -66,7 +69,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Check => check::check(),
         Task::Test => test::test(),
-        Task::Soak { name } => soak::soak(name.as_deref()),
+        Task::Soak { name, seed } => soak::soak(name.as_deref(), seed),
         Task::Train { model, output } => {
             train::train(&model, &output.unwrap_or_else(|| root().join("models").join(&model)))
         }

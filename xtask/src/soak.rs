@@ -12,6 +12,7 @@ use std::{
 struct Soak {
     name: &'static str,
     package: &'static str,
+    /// The test binary; the package's own tests if empty.
     test: &'static str,
     /// Which functions of it, by a part of their names; all if empty.
     only: &'static str,
@@ -22,12 +23,12 @@ struct Soak {
 
 const SOAKS: &[Soak] = &[
     Soak {
-        name: "rollout",
+        name: "simulation",
         package: "cutover-runtime",
         test: "simulation",
-        only: "",
-        factor: "100",
-        about: "rollouts in simulated worlds: drift, faults, late labels, restarts",
+        only: "rollouts",
+        factor: "50",
+        about: "100,000 rollouts in simulated worlds: bad candidates, drift, crashes, late labels, clock jumps, full disks; --seed N replays one",
     },
     Soak {
         name: "kill",
@@ -35,7 +36,15 @@ const SOAKS: &[Soak] = &[
         test: "crash",
         only: "",
         factor: "100",
-        about: "the process killed while versions change, and what is opened afterwards",
+        about: "the process killed 1,200 times while versions change, and what is opened afterwards",
+    },
+    Soak {
+        name: "power",
+        package: "cutover-runtime",
+        test: "",
+        only: "power_cut",
+        factor: "100",
+        about: "the power cut at every effect of the store, recovery included, and every effect failing",
     },
     Soak {
         name: "swap",
@@ -79,7 +88,20 @@ const SOAKS: &[Soak] = &[
     },
 ];
 
-pub fn soak(name: Option<&str>) -> Result<()> {
+impl Soak {
+    /// Of cargo.
+    fn arguments(&self) -> Vec<String> {
+        // A package's own tests lie in its library.
+        let target: &[&str] = if self.test.is_empty() { &["--lib"] } else { &["--test", self.test] };
+        let test = ["test", "--release", "--all-features", "--package", self.package];
+        let all = test.iter().chain(target).chain(&["--", "--nocapture", "--test-threads=1"]);
+        let only = Some(self.only).filter(|only| !only.is_empty());
+        all.copied().chain(only).map(str::to_string).collect()
+    }
+}
+
+/// Runs a soak; with a `seed`, that one run of its alone, without evidence.
+pub fn soak(name: Option<&str>, seed: Option<u64>) -> Result<()> {
     let Some(soak) = SOAKS.iter().find(|s| Some(s.name) == name) else {
         for soak in SOAKS {
             println!("{:12} {}", soak.name, soak.about);
@@ -89,6 +111,14 @@ pub fn soak(name: Option<&str>) -> Result<()> {
             Some(name) => bail!("there is no soak '{name}'; the list is above"),
         }
     };
+    if let Some(seed) = seed {
+        if soak.name != "simulation" {
+            bail!("--seed replays a run of the simulation alone");
+        }
+        let arguments = soak.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        return crate::cargo(&arguments, &[("CUTOVER_SEED", &seed.to_string())]);
+    }
     let date = time::OffsetDateTime::now_utc().date();
     let folder = root().join("docs/evidence");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -98,12 +128,8 @@ pub fn soak(name: Option<&str>) -> Result<()> {
     let commit = commit.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_string()).unwrap_or_default();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     writeln!(evidence, "cargo xtask soak {}\ncommit {commit}\ndate {date}\nthreads {threads}\n", soak.name)?;
-    let test = ["test", "--release", "--all-features", "--package", soak.package, "--test", soak.test];
-    let only = Some(soak.only).filter(|only| !only.is_empty());
     let mut child = Command::new(env!("CARGO"))
-        .args(test)
-        .args(["--", "--nocapture", "--test-threads=1"])
-        .args(only)
+        .args(soak.arguments())
         .env("CUTOVER_SOAK", soak.factor)
         // A sum that wraps is a finding.
         .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true")

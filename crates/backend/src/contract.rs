@@ -29,6 +29,12 @@ pub trait Executable: Send + Sync {
     /// Bytes it holds, and that one session will need.
     fn footprint(&self) -> Footprint;
 
+    /// Hands each part of its weights to `visit`, by its address and bytes: a part at one address is held once, however many executables
+    /// have it.
+    fn weights(&self, visit: &mut dyn FnMut(usize, u64)) {
+        visit(std::ptr::from_ref(self).cast::<()>() as usize, self.footprint().weight_bytes);
+    }
+
     /// Which kernel runs each node, and why.
     fn placement(&self) -> &Placement;
 

@@ -42,3 +42,31 @@ pub(crate) fn bytes(count: u64) -> String {
         _ => format!("{:.1} MB", count as f64 / 1e6),
     }
 }
+
+/// Milliseconds since 1970 as `YYYY-MM-DD HH:MM:SS`, in UTC.
+pub(crate) fn time_of(unix_ms: u64) -> String {
+    let (days, seconds) = (unix_ms / 86_400_000, unix_ms / 1000 % 86_400);
+    // The civil calendar from days since 1970, by eras of 400 years that begin in March.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, carried) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = year_of_era + era * 400 + carried;
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        assert_eq!(time_of(0), "1970-01-01 00:00:00");
+        assert_eq!(time_of(951_782_400_000), "2000-02-29 00:00:00");
+        assert_eq!(time_of(1_767_225_599_999), "2025-12-31 23:59:59");
+        assert_eq!(time_of(4_107_542_400_000), "2100-03-01 00:00:00");
+    }
+}

@@ -9,7 +9,7 @@ const STEPS: usize = 32;
 const DOUBLINGS: usize = 27;
 
 /// A histogram with logarithmic buckets, as HdrHistogram has them: constant memory, quantiles to within 3 %.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LatencyHistogram {
     buckets: Vec<u32>,
     count: u64,

@@ -5,10 +5,12 @@
 
 mod gates;
 mod histogram;
+mod judge;
 mod sequence;
 mod window;
 
-pub use gates::{Evidence, Gate, GateState, Gates, Labels, Verdict, judge};
+pub use gates::{Gates, Labels};
 pub use histogram::LatencyHistogram;
-pub use sequence::{half_width, proportion_difference};
-pub use window::{Proportion, Window};
+pub use judge::{Comparison, Design, Evidence, Gate, GateState, Metric, Reference, Verdict, effect, judge};
+pub use sequence::{half_width, ln_evidence_above, ln_evidence_below, proportion_difference, stratified_difference};
+pub use window::{Classes, Moments, Pairs, Proportion, Seen, Strata, Window};

@@ -20,6 +20,9 @@ pub(crate) fn pack(folder: &Path, path: &Path) -> Result<(), PackageError> {
     let mut archive = ZipWriter::new(BufWriter::new(File::create(path).map_err(|e| io(path, e))?));
     for name in file::ALL {
         let from = folder.join(name);
+        if *name == file::PROFILE && !from.exists() {
+            continue;
+        }
         let mut source = File::open(&from).map_err(|e| io(&from, e))?;
         let large = source.metadata().map_err(|e| io(&from, e))?.len() >= u64::from(u32::MAX);
         let options = SimpleFileOptions::default()
@@ -34,8 +37,9 @@ pub(crate) fn pack(folder: &Path, path: &Path) -> Result<(), PackageError> {
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(|e| io(path, e))
 }
 
-/// Writes the files of the archive at `path` into `folder`, which must be there.
-pub(crate) fn unpack(path: &Path, folder: &Path) -> Result<(), PackageError> {
+/// Writes the files of the archive at `path` into `folder`, which must be there; gives the names of entries that this version does not know,
+/// which are left out.
+pub(crate) fn unpack(path: &Path, folder: &Path) -> Result<Vec<String>, PackageError> {
     let io = |path: &Path, source| PackageError::Io { path: path.display().to_string(), source };
     let corrupt = |message: String| PackageError::Corrupt { file: path.display().to_string(), message };
     let mut source = BufReader::new(File::open(path).map_err(|e| io(path, e))?);
@@ -44,13 +48,14 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> Result<(), PackageError> {
     if listed != archive.len() as u64 {
         return Err(corrupt(format!("lists {listed} entries under {} names", archive.len())));
     }
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut skipped) = (BTreeSet::new(), Vec::new());
     let mut headers = File::open(path).map_err(|e| io(path, e))?;
     let mut extents: Vec<(u64, u64, String)> = Vec::new();
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|e| corrupt(e.to_string()))?;
         let name = entry.name().map_err(|e| corrupt(e.to_string()))?.to_string();
-        if !file::ALL.contains(&name.as_str()) || !seen.insert(name.clone()) {
+        let is_plain = !name.contains(['/', '\\']) && !name.starts_with('.');
+        if !is_plain || !seen.insert(name.clone()) {
             return Err(corrupt(format!("entry '{name}', which is no file of a package")));
         }
         if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
@@ -65,6 +70,10 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> Result<(), PackageError> {
         local.agrees(&name, size).map_err(|e| corrupt(format!("the header before entry '{name}' {e}")))?;
         let data = entry.data_start().ok_or_else(|| corrupt(format!("entry '{name}' has no data")))?;
         extents.push((entry.header_start(), data.saturating_add(size), name.clone()));
+        if !file::ALL.contains(&name.as_str()) {
+            skipped.push(name);
+            continue;
+        }
         let to = folder.join(&name);
         let mut target = BufWriter::new(File::create(&to).map_err(|e| io(&to, e))?);
         let copied = io::copy(&mut entry.by_ref().take(size), &mut target)
@@ -78,7 +87,7 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> Result<(), PackageError> {
     if let Some(pair) = extents.windows(2).find(|pair| pair[1].0 < pair[0].1) {
         return Err(corrupt(format!("entries '{}' and '{}' lie over each other", pair[0].2, pair[1].2)));
     }
-    Ok(())
+    Ok(skipped)
 }
 
 /// What stands before an entry's bytes. Readers that go by it, rather than by the central directory, must see the same archive.

@@ -1,6 +1,6 @@
 //! Opening, checking and writing packages.
 
-use crate::{FileEntry, Golden, Manifest, archive, file};
+use crate::{FileEntry, Golden, Manifest, Profile, TensorSchema, archive, file};
 use cutover_graph::{
     Graph, ImportError,
     onnx::{self, ExportError, ImportOptions, Weights},
@@ -62,8 +62,15 @@ impl Package {
             return Package::in_folder(path.to_path_buf(), None);
         }
         let unpacked = tempfile::Builder::new().prefix("cutover-").tempdir().map_err(io_error(path))?;
-        archive::unpack(path, unpacked.path())?;
-        Package::in_folder(unpacked.path().to_path_buf(), Some(unpacked))
+        let skipped = archive::unpack(path, unpacked.path())?;
+        let package = Package::in_folder(unpacked.path().to_path_buf(), Some(unpacked))?;
+        match skipped.first().filter(|_| !package.manifest.is_newer()) {
+            Some(name) => {
+                let message = format!("entry '{name}', which is no file of a package");
+                Err(PackageError::Corrupt { file: path.display().to_string(), message })
+            }
+            None => Ok(package),
+        }
     }
 
     fn in_folder(folder: PathBuf, unpacked: Option<tempfile::TempDir>) -> Result<Package, PackageError> {
@@ -92,7 +99,9 @@ impl Package {
         let graph = onnx::import(&self.folder.join(file::MODEL), options)?;
         let corrupt = |message: String| PackageError::Corrupt { file: file::MANIFEST.to_string(), message };
         let found = Manifest::of(&graph, &self.manifest.name, &self.manifest.version)?;
-        if found.inputs != self.manifest.inputs || found.outputs != self.manifest.outputs {
+        let alike =
+            |a: &[TensorSchema], b: &[TensorSchema]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is_like(b));
+        if !(alike(&found.inputs, &self.manifest.inputs) && alike(&found.outputs, &self.manifest.outputs)) {
             return Err(corrupt("the inputs or outputs it lists are not those of the model".to_string()));
         }
         for (name, digest) in &found.tensors {
@@ -112,6 +121,14 @@ impl Package {
         Golden::decode(&read_small(&self.folder.join(file::GOLDEN))?)
     }
 
+    /// What the training data looked like, where the package says so.
+    pub fn profile(&self) -> Result<Option<Profile>, PackageError> {
+        match self.manifest.files.contains_key(file::PROFILE) {
+            true => Ok(Some(Profile::parse(&read_small(&self.folder.join(file::PROFILE))?)?)),
+            false => Ok(None),
+        }
+    }
+
     /// Where the files lie.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -124,6 +141,7 @@ pub struct Contents<'a> {
     pub graph: &'a Graph,
     pub manifest: Manifest,
     pub golden: &'a Golden,
+    pub profile: Option<&'a Profile>,
 }
 
 /// Writes a package as one file at `path`; what is there already is replaced only once all of it is written.
@@ -147,8 +165,17 @@ pub fn write_folder(contents: &Contents<'_>, folder: &Path) -> Result<Manifest, 
     // Identities are those of the model as it is read back, which is what a device sees.
     let read = onnx::import(&folder.join(file::MODEL), &ImportOptions::default())?;
     let found = Manifest::of(&read, &manifest.name, &manifest.version)?;
-    (manifest.tensors, manifest.inputs, manifest.outputs) = (found.tensors, found.inputs, found.outputs);
-    for name in [file::MODEL, file::WEIGHTS, file::GOLDEN] {
+    manifest.tensors = found.tensors;
+    manifest.inputs = described(found.inputs, &manifest.inputs);
+    manifest.outputs = described(found.outputs, &manifest.outputs);
+    let mut names = vec![file::MODEL, file::WEIGHTS, file::GOLDEN];
+    if let Some(profile) = contents.profile {
+        let path = folder.join(file::PROFILE);
+        let text = serde_json::to_vec_pretty(profile).expect("a profile is plain data");
+        fs::write(&path, text).map_err(io_error(&path))?;
+        names.push(file::PROFILE);
+    }
+    for name in names {
         let path = folder.join(name);
         let bytes = fs::metadata(&path).map_err(io_error(&path))?.len();
         manifest.files.insert(name.to_string(), FileEntry { bytes, blake3: digest(&path)? });
@@ -157,6 +184,16 @@ pub fn write_folder(contents: &Contents<'_>, folder: &Path) -> Result<Manifest, 
     let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
     fs::write(&path, text).map_err(io_error(&path))?;
     Ok(manifest)
+}
+
+/// `found` with the ranges and labels that `given` says of the same names.
+fn described(mut found: Vec<TensorSchema>, given: &[TensorSchema]) -> Vec<TensorSchema> {
+    for schema in &mut found {
+        if let Some(given) = given.iter().find(|given| given.name == schema.name) {
+            (schema.range, schema.labels) = (given.range, given.labels.clone());
+        }
+    }
+    found
 }
 
 /// The BLAKE3 digest of a file, read in pieces.

@@ -2,12 +2,17 @@
 
 use crate::error::AdmissionError;
 use cutover_backend::{
-    Backend, CompileError, CompileOptions, Executable, Input, Output, RunContext, SessionMemory, Signature,
+    Backend, Binding, CompileError, CompileOptions, Executable, Input, Output, RunContext, RunError, Session,
+    SessionMemory, Signature,
 };
 use cutover_graph::{Graph, Plan, passes};
 use cutover_package::{Golden, GoldenTolerance};
-use cutover_tensor::Value;
-use std::sync::Arc;
+use cutover_tensor::{Tensor, Value};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Compiles `graph` on the first of `backends` that can.
 pub(crate) fn compile(graph: Graph, backends: &[Arc<dyn Backend>]) -> Result<Arc<dyn Executable>, AdmissionError> {
@@ -24,19 +29,6 @@ pub(crate) fn compile(graph: Graph, backends: &[Arc<dyn Backend>]) -> Result<Arc
         }
     }
     Err(refused.into())
-}
-
-/// Whether it fits beside what is resident.
-pub(crate) fn fits(executable: &dyn Executable, resident: u64, budget: Option<u64>) -> Result<(), AdmissionError> {
-    let footprint = executable.footprint();
-    let needed = (footprint.weight_bytes - footprint.shared_bytes.min(footprint.weight_bytes))
-        .saturating_add(footprint.session_bytes);
-    match budget {
-        Some(budget) if resident.saturating_add(needed) > budget => {
-            Err(AdmissionError::Memory { needed, resident, budget })
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Whether clients of the version in service can be clients of this one: the same names, types and ranks.
@@ -64,12 +56,25 @@ pub(crate) fn same_signature(serving: &Signature, candidate: &Signature) -> Resu
     Ok(())
 }
 
-/// Runs the golden inputs and compares.
+/// What running the golden inputs showed.
+pub(crate) struct Ran {
+    /// Warm: its memory is in place.
+    pub session: Box<dyn Session>,
+    /// By how much the first run was slower than the median.
+    pub first: Duration,
+    pub median: Duration,
+    pub runs: usize,
+}
+
+/// Runs the golden inputs, compares the answers, and runs them again until it is warm and its time is known.
 pub(crate) fn golden(
     executable: &Arc<dyn Executable>,
     golden: &Golden,
     tolerance: GoldenTolerance,
-) -> Result<(), AdmissionError> {
+) -> Result<Ran, AdmissionError> {
+    /// Warm-up and measurement end after so many runs, or so much time.
+    const RUNS: usize = 16;
+    const TIME: Duration = Duration::from_millis(200);
     if golden.outputs.is_empty() {
         return Err(AdmissionError::Golden("the package has none".to_string()));
     }
@@ -80,20 +85,33 @@ pub(crate) fn golden(
         let (_, tensor) = found.ok_or_else(|| AdmissionError::Golden(format!("none for input '{}'", binding.name)))?;
         inputs.push(Input::View(tensor.view()));
     }
-    let mut outputs: Vec<Output<'_>> = signature.outputs.iter().map(|_| Output::Allocate(None)).collect();
     let mut session = executable.clone().session(SessionMemory::default())?;
-    let run = session.run(&inputs, &mut outputs, &RunContext::default());
-    run.map_err(|e| AdmissionError::Golden(e.to_string()))?;
-    let answered: Vec<_> = signature
-        .outputs
-        .iter()
-        .zip(outputs)
-        .filter_map(|(binding, output)| match output {
-            Output::Allocate(Some(Value::Tensor(tensor))) => Some((binding.name.clone(), tensor)),
-            // Golden vectors hold maps as tables.
-            Output::Allocate(Some(value)) => value.as_table().map(|(_, table)| (binding.name.clone(), table)),
-            _ => None,
-        })
-        .collect();
-    golden.compare(&answered, tolerance).map_err(AdmissionError::Golden)
+    let mut times = Vec::with_capacity(RUNS);
+    let start = Instant::now();
+    while times.len() < RUNS && (times.is_empty() || start.elapsed() < TIME) {
+        let mut outputs: Vec<Output<'_>> = signature.outputs.iter().map(|_| Output::Allocate(None)).collect();
+        let began = Instant::now();
+        let run = catch_unwind(AssertUnwindSafe(|| session.run(&inputs, &mut outputs, &RunContext::default())));
+        let took = began.elapsed();
+        let run = run.unwrap_or_else(|_| Err(RunError::DeviceLost("it panicked".to_string())));
+        run.map_err(|e| AdmissionError::Golden(e.to_string()))?;
+        if times.is_empty() {
+            golden.compare(&answered(signature, outputs), tolerance).map_err(AdmissionError::Golden)?;
+        }
+        times.push(took);
+    }
+    let first = times[0];
+    times.sort();
+    Ok(Ran { session, first, median: times[times.len() / 2], runs: times.len() })
+}
+
+fn answered(signature: &Signature, outputs: Vec<Output<'_>>) -> Vec<(String, Tensor)> {
+    let outputs = signature.outputs.iter().zip(outputs);
+    let tensor = |(binding, output): (&Binding, Output<'_>)| match output {
+        Output::Allocate(Some(Value::Tensor(tensor))) => Some((binding.name.clone(), tensor)),
+        // Golden vectors hold maps as tables.
+        Output::Allocate(Some(value)) => value.as_table().map(|(_, table)| (binding.name.clone(), table)),
+        _ => None,
+    };
+    outputs.filter_map(tensor).collect()
 }

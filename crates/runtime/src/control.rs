@@ -1,4 +1,4 @@
-//! Who serves, and how that changes: restoring after a start, deploying, moving rollouts on.
+//! Who serves, and how that changes: restoring after a start, moving rollouts on, going back.
 //!
 //! Locks are taken in the order `deploying`, `changing`. Loading a version is slow and happens under `deploying` alone, so that the gates
 //! of other models act, and status is told, meanwhile. A change is committed to the store before traffic follows it; only a roll back
@@ -6,30 +6,48 @@
 
 use crate::{
     admission,
-    error::{AdmissionError, HostError},
-    host::{Inner, Model, Ongoing, POLL, RolloutId},
-    rollout::{Action, Event, Rollout, Strategy},
-    router::{COMPARISONS_MAX, Candidate, Comparison, Predictions, Routing},
+    error::HostError,
+    host::{Inner, Model, Ongoing, POLL},
+    rollout::{Action, Event, served},
+    router::{COMPARISONS_MAX, Candidate, Comparison, Predictions, Routing, shadow_gates},
     status::HistoryEntry,
-    store::{CandidateRecord, ModelRecord, VersionRecord},
-    swap::{Version, lock},
+    store::{ModelRecord, StoreRepair, Trials, VersionRecord, strip_lost},
+    swap::{Instances, Version, lock},
 };
-use arc_swap::ArcSwap;
-use cutover_package::{Manifest, Package};
+use cutover_monitor::Gates;
 use std::{
-    collections::HashMap,
-    path::Path,
-    sync::{Arc, Mutex, TryLockError, atomic::Ordering, mpsc::sync_channel},
+    collections::{HashMap, HashSet},
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, TryLockError, atomic::Ordering, mpsc::sync_channel},
     thread,
     time::{Duration, Instant},
 };
 
-/// Time that comparing rests for each unit of time it ran, so that it never takes more than a fifth of a core.
+/// Time that comparing rests for each unit of time it ran: it never takes more than a fifth of a core, and less when the device is busy.
 const COMPARISON_REST: u32 = 4;
+/// The same while requests keep all cores busy.
+const COMPARISON_REST_MAX: u32 = 64;
 /// Serving time that a power cut may lose, in seconds.
 const PROGRESS_S: f64 = 10.0;
 /// After a transition could not be committed.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The two ends of a rollout after which the incumbent stays.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    RolledBack,
+    Inconclusive,
+}
+
+impl End {
+    /// As the history says it.
+    fn event(self) -> &'static str {
+        match self {
+            End::RolledBack => "rolled back",
+            End::Inconclusive => "inconclusive",
+        }
+    }
+}
 
 impl Inner {
     /// Puts what the store holds in service.
@@ -37,10 +55,9 @@ impl Inner {
         let mut changing = lock(&self.changing);
         for (name, record) in self.store.models()? {
             let mut ongoing = Ongoing::new(record);
-            if !self.restore_active(&name, &mut ongoing)? {
-                continue;
+            if self.restore_active(&name, &mut ongoing)? {
+                self.restore_candidate(&name, &mut ongoing)?;
             }
-            self.restore_candidate(&name, &mut ongoing)?;
             changing.insert(name, ongoing);
         }
         self.collect_garbage();
@@ -77,25 +94,35 @@ impl Inner {
         let starts_max = self.options.candidate_starts_max;
         if candidate.starts >= starts_max {
             let reason = format!("the host ended {} times without being closed while it was tried", starts_max + 1);
-            return self.roll_back(name, ongoing, &reason);
+            return self.end(name, ongoing, End::RolledBack, &reason);
         }
         candidate.starts += 1;
-        let (version, share) = (candidate.version.clone(), candidate.rollout.share);
+        let (version, rollout, trials) =
+            (candidate.version.clone(), candidate.rollout.clone(), candidate.trials.clone());
         // Counted before it is loaded: loading it may be what ends the process.
         let entry = HistoryEntry::new(name, "resumed", &version, "the host was started again");
         self.store.save(name, &ongoing.record, Some(&entry))?;
         match self.load_recorded(name, &version, &ongoing.record) {
             Ok(loaded) => {
-                self.start_candidate(name, loaded, share, ongoing.record.rollouts);
+                let shadow = shadow_gates(&rollout.strategy);
+                let salt = ongoing.record.rollouts;
+                self.start_candidate(name, Candidate { version: loaded, share: rollout.share, salt, shadow });
+                if let (Ok(model), Some(trials)) = (self.model(name), trials) {
+                    let routing = model.routing.load();
+                    routing.active.resume(trials.incumbent);
+                    routing.candidate.iter().for_each(|candidate| candidate.version.resume(trials.candidate.clone()));
+                }
                 Ok(())
             }
-            Err(error) => self.roll_back(name, ongoing, &error.to_string()),
+            Err(error) => self.end(name, ongoing, End::RolledBack, &error.to_string()),
         }
     }
 
     /// The host ends as it should: that it was started says nothing against a candidate.
     pub(crate) fn close(&self) {
         for (name, ongoing) in lock(&self.changing).iter_mut() {
+            self.save_answers(name);
+            self.note_trials(name, ongoing);
             let Some(candidate) = ongoing.record.candidate.as_mut() else { continue };
             candidate.starts = 0;
             if let Err(error) = self.store.save(name, &ongoing.record, None) {
@@ -104,130 +131,82 @@ impl Inner {
         }
     }
 
-    fn load_recorded(&self, model: &str, version: &str, record: &ModelRecord) -> Result<Arc<Version>, HostError> {
+    /// Labels may come days later, to another process.
+    fn save_answers(&self, name: &str) {
+        let Ok(model) = self.model(name) else { return };
+        let answers = lock(&model.predictions).save();
+        if let Some(Err(error)) = answers.map(|answers| self.store.save_answers(name, &answers)) {
+            tracing::warn!(model = name, %error, "labels for what was answered lately may find nothing after a restart");
+        }
+    }
+
+    /// Notes in the record what both arms counted so far.
+    fn note_trials(&self, name: &str, ongoing: &mut Ongoing) {
+        let (Ok(model), Some(record)) = (self.model(name), ongoing.record.candidate.as_mut()) else { return };
+        let routing = model.routing.load();
+        if let Some(candidate) = &routing.candidate {
+            record.trials = Some(Trials { incumbent: routing.active.trial(), candidate: candidate.version.trial() });
+        }
+    }
+
+    pub(crate) fn load_recorded(
+        &self,
+        model: &str,
+        version: &str,
+        record: &ModelRecord,
+    ) -> Result<Arc<Version>, HostError> {
         let missing = || crate::StoreError::State(format!("model '{model}' has no record of its version {version}"));
         self.load(model, version, record.versions.get(version).ok_or_else(missing)?)
     }
 
-    fn load(&self, model: &str, version: &str, record: &VersionRecord) -> Result<Arc<Version>, HostError> {
+    pub(crate) fn load(&self, model: &str, version: &str, record: &VersionRecord) -> Result<Arc<Version>, HostError> {
         let refused = |source| HostError::Admission { model: model.to_string(), version: version.to_string(), source };
+        let began = Instant::now();
         let executable = admission::compile(self.store.load(record)?, &self.options.backends).map_err(refused)?;
-        Ok(Arc::new(Version::new(version.to_string(), executable, self.options.workers.max(1))))
+        let instances = Instances::new(self.options.instances(), self.options.waiting_max);
+        Ok(Arc::new(Version::new(version.to_string(), executable, instances, began.elapsed())))
     }
 
-    pub(crate) fn deploy(&self, model: &str, path: &Path, mut strategy: Strategy) -> Result<RolloutId, HostError> {
-        strategy.check().map_err(HostError::Strategy)?;
-        let package = Package::open(path)?;
-        let manifest = &package.manifest;
-        let version = manifest.version.clone();
-        if manifest.name != model {
-            return Err(HostError::WrongModel { asked: model.to_string(), package: manifest.name.clone() });
-        }
-        if let Some(gates) = manifest.gates {
-            strategy.set_gates(gates);
-        }
-        let _deploying = lock(&self.deploying);
-        let record_now = || lock(&self.changing).get(model).map(|o| o.record.clone()).unwrap_or_default();
-        may_deploy(model, manifest, &record_now())?;
-        let admitted = self.admit(model, &package);
-        let mut changing = lock(&self.changing);
-        let mut record = changing.get(model).map(|o| o.record.clone()).unwrap_or_default();
-        // A version may have been rolled back while this one was loaded.
-        let admitted = admitted.and_then(|admitted| may_deploy(model, manifest, &record).map(|()| admitted));
-        let (loaded, added) = match admitted {
-            Ok(admitted) => admitted,
-            Err(error) => {
-                if record.active.is_some() {
-                    let entry = HistoryEntry::new(model, "refused", &version, &error.to_string());
-                    self.store.save(model, &record, Some(&entry))?;
+    /// Bytes of every version that may take requests, what they share counted once, and the addresses of what was counted; without the
+    /// version before of `model`.
+    pub(crate) fn resident(&self, model: Option<&str>) -> (u64, HashSet<usize>) {
+        let mut counted = HashSet::new();
+        let mut bytes = 0u64;
+        for found in self.models.load().values() {
+            let without_previous = model == Some(found.name.as_str());
+            for (version, is_previous) in found.routing.load().roles() {
+                if !(is_previous && without_previous) {
+                    bytes = bytes.saturating_add(version.bytes_beside(&mut counted));
                 }
-                drop(changing);
-                self.remove_unused();
-                return Err(error);
             }
+        }
+        (bytes, counted)
+    }
+
+    pub(crate) fn resident_bytes(&self, model: Option<&str>) -> u64 {
+        self.resident(model).0
+    }
+
+    pub(crate) fn put_in_service(&self, name: &str, version: Arc<Version>) {
+        let capacity = self.options.feedback_window;
+        let key = || {
+            let mut key = [0; 32];
+            // Seeded by the system.
+            let words = key.chunks_exact_mut(8).zip(0u64..);
+            words.for_each(|(word, i)| word.copy_from_slice(&RandomState::new().hash_one(i).to_le_bytes()));
+            key
         };
-        record.rollouts += 1;
-        record.versions.insert(version.clone(), added);
-        let id = RolloutId(format!("{model}#{}", record.rollouts));
-        if record.active.is_none() {
-            record.active = Some(version.clone());
-            let entry = HistoryEntry::new(model, "deployed", &version, "the first version");
-            self.store.save(model, &record, Some(&entry))?;
-            self.put_in_service(model, loaded);
-            changing.insert(model.to_string(), Ongoing::new(record));
-            return Ok(id);
-        }
-        let mut rollout = Rollout::new(strategy);
-        let actions = rollout.handle(Duration::ZERO, Event::Admitted);
-        let share = rollout.share;
-        let reason = format!("by {}, share {share}", rollout.strategy.name());
-        record.candidate = Some(CandidateRecord { version: version.clone(), rollout, serving_s: 0.0, starts: 0 });
-        let salt = record.rollouts;
-        self.store.save(model, &record, Some(&HistoryEntry::new(model, "started", &version, &reason)))?;
-        self.start_candidate(model, loaded, share, salt);
-        let mut ongoing = Ongoing::new(record);
-        for action in actions.into_iter().filter(|action| !matches!(action, Action::Share(_))) {
-            self.act(model, &mut ongoing, action)?;
-        }
-        changing.insert(model.to_string(), ongoing);
-        drop(changing);
-        self.remove_unused();
-        Ok(id)
-    }
-
-    /// Stores the version in `package`, loads it from there, and lets it show what it must.
-    fn admit(&self, model: &str, package: &Package) -> Result<(Arc<Version>, VersionRecord), HostError> {
-        let version = &package.manifest.version;
-        let refused = |source| HostError::Admission { model: model.to_string(), version: version.clone(), source };
-        let added = self.store.add(&package.graph(&Default::default())?, &package.manifest)?;
-        let loaded = self.load(model, version, &added)?;
-        let serving = self.models.load().get(model).map(|m| m.routing.load_full());
-        if let Some(serving) = &serving {
-            let signature = serving.active.executable.signature();
-            admission::same_signature(signature, loaded.executable.signature()).map_err(refused)?;
-        }
-        let budget = self.options.memory_bytes;
-        let fits = |resident| admission::fits(&*loaded.executable, resident, budget);
-        if let Err(error @ AdmissionError::Memory { .. }) = fits(self.resident_bytes(None)) {
-            // The version before is kept in memory for a quick way back only; the store keeps it too.
-            fits(self.resident_bytes(Some(model))).map_err(|_| refused(error))?;
-            self.route(model, |before| Routing {
-                active: Arc::clone(&before.active),
-                candidate: before.candidate.clone(),
-                previous: None,
-            });
-        }
-        admission::golden(&loaded.executable, &package.golden()?, package.manifest.golden).map_err(refused)?;
-        Ok((loaded, added))
-    }
-
-    /// Bytes of every version that may take requests, and one session for each; without the version before of `model`.
-    fn resident_bytes(&self, model: Option<&str>) -> u64 {
-        let models = self.models.load();
-        let bytes_of = |m: &Arc<Model>| {
-            let without_previous = model == Some(m.name.as_str());
-            let routing = m.routing.load();
-            let counted = routing.roles().filter(|(_, is_previous)| !(*is_previous && without_previous));
-            counted.map(|(version, _)| version.bytes()).sum::<u64>()
-        };
-        models.values().map(bytes_of).sum()
-    }
-
-    fn put_in_service(&self, name: &str, version: Arc<Version>) {
-        let model = Arc::new(Model {
-            name: name.to_string(),
-            routing: ArcSwap::from_pointee(Routing { active: version, candidate: None, previous: None }),
-            predictions: Mutex::new(Predictions::new(self.options.feedback_window)),
-            comparisons: Mutex::new(None),
-        });
+        let saved = self.store.answers(name).unwrap_or_default();
+        let predictions = saved.and_then(|saved| Predictions::restore(capacity, &saved).ok());
+        let predictions = predictions.unwrap_or_else(|| Predictions::new(capacity, key()));
         let mut models = HashMap::clone(&self.models.load());
-        models.insert(name.to_string(), model);
+        models.insert(name.to_string(), Arc::new(Model::new(name, version, predictions)));
         self.models.store(Arc::new(models));
         self.swaps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Replaces who serves. Versions that no longer have a role go to the reaper.
-    fn route(&self, name: &str, change: impl FnOnce(&Routing) -> Routing) {
+    pub(crate) fn route(&self, name: &str, change: impl FnOnce(&Routing) -> Routing) {
         let models = self.models.load();
         let Some(model) = models.get(name) else { return };
         // Held to the end: the reaper must not be the only one to hold a version that is still to be handed to it.
@@ -243,24 +222,45 @@ impl Inner {
     }
 
     /// Gives a candidate its share and starts to compare.
-    fn start_candidate(&self, name: &str, version: Arc<Version>, share: f64, salt: u64) {
+    pub(crate) fn start_candidate(&self, name: &str, candidate: Candidate) {
         self.route(name, |before| Routing {
             active: Arc::clone(&before.active),
-            candidate: Some(Candidate { version, share, salt }),
+            candidate: Some(candidate),
             previous: before.previous.clone(),
         });
         let Ok(model) = self.model(name) else { return };
-        model.begin_windows();
+        model.begin_rollout();
         let (sender, receiver) = sync_channel::<Comparison>(COMPARISONS_MAX);
         let watched = Arc::downgrade(&model);
         let on_trial = move |version: &Arc<Version>| {
             let is = |candidate: &Candidate| Arc::ptr_eq(&candidate.version, version);
             watched.upgrade().is_some_and(|model| model.routing.load().candidate.as_ref().is_some_and(is))
         };
+        let (watched, queue) = (Arc::downgrade(&model), Arc::clone(&self.queue));
+        let cores = thread::available_parallelism().map_or(1, |n| n.get());
+        let is_busy = move |model: &Model| {
+            let routing = model.routing.load();
+            let in_flight: usize = routing.roles().map(|(version, _)| version.in_flight.load(Ordering::Relaxed)).sum();
+            queue.waiting() > 0 || in_flight >= cores
+        };
         // What still waits when its rollout ends is dropped: it holds versions that are to give their memory back.
         let compare = move || {
+            let mut rest = COMPARISON_REST;
             while let Some(comparison) = receiver.recv().ok().filter(|comparison| on_trial(&comparison.candidate)) {
-                let rested = Instant::now() + comparison.run() * COMPARISON_REST;
+                let compared = comparison.run();
+                let Some(model) = watched.upgrade() else { return };
+                if let Some(message) = compared.crashed {
+                    model.crashed(&comparison.candidate, &message);
+                }
+                if let Some(classes) = compared.classes.filter(|_| comparison.shadow.is_some()) {
+                    lock(&model.predictions).add_copy(&comparison.id, classes);
+                }
+                rest = match is_busy(&model) {
+                    true => (rest * 2).min(COMPARISON_REST_MAX),
+                    false => (rest / 2).max(COMPARISON_REST),
+                };
+                drop(model);
+                let rested = Instant::now() + compared.took * rest;
                 while Instant::now() < rested && on_trial(&comparison.candidate) {
                     thread::sleep(rested.saturating_duration_since(Instant::now()).min(POLL));
                 }
@@ -279,6 +279,7 @@ impl Inner {
     }
 
     pub(crate) fn poll(&self, now: Instant) -> Option<Instant> {
+        self.sweep_streams(now);
         let mut changing = lock(&self.changing);
         let mut next: Option<Instant> = None;
         for (name, ongoing) in changing.iter_mut() {
@@ -298,20 +299,36 @@ impl Inner {
         next
     }
 
+    /// Streams whose time is over must not keep their version's memory.
+    fn sweep_streams(&self, now: Instant) {
+        for model in self.models.load().values() {
+            let mut streams = lock(&model.streams);
+            if streams.len() > 0 {
+                let routing = model.routing.load();
+                streams.sweep(now, self.stream_limits(), |version| routing.serves(version));
+            }
+        }
+    }
+
     /// Judges one rollout by what was counted up to now.
     fn look(&self, name: &str, ongoing: &mut Ongoing, now: Instant) -> Result<(), HostError> {
         ongoing.retry_at = None;
-        if let Some(reason) = ongoing.rolling_back.clone() {
-            return self.roll_back(name, ongoing, &reason);
+        if let Some((end, reason)) = ongoing.ending.clone() {
+            return self.end(name, ongoing, end, &reason);
         }
         let passed = ongoing.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
         ongoing.looked = Some(now);
         let Some(candidate) = ongoing.record.candidate.as_mut() else { return Ok(()) };
-        candidate.serving_s += passed.as_secs_f64();
-        let Some(routing) = self.models.load().get(name).map(|m| m.routing.load_full()) else { return Ok(()) };
+        candidate.serving_s += served(passed).as_secs_f64();
+        let Ok(model) = self.model(name) else { return Ok(()) };
+        let routing = model.routing.load_full();
         let Some(arm) = &routing.candidate else { return Ok(()) };
         let (incumbent, observed) = (routing.active.window(), arm.version.window());
-        let event = Event::Observed { incumbent: &incumbent, candidate: &observed };
+        let crash = model.take_crash(&arm.version.name);
+        let event = match &crash {
+            Some(reason) => Event::Crashed { reason },
+            None => Event::Observed { incumbent: &incumbent, candidate: &observed },
+        };
         let mut rollout = candidate.rollout.clone();
         let actions = rollout.handle(Duration::from_secs_f64(candidate.serving_s), event);
         if !actions.iter().any(|action| matches!(action, Action::Share(_))) {
@@ -320,9 +337,9 @@ impl Inner {
             // The step is made when it is committed; positive evidence ends the count of starts.
             let mut record = ongoing.record.clone();
             let committed = record.candidate.as_mut().expect("as above");
-            (committed.rollout, committed.starts) = (rollout, 0);
+            (committed.rollout, committed.starts, committed.trials) = (rollout, 0, None);
             let (step, share) = (committed.rollout.step + 1, committed.rollout.share);
-            let reason = format!("step {step}, share {share}");
+            let reason = format!("{}, step {step}, share {share}", committed.rollout.strategy.name());
             let entry = HistoryEntry::new(name, "share", &committed.version, &reason);
             self.store.save(name, &record, Some(&entry))?;
             ongoing.record = record;
@@ -332,38 +349,57 @@ impl Inner {
             self.act(name, ongoing, action)?;
         }
         if ongoing.record.candidate.is_some() && ongoing.serving_s() - ongoing.saved_s >= PROGRESS_S {
+            self.note_trials(name, ongoing);
             self.store.save(name, &ongoing.record, None)?;
             ongoing.saved_s = ongoing.serving_s();
+            self.save_answers(name);
         }
         Ok(())
     }
 
     /// Does what a strategy decided; a share is committed already.
-    fn act(&self, name: &str, ongoing: &mut Ongoing, action: Action) -> Result<(), HostError> {
+    pub(crate) fn act(&self, name: &str, ongoing: &mut Ongoing, action: Action) -> Result<(), HostError> {
         match action {
             Action::Promote { reason } => self.promote(name, ongoing, &reason),
-            Action::RollBack { reason } => self.roll_back(name, ongoing, &reason),
+            Action::RollBack { reason } => self.end(name, ongoing, End::RolledBack, &reason),
+            Action::Inconclusive { reason } => self.end(name, ongoing, End::Inconclusive, &reason),
+            Action::Alert { reason } => {
+                tracing::warn!(model = name, reason, "both arms fail alike: the rollout holds");
+                let version = ongoing.record.candidate.as_ref().map_or("", |c| c.version.as_str());
+                let entry = HistoryEntry::new(name, "alert", version, &format!("it is not the candidate: {reason}"));
+                Ok(self.store.save(name, &ongoing.record, Some(&entry))?)
+            }
             Action::Share(share) => {
+                let shadow: Option<Gates> =
+                    ongoing.record.candidate.as_ref().and_then(|c| shadow_gates(&c.rollout.strategy));
                 self.route(name, |before| Routing {
                     active: Arc::clone(&before.active),
-                    candidate: before.candidate.clone().map(|c| Candidate { share, ..c }),
+                    candidate: before.candidate.clone().map(|c| Candidate { share, shadow, ..c }),
                     previous: before.previous.clone(),
                 });
                 if let Ok(model) = self.model(name) {
-                    model.begin_windows();
+                    model.begin_step();
                 }
                 Ok(())
             }
         }
     }
 
+    pub(crate) fn promote_by_hand(&self, model: &str) -> Result<(), HostError> {
+        let mut changing = lock(&self.changing);
+        let ongoing = changing.get_mut(model).ok_or_else(|| HostError::UnknownModel(model.to_string()))?;
+        self.not_in_outage(model)?;
+        self.promote(model, ongoing, "asked for")
+    }
+
     pub(crate) fn promote(&self, name: &str, ongoing: &mut Ongoing, reason: &str) -> Result<(), HostError> {
         let mut record = ongoing.record.clone();
         let candidate = record.candidate.take().ok_or_else(|| HostError::NoRollout(name.to_string()))?;
-        if let Some(reason) = &ongoing.rolling_back {
-            return Err(HostError::Strategy(format!("the candidate is being rolled back: {reason}")));
+        if let Some((_, reason)) = &ongoing.ending {
+            return Err(HostError::Strategy(format!("the candidate's rollout is being ended: {reason}")));
         }
         record.previous = record.active.replace(candidate.version.clone());
+        record.evidence = candidate.rollout.evidence;
         record.prune();
         self.store.save(name, &record, Some(&HistoryEntry::new(name, "promoted", &candidate.version, reason)))?;
         ongoing.record = record;
@@ -380,27 +416,47 @@ impl Inner {
         Ok(())
     }
 
-    pub(crate) fn roll_back(&self, name: &str, ongoing: &mut Ongoing, reason: &str) -> Result<(), HostError> {
+    /// Ends a rollout, the incumbent staying.
+    pub(crate) fn end(&self, name: &str, ongoing: &mut Ongoing, end: End, reason: &str) -> Result<(), HostError> {
         let mut record = ongoing.record.clone();
         let candidate = record.candidate.take().ok_or_else(|| HostError::NoRollout(name.to_string()))?;
         record.prune();
         // Traffic first: the sooner the candidate gets none the better, and a power cut before the commit only resumes it.
-        ongoing.rolling_back = Some(reason.to_string());
+        ongoing.ending = Some((end, reason.to_string()));
         self.stop_comparing(name);
         self.route(name, |before| Routing {
             active: Arc::clone(&before.active),
             candidate: None,
             previous: before.previous.clone(),
         });
-        self.store.save(name, &record, Some(&HistoryEntry::new(name, "rolled back", &candidate.version, reason)))?;
+        let entry = HistoryEntry::new(name, end.event(), &candidate.version, reason);
+        self.store.save(name, &record, Some(&entry))?;
         ongoing.record = record;
-        ongoing.rolling_back = None;
+        ongoing.ending = None;
         self.collect_garbage();
         Ok(())
     }
 
+    fn not_in_outage(&self, model: &str) -> Result<(), HostError> {
+        let outage = self.models.load().get(model).and_then(|found| found.outage.load_full());
+        match outage {
+            Some(outage) => Err(HostError::Busy { model: model.to_string(), candidate: outage.version.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn rollback(&self, model: &str) -> Result<(), HostError> {
+        let mut changing = lock(&self.changing);
+        let ongoing = changing.get_mut(model).ok_or_else(|| HostError::UnknownModel(model.to_string()))?;
+        self.not_in_outage(model)?;
+        if ongoing.record.candidate.is_some() {
+            return self.end(model, ongoing, End::RolledBack, "asked for");
+        }
+        self.go_back(model, ongoing)
+    }
+
     /// From the version in service to the one before.
-    pub(crate) fn go_back(&self, name: &str, ongoing: &mut Ongoing) -> Result<(), HostError> {
+    fn go_back(&self, name: &str, ongoing: &mut Ongoing) -> Result<(), HostError> {
         let previous = ongoing.record.previous.clone().ok_or_else(|| HostError::NothingBefore(name.to_string()))?;
         let resident = self.models.load().get(name).and_then(|m| m.routing.load().previous.clone());
         let version = match resident.filter(|v| v.name == previous) {
@@ -409,6 +465,7 @@ impl Inner {
         };
         let mut record = ongoing.record.clone();
         record.previous = record.active.replace(previous.clone());
+        record.evidence = Vec::new();
         let entry = HistoryEntry::new(name, "rolled back", &previous, "asked for; it serves again");
         self.store.save(name, &record, Some(&entry))?;
         ongoing.record = record;
@@ -420,8 +477,35 @@ impl Inner {
         Ok(())
     }
 
+    /// Moves what is damaged aside. Versions that serve go on from memory.
+    pub(crate) fn repair_store(&self) -> Result<StoreRepair, HostError> {
+        let _deploying = lock(&self.deploying);
+        let mut changing = lock(&self.changing);
+        let lost = self.store.quarantine()?;
+        let mut changes = Vec::new();
+        for (name, ongoing) in changing.iter_mut() {
+            let mut record = ongoing.record.clone();
+            for (version, change) in strip_lost(name, &mut record, &lost, true) {
+                self.store.save(name, &record, Some(&HistoryEntry::new(name, "lost", &version, &change)))?;
+                changes.push(format!("{name} {version}: {change}"));
+            }
+            let (had, has) = (ongoing.record.candidate.is_some(), record.candidate.is_some());
+            if had && !has {
+                self.stop_comparing(name);
+            }
+            let keeps_previous = record.previous.is_some();
+            ongoing.record = record;
+            self.route(name, |before| Routing {
+                active: Arc::clone(&before.active),
+                candidate: before.candidate.clone().filter(|_| has),
+                previous: before.previous.clone().filter(|_| keeps_previous),
+            });
+        }
+        Ok(StoreRepair { lost, changes, removed: self.store.collect_garbage()? })
+    }
+
     /// Removes objects without use, unless a deploy is writing some that have none yet: it collects when it ends.
-    fn collect_garbage(&self) {
+    pub(crate) fn collect_garbage(&self) {
         match self.deploying.try_lock() {
             Err(TryLockError::WouldBlock) => {}
             Ok(_) | Err(TryLockError::Poisoned(_)) => self.remove_unused(),
@@ -429,30 +513,9 @@ impl Inner {
     }
 
     /// Only while deploying, or with nobody else to deploy.
-    fn remove_unused(&self) {
+    pub(crate) fn remove_unused(&self) {
         if let Err(error) = self.store.collect_garbage() {
             tracing::warn!(%error, "objects without use could not be removed");
         }
     }
-}
-
-/// Whether `manifest` may follow what `record` holds.
-fn may_deploy(model: &str, manifest: &Manifest, record: &ModelRecord) -> Result<(), HostError> {
-    let (model, version) = (model.to_string(), manifest.version.clone());
-    if let Some(candidate) = &record.candidate {
-        return Err(HostError::Busy { model, candidate: candidate.version.clone() });
-    }
-    if record.active.as_ref() == Some(&version) {
-        return Err(HostError::AlreadyServing { model, version });
-    }
-    let known = record.versions.get(&version).map(|known| &known.manifest);
-    if known.is_some_and(|known| known.files != manifest.files) {
-        return Err(HostError::VersionTaken { model, version });
-    }
-    let active = record.active.as_ref().and_then(|active| record.versions.get(active));
-    let device = active.map_or(0, |active| active.manifest.security_epoch);
-    if manifest.security_epoch < device {
-        return Err(HostError::SecurityEpoch { model, version, package: manifest.security_epoch, device });
-    }
-    Ok(())
 }

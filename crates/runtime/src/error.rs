@@ -31,6 +31,13 @@ pub enum HostError {
     Store(#[from] StoreError),
     #[error("the strategy: {0}")]
     Strategy(String),
+    #[error(
+        "version {version} of model '{model}' does not fit beside the one in service ({needed} bytes beside {resident}, and the budget is \
+         {budget}); deploying it as 'sequential' unloads the one in service first, for about {outage_s:.1} s without answers"
+    )]
+    OnlySequential { model: String, version: String, needed: u64, resident: u64, budget: u64, outage_s: f64 },
+    #[error("version {version} of model '{model}' lacks what its checklist requires: {missing}")]
+    Checklist { model: String, version: String, missing: String },
 }
 
 /// Why a version may not take traffic on this device.
@@ -50,6 +57,8 @@ pub enum AdmissionError {
     Signature(String),
     #[error("golden vectors: {0}")]
     Golden(String),
+    #[error("a request takes {median_ms:.3} ms here, and the package allows {limit_ms:.3} ms")]
+    Latency { median_ms: f64, limit_ms: f64 },
     #[error(transparent)]
     Package(#[from] PackageError),
 }
@@ -67,6 +76,8 @@ pub enum StoreError {
     Format { path: String, found: u64, newest: u64 },
     #[error("the store's state: {0}")]
     State(String),
+    #[error("{needed} bytes are to be written beside the {stored} that the store has, and its quota is {quota}")]
+    Quota { needed: u64, stored: u64, quota: u64 },
     #[error("object {digest} in the store is damaged: {message}")]
     Damaged { digest: String, message: String },
     #[error(transparent)]
@@ -89,9 +100,22 @@ pub enum InferError {
     Overloaded { waiting: usize },
     #[error("the deadline passed")]
     Deadline,
+    #[error("it was cancelled")]
+    Cancelled,
+    /// The caller's state is of a version that no longer answers: begin the stream again, with fresh state.
+    #[error("stream '{stream}' must be started again: {reason}")]
+    StreamRestart { stream: String, reason: String },
+    #[error("{open} streams are open (the limit)")]
+    TooManyStreams { open: usize },
+    /// Announced before it began: the model's next version does not fit beside the one in service.
+    #[error("model '{model}' is being replaced by version {version}, which takes about {expected_s:.1} s")]
+    Outage { model: String, version: String, expected_s: f64 },
     /// The version could not compute an answer.
     #[error("version {version}: {message}")]
     Failed { version: String, message: String },
+    /// It panicked, or lost its device.
+    #[error("version {version} crashed: {message}")]
+    Crashed { version: String, message: String },
     #[error("the host is shutting down")]
     ShuttingDown,
 }
@@ -102,12 +126,19 @@ impl InferError {
         matches!(self, InferError::UnknownModel(_) | InferError::UnknownVersion { .. } | InferError::Input(_))
     }
 
+    /// Whether the version is to blame, and another might answer.
+    pub(crate) fn is_versions(&self) -> bool {
+        matches!(self, InferError::Failed { .. } | InferError::Crashed { .. })
+    }
+
     pub(crate) fn of_run(error: RunError, version: &str) -> InferError {
         match error {
             RunError::InputCount { .. } | RunError::Input { .. } | RunError::Symbol { .. } => {
                 InferError::Input(error.to_string())
             }
-            RunError::Deadline { .. } | RunError::Cancelled { .. } => InferError::Deadline,
+            RunError::Deadline { .. } => InferError::Deadline,
+            RunError::Cancelled { .. } => InferError::Cancelled,
+            RunError::DeviceLost(_) => InferError::Crashed { version: version.to_string(), message: error.to_string() },
             other => InferError::Failed { version: version.to_string(), message: other.to_string() },
         }
     }

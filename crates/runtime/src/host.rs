@@ -4,24 +4,26 @@
 //! changes who serves takes one lock of its own, commits to the store, and then replaces the routing.
 
 use crate::{
+    checklist::{Checklist, Item},
+    control::End,
     error::{FeedbackError, HostError, InferError},
-    request::{Answer, Label, Request, prediction},
+    request::{Answer, Label, Request},
     rollout::Strategy,
-    router::{Comparison, Predictions, Routing},
-    status::{HistoryEntry, Metrics, ModelStatus, RolloutStatus, Status, VersionMetrics, VersionStatus},
-    store::{ModelRecord, Store},
+    router::{Comparison, Predictions, Queue, Routing, StreamLimits, Streams},
+    socket::{self, Call, Socket},
+    status::{HistoryEntry, Metrics, ModelStatus, OutageStatus, RolloutStatus, Status, VersionMetrics, VersionStatus},
+    store::{ModelRecord, Store, StoreCheck, StoreRepair},
     swap::{Reaper, Version, lock},
 };
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use cutover_backend::Backend;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
-        Arc, Condvar, Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::SyncSender,
     },
@@ -36,12 +38,26 @@ pub struct HostOptions {
     pub backends: Vec<Arc<dyn Backend>>,
     /// Threads that run requests of [`Host::submit`]. [`Host::infer`] runs on its caller's thread.
     pub workers: usize,
-    /// Requests that may wait for a worker; more are refused at once.
+    /// Sessions of each version, and so its requests that run at once; `None` for as many as there are workers or cores.
+    pub instances: Option<usize>,
+    /// Requests of one model that may wait; more are refused at once.
     pub waiting_max: usize,
-    /// Bytes that resident versions may take together; `None` for no bound.
+    /// Bytes that resident versions of all models may take together; `None` for no bound.
     pub memory_bytes: Option<u64>,
+    /// Bytes that the store's objects may take; `None` for no bound.
+    pub store_bytes: Option<u64>,
     /// Answers that feedback may still refer to, per model.
     pub feedback_window: usize,
+    /// How long a stream may go on with a version that has left service.
+    pub stream_grace: Duration,
+    /// How long a stream may be silent before it must be started again.
+    pub stream_idle: Duration,
+    /// Streams of one model at once.
+    pub streams_max: usize,
+    /// What the checklist of a version must have before a strategy starts, where no policy of the model says otherwise.
+    pub required: BTreeSet<Item>,
+    /// Answers other processes of this user through a socket in the store, where the system has such sockets.
+    pub socket: bool,
     /// Drives rollouts from a thread of the host's own; otherwise the caller calls [`Host::poll`].
     pub drive: bool,
     /// Starts of the host with one candidate, each after an end without being closed and without a step between, before the candidate is
@@ -55,12 +71,26 @@ impl Default for HostOptions {
         HostOptions {
             backends: Vec::new(),
             workers: cores,
+            instances: None,
             waiting_max: 1024,
             memory_bytes: None,
+            store_bytes: None,
+            stream_grace: Duration::from_secs(30),
+            stream_idle: Duration::from_secs(300),
+            streams_max: 1024,
+            required: [Item::Validation, Item::Benchmarks, Item::Security].into(),
+            socket: true,
             feedback_window: 1 << 16,
             drive: true,
             candidate_starts_max: 3,
         }
+    }
+}
+
+impl HostOptions {
+    pub(crate) fn instances(&self) -> usize {
+        let cores = || thread::available_parallelism().map_or(1, |n| n.get());
+        self.instances.unwrap_or_else(|| self.workers.max(cores())).max(1)
     }
 }
 
@@ -95,13 +125,12 @@ pub(crate) struct Inner {
     pub deploying: Mutex<()>,
     /// Taken, for no longer than a commit takes, by whoever changes who serves or tells of it.
     pub changing: Mutex<BTreeMap<String, Ongoing>>,
-    queue: Mutex<VecDeque<Job>>,
-    queued: Condvar,
+    pub queue: Arc<Queue<Job>>,
     stopping: AtomicBool,
     pub swaps: AtomicU64,
-    next_id: AtomicU64,
+    pub next_id: AtomicU64,
     /// Makes request ids of this start of the host differ from those of others.
-    boot: u64,
+    pub boot: u64,
 }
 
 pub(crate) struct Model {
@@ -110,18 +139,70 @@ pub(crate) struct Model {
     pub predictions: Mutex<Predictions>,
     /// Where both arms' answers to one request are compared; `None` outside of rollouts.
     pub comparisons: Mutex<Option<SyncSender<Comparison>>>,
+    pub streams: Mutex<Streams>,
+    /// Set while nothing of the model is in memory.
+    pub outage: ArcSwapOption<Outage>,
+    /// The candidate that crashed, and how, until the rollout is ended for it.
+    crashed: Mutex<Option<(String, String)>>,
+}
+
+/// A time without answers that was announced.
+#[derive(Debug)]
+pub(crate) struct Outage {
+    /// The version that comes.
+    pub version: String,
+    pub expected: Duration,
+    pub began: Instant,
+}
+
+impl Outage {
+    pub fn error(&self, model: &str) -> InferError {
+        let expected_s = self.expected.saturating_sub(self.began.elapsed()).as_secs_f64();
+        InferError::Outage { model: model.to_string(), version: self.version.clone(), expected_s }
+    }
 }
 
 impl Model {
+    pub fn new(name: &str, version: Arc<Version>, predictions: Predictions) -> Model {
+        Model {
+            name: name.to_string(),
+            routing: ArcSwap::from_pointee(Routing { active: version, candidate: None, previous: None }),
+            predictions: Mutex::new(predictions),
+            comparisons: Mutex::new(None),
+            streams: Mutex::default(),
+            outage: ArcSwapOption::empty(),
+            crashed: Mutex::default(),
+        }
+    }
+
     /// Both arms are counted anew. An incumbent that gets no traffic keeps what was counted of it: it stands for it.
-    pub fn begin_windows(&self) {
+    pub fn begin_rollout(&self) {
+        self.begin(Version::begin_rollout);
+    }
+
+    /// The share changed: both arms are counted anew, but for labels, which are counted for each step.
+    pub fn begin_step(&self) {
+        self.begin(Version::begin_step);
+    }
+
+    fn begin(&self, begin: fn(&Version)) {
         let routing = self.routing.load();
         if let Some(candidate) = &routing.candidate {
-            candidate.version.begin_window();
+            begin(&candidate.version);
             if candidate.share < 1.0 {
-                routing.active.begin_window();
+                begin(&routing.active);
             }
         }
+    }
+
+    /// Leaves word that `version` must go at once.
+    pub fn crashed(&self, version: &Version, message: &str) {
+        lock(&self.crashed).get_or_insert_with(|| (version.name.clone(), message.to_string()));
+    }
+
+    /// How the candidate `version` crashed, if it did.
+    pub fn take_crash(&self, version: &str) -> Option<String> {
+        lock(&self.crashed).take().filter(|(name, _)| name == version).map(|(_, message)| message)
     }
 }
 
@@ -134,13 +215,13 @@ pub(crate) struct Ongoing {
     pub saved_s: f64,
     /// Not before, after a failed commit.
     pub retry_at: Option<Instant>,
-    /// Why the candidate gets no more traffic, until that is committed.
-    pub rolling_back: Option<String>,
+    /// How and why the candidate gets no more traffic, until that is committed.
+    pub ending: Option<(End, String)>,
 }
 
 impl Ongoing {
     pub fn new(record: ModelRecord) -> Ongoing {
-        let mut ongoing = Ongoing { record, looked: None, saved_s: 0.0, retry_at: None, rolling_back: None };
+        let mut ongoing = Ongoing { record, looked: None, saved_s: 0.0, retry_at: None, ending: None };
         ongoing.saved_s = ongoing.serving_s();
         ongoing
     }
@@ -152,21 +233,23 @@ impl Ongoing {
 
 type Completion = Box<dyn FnOnce(Result<Answer, InferError>) + Send>;
 
-struct Job {
-    model: String,
-    request: Request,
-    completion: Completion,
+pub(crate) struct Job {
+    pub model: String,
+    pub request: Request,
+    pub completion: Completion,
 }
 
 struct Threads {
     inner: Arc<Inner>,
     handles: Mutex<Vec<thread::JoinHandle<()>>>,
+    socket: Option<Socket>,
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        self.socket = None;
         self.inner.stopping.store(true, Ordering::Release);
-        self.inner.queued.notify_all();
+        self.inner.queue.close();
         let current = thread::current().id();
         for handle in std::mem::take(&mut *lock(&self.handles)) {
             // The last clone may go on a worker's thread, in a completion.
@@ -174,7 +257,7 @@ impl Drop for Threads {
                 let _ = handle.join();
             }
         }
-        for job in std::mem::take(&mut *lock(&self.inner.queue)) {
+        for job in self.inner.queue.drain() {
             (job.completion)(Err(InferError::ShuttingDown));
         }
         self.inner.close();
@@ -201,8 +284,7 @@ impl Host {
             models: ArcSwap::default(),
             deploying: Mutex::default(),
             changing: Mutex::default(),
-            queue: Mutex::default(),
-            queued: Condvar::new(),
+            queue: Arc::new(Queue::new()),
             stopping: AtomicBool::new(false),
             swaps: AtomicU64::new(0),
             next_id: AtomicU64::new(0),
@@ -228,7 +310,12 @@ impl Host {
             };
             handles.push(thread.spawn(drive).map_err(system)?);
         }
-        let threads = Threads { inner: Arc::clone(&inner), handles: Mutex::new(handles) };
+        // Others find the host only once it is whole. That they can't is no reason not to serve.
+        let socket = inner.options.socket.then(|| Socket::start(folder.as_ref(), Arc::downgrade(&inner)));
+        let socket = socket.and_then(|started| {
+            started.inspect_err(|error| tracing::warn!(%error, "other processes can't reach this host")).ok()
+        });
+        let threads = Threads { inner: Arc::clone(&inner), handles: Mutex::new(handles), socket };
         Ok(Host { inner, _threads: Arc::new(threads) })
     }
 
@@ -254,68 +341,66 @@ impl Host {
         if self.inner.options.workers == 0 {
             return completion(self.inner.infer(model, request));
         }
-        let mut queue = lock(&self.inner.queue);
-        let waiting = queue.len();
-        if waiting >= self.inner.options.waiting_max {
-            drop(queue);
-            return completion(Err(InferError::Overloaded { waiting }));
+        let job = Job { model: model.to_string(), request, completion: Box::new(completion) };
+        // A lane for each model that there is, no more: names come from outside.
+        if !self.inner.models.load().contains_key(model) {
+            return (job.completion)(Err(InferError::UnknownModel(model.to_string())));
         }
-        queue.push_back(Job { model: model.to_string(), request, completion: Box::new(completion) });
-        drop(queue);
-        self.inner.queued.notify_one();
+        if let Err((job, waiting)) = self.inner.queue.push(model, job, self.inner.options.waiting_max) {
+            (job.completion)(Err(InferError::Overloaded { waiting }));
+        }
     }
 
     /// Counts the truth about an answer given lately.
     pub fn feedback(&self, model: &str, id: &str, label: &Label) -> Result<(), FeedbackError> {
-        let found = self.inner.models.load();
-        let found = found.get(model).ok_or_else(|| FeedbackError::UnknownModel(model.to_string()))?;
-        let settled = lock(&found.predictions).settle(id, label)?;
-        let routing = found.routing.load_full();
-        // A version that is gone by now has no window to count for.
-        if let Some(version) = routing.named(&settled.version) {
-            version.count_labels(settled.window, &settled.right);
-        }
-        Ok(())
+        self.inner.feedback(model, id, label)
     }
 
     /// Ends the rollout under way against its candidate, or else puts the version before back in service.
     pub fn rollback(&self, model: &str) -> Result<(), HostError> {
-        let mut changing = lock(&self.inner.changing);
-        let ongoing = changing.get_mut(model).ok_or_else(|| HostError::UnknownModel(model.to_string()))?;
-        if ongoing.record.candidate.is_some() {
-            return self.inner.roll_back(model, ongoing, "asked for");
-        }
-        self.inner.go_back(model, ongoing)
+        self.inner.rollback(model)
     }
 
     /// Ends the rollout under way in favour of its candidate, whatever the gates say.
     pub fn promote(&self, model: &str) -> Result<(), HostError> {
-        let mut changing = lock(&self.inner.changing);
-        let ongoing = changing.get_mut(model).ok_or_else(|| HostError::UnknownModel(model.to_string()))?;
-        self.inner.promote(model, ongoing, "asked for")
+        self.inner.promote_by_hand(model)
+    }
+
+    /// The checklist of the candidate where a rollout is under way, else of the version in service.
+    pub fn checklist(&self, model: &str) -> Result<Checklist, HostError> {
+        self.inner.checklist(model)
+    }
+
+    /// What the checklists of this model's versions must have before a strategy starts; those of the host's options where `None`.
+    pub fn require(&self, model: &str, required: Option<BTreeSet<Item>>) -> Result<(), HostError> {
+        self.inner.require(model, required)
+    }
+
+    /// Notes that `by` answers for a version, which need not be here yet.
+    pub fn sign_off(&self, model: &str, version: &str, by: &str) -> Result<(), HostError> {
+        self.inner.sign_off(model, version, by)
+    }
+
+    /// Reads everything in the store through.
+    pub fn check_store(&self) -> Result<StoreCheck, HostError> {
+        Ok(self.inner.store.check()?)
+    }
+
+    /// Moves what is damaged in the store aside, and says what was lost.
+    pub fn repair_store(&self) -> Result<StoreRepair, HostError> {
+        self.inner.repair_store()
     }
 
     pub fn status(&self) -> Status {
-        let changing = lock(&self.inner.changing);
-        let models = self.inner.models.load();
-        let of = |(name, ongoing): (&String, &Ongoing)| {
-            let routing = models.get(name)?.routing.load();
-            let rollout =
-                ongoing.record.candidate.as_ref().zip(routing.candidate.as_ref()).map(|(record, candidate)| {
-                    RolloutStatus {
-                        id: format!("{name}#{}", ongoing.record.rollouts),
-                        strategy: record.rollout.strategy.name().to_string(),
-                        candidate: VersionStatus::of(&candidate.version),
-                        step: record.rollout.step + 1,
-                        share: candidate.share,
-                        serving_s: record.serving_s,
-                        evidence: record.rollout.evidence.clone(),
-                    }
-                });
-            let active = VersionStatus::of(&routing.active);
-            Some(ModelStatus { name: name.clone(), active, previous: ongoing.record.previous.clone(), rollout })
-        };
-        Status { models: changing.iter().filter_map(of).collect() }
+        self.inner.status()
+    }
+
+    /// Does what another process asks for, and gives its answer as that process gets it.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn call(&self, call: Call) -> Result<serde_json::Value, String> {
+        socket::answer(&self.inner, call)
     }
 
     /// Every transition of a model, oldest first.
@@ -323,11 +408,7 @@ impl Host {
     /// # Errors
     /// A model that never was here; a store that can't be read.
     pub fn history(&self, model: &str) -> Result<Vec<HistoryEntry>, HostError> {
-        let entries = self.inner.store.history(model)?;
-        match entries.is_empty() && !self.inner.models.load().contains_key(model) {
-            true => Err(HostError::UnknownModel(model.to_string())),
-            false => Ok(entries),
-        }
+        self.inner.history(model)
     }
 
     pub fn metrics(&self) -> Metrics {
@@ -343,7 +424,7 @@ impl Host {
                 versions.push(VersionMetrics::of(name, &candidate.version, "candidate", candidate.share));
             }
         }
-        let waiting = lock(&self.inner.queue).len();
+        let waiting = self.inner.queue.waiting();
         Metrics { versions, swaps: self.inner.swaps.load(Ordering::Relaxed), waiting }
     }
 
@@ -371,11 +452,6 @@ impl Host {
         Ok([Some(routing.active.name.clone()), candidate].into_iter().flatten().collect())
     }
 
-    /// Leaves word, as JSON, for whoever finds the store held: e.g. where a server listens.
-    pub fn announce(&self, holder: &str) -> Result<(), HostError> {
-        Ok(self.inner.store.announce(holder)?)
-    }
-
     /// Drives rollouts, and says when it wants to be called next; `None` where none is under way. Needed only without
     /// [`HostOptions::drive`].
     pub fn poll(&self, now: Instant) -> Option<Instant> {
@@ -384,89 +460,72 @@ impl Host {
 }
 
 impl Inner {
-    pub fn model(&self, name: &str) -> Result<Arc<Model>, InferError> {
-        self.models.load().get(name).cloned().ok_or_else(|| InferError::UnknownModel(name.to_string()))
+    pub(crate) fn stream_limits(&self) -> StreamLimits {
+        let HostOptions { stream_grace, stream_idle, streams_max, .. } = self.options;
+        StreamLimits { grace: stream_grace, idle: stream_idle, open_max: streams_max }
     }
 
-    fn infer(&self, name: &str, request: Request) -> Result<Answer, InferError> {
-        let model = self.model(name)?;
-        let id = request
-            .id
-            .clone()
-            .unwrap_or_else(|| format!("{:x}-{}", self.boot, self.next_id.fetch_add(1, Ordering::Relaxed)));
-        // Of the routing only what may serve this request is held: other versions can go while it runs.
-        let (mut served_by, incumbent) = {
+    pub(crate) fn feedback(&self, model: &str, id: &str, label: &Label) -> Result<(), FeedbackError> {
+        let found = self.models.load();
+        let found = found.get(model).ok_or_else(|| FeedbackError::UnknownModel(model.to_string()))?;
+        let settled = lock(&found.predictions).settle(id, label)?;
+        let routing = found.routing.load_full();
+        // A version that is gone by now has no window to count for.
+        if let Some(version) = routing.named(&settled.version) {
+            version.count_labels(settled.window, &settled.right);
+        }
+        if let Some(candidate) = routing.candidate.as_ref().filter(|candidate| candidate.shadow.is_some()) {
+            candidate.version.count_trial(|window| {
+                let both = settled.right.iter().zip(&settled.copy_right);
+                both.for_each(|(incumbent, candidate)| window.pairs.settle(*incumbent, *candidate));
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn history(&self, model: &str) -> Result<Vec<HistoryEntry>, HostError> {
+        let entries = self.store.history(model)?;
+        match entries.is_empty() && !self.models.load().contains_key(model) {
+            true => Err(HostError::UnknownModel(model.to_string())),
+            false => Ok(entries),
+        }
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let changing = lock(&self.changing);
+        let models = self.models.load();
+        let of = |(name, ongoing): (&String, &Ongoing)| {
+            let model = models.get(name)?;
             let routing = model.routing.load();
-            let version = match &request.version {
-                Some(version) => routing
-                    .named(version)
-                    .ok_or_else(|| InferError::UnknownVersion { model: name.to_string(), version: version.clone() })?,
-                None => routing.pick(request.key.as_deref().unwrap_or(&id)),
-            };
-            let on_trial = request.version.is_none() && !Arc::ptr_eq(version, &routing.active);
-            (Arc::clone(version), on_trial.then(|| Arc::clone(&routing.active)))
+            let rollout =
+                ongoing.record.candidate.as_ref().zip(routing.candidate.as_ref()).map(|(record, candidate)| {
+                    RolloutStatus {
+                        id: format!("{name}#{}", ongoing.record.rollouts),
+                        strategy: record.rollout.strategy.name().to_string(),
+                        candidate: VersionStatus::of(&candidate.version),
+                        step: record.rollout.step + 1,
+                        share: candidate.share,
+                        serving_s: record.serving_s,
+                        holding: record.rollout.alerted,
+                        evidence: record.rollout.evidence.clone(),
+                    }
+                });
+            let outage = model.outage.load_full().map(|outage| OutageStatus {
+                version: outage.version.clone(),
+                expected_s: outage.expected.as_secs_f64(),
+                so_far_s: outage.began.elapsed().as_secs_f64(),
+            });
+            Some(ModelStatus {
+                name: name.clone(),
+                active: VersionStatus::of(&routing.active),
+                previous: ongoing.record.previous.clone(),
+                rollout,
+                outage,
+                streams: lock(&model.streams).len(),
+            })
         };
-        let mut answer = served_by.answer(&request);
-        // A candidate on trial that fails costs no request: the incumbent answers.
-        if let (Err(InferError::Failed { .. }), Some(incumbent)) = (&answer, incumbent) {
-            served_by = incumbent;
-            answer = served_by.answer(&request);
-        }
-        let (outputs, latency) = answer?;
-        let seen = prediction(&outputs, served_by.scores());
-        let confidence = seen.as_ref().map(|(_, confidence)| *confidence);
-        // Requests that ask for a version are not chance's choice of an arm: they count for the version, not for the rollout.
-        let trial = request.version.is_none();
-        let window = served_by.count(trial, |window| window.answered(latency, confidence));
-        if let Some((classes, _)) = seen {
-            if trial {
-                self.compare(&model, &served_by, &request, &classes);
-            }
-            lock(&model.predictions).remember(&id, &served_by.name, window, classes);
-        }
-        Ok(Answer { id, version: served_by.name.clone(), outputs, latency })
-    }
-
-    /// Lets the other arm answer too, later and elsewhere, if there is time for it.
-    fn compare(&self, model: &Model, served_by: &Arc<Version>, request: &Request, classes: &[u32]) {
-        let routing = model.routing.load();
-        let Some(candidate) = &routing.candidate else { return };
-        let other = match served_by {
-            version if Arc::ptr_eq(version, &routing.active) => &candidate.version,
-            version if Arc::ptr_eq(version, &candidate.version) => &routing.active,
-            _ => return,
-        };
-        let sender = lock(&model.comparisons).clone();
-        let Some(sender) = sender else { return };
-        // A full queue means that the device is busy: this request is not compared.
-        let _ = sender.try_send(Comparison {
-            inputs: request.inputs.clone(),
-            other: Arc::clone(other),
-            candidate: Arc::clone(&candidate.version),
-            classes: classes.to_vec(),
-        });
-    }
-
-    fn work(&self) {
-        loop {
-            let mut queue = lock(&self.queue);
-            let job = loop {
-                if let Some(job) = queue.pop_front() {
-                    break job;
-                }
-                if self.stopping.load(Ordering::Acquire) {
-                    return;
-                }
-                queue = self.queued.wait(queue).unwrap_or_else(std::sync::PoisonError::into_inner);
-            };
-            drop(queue);
-            let expired = job.request.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            let answer = if expired { Err(InferError::Deadline) } else { self.infer(&job.model, job.request) };
-            // A completion that panics must not take the worker with it.
-            if catch_unwind(AssertUnwindSafe(|| (job.completion)(answer))).is_err() {
-                tracing::error!(model = job.model, "a completion panicked");
-            }
-        }
+        let models = changing.iter().filter_map(of).collect();
+        Status { models, memory_bytes: self.resident_bytes(None), memory_bytes_max: self.options.memory_bytes }
     }
 }
 

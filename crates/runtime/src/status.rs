@@ -11,6 +11,12 @@ use std::{
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     pub models: Vec<ModelStatus>,
+    /// Bytes that all resident versions take, what they share counted once.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// The budget for it.
+    #[serde(default)]
+    pub memory_bytes_max: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,6 +26,21 @@ pub struct ModelStatus {
     /// Where a rollback goes.
     pub previous: Option<String>,
     pub rollout: Option<RolloutStatus>,
+    /// Set while nothing of it is in memory.
+    #[serde(default)]
+    pub outage: Option<OutageStatus>,
+    /// Streams that are open.
+    #[serde(default)]
+    pub streams: usize,
+}
+
+/// An announced time without answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OutageStatus {
+    /// The version that comes.
+    pub version: String,
+    pub expected_s: f64,
+    pub so_far_s: f64,
 }
 
 /// A version in service and what was counted of it since it took traffic.
@@ -50,6 +71,9 @@ pub struct RolloutStatus {
     /// Of the requests, between 0 and 1.
     pub share: f64,
     pub serving_s: f64,
+    /// Whether it waits because both arms fail alike.
+    #[serde(default)]
+    pub holding: bool,
     pub evidence: Vec<Evidence>,
 }
 
@@ -59,7 +83,8 @@ pub struct HistoryEntry {
     /// Milliseconds since 1970, by the device's clock.
     pub at_unix_ms: u64,
     pub model: String,
-    /// `deployed`, `started`, `share`, `promoted`, `rolled back`, `refused`.
+    /// `deployed`, `started`, `resumed`, `share`, `promoted`, `rolled back`, `inconclusive`, `alert`, `refused`, `outage`, `lost`,
+    /// `signed off`, `policy`.
     pub event: String,
     pub version: String,
     pub reason: String,
@@ -118,8 +143,8 @@ impl VersionStatus {
             in_flight: version.in_flight.load(Ordering::Relaxed),
             latency_p50_ms: total.latency.quantile_ms(0.5),
             latency_p99_ms: total.latency.quantile_ms(0.99),
-            accuracy: total.accuracy.value(),
-            labels: total.accuracy.total,
+            accuracy: total.accuracy.pooled().value(),
+            labels: total.accuracy.pooled().total,
             weight_bytes: footprint.weight_bytes,
             shared_bytes: footprint.shared_bytes,
         }
@@ -138,8 +163,8 @@ impl VersionMetrics {
             errors: total.errors.count,
             in_flight: version.in_flight.load(Ordering::Relaxed),
             latency: total.latency.clone(),
-            labels: total.accuracy.total,
-            labels_right: total.accuracy.count,
+            labels: total.accuracy.pooled().total,
+            labels_right: total.accuracy.pooled().count,
             weight_bytes: version.executable.footprint().weight_bytes,
         }
     }

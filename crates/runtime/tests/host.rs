@@ -128,7 +128,7 @@ fn gates_decide_by_what_they_see() {
         ("worse by labels", &v1, v3.clone(), true, "v1", "rolled back: accuracy"),
         ("better than a bad incumbent", &v3, v1.clone(), true, "v1", "promoted"),
         ("failing", &v1, fail, true, "v1", "rolled back: errors"),
-        ("panicking", &v1, panic, false, "v1", "rolled back: errors"),
+        ("panicking", &v1, panic, false, "v1", "rolled back: the candidate crashed: panicked"),
         ("slow", &v1, slow, true, "v1", "rolled back: latency"),
         ("as good, no labels", &v1, good("v2", 6.0), false, "v2", "promoted"),
         ("disagreeing, no labels", &v1, unsure, false, "v1", "rolled back: agreement"),

@@ -1,228 +1,177 @@
 //! Rollouts in simulated worlds, replayable from a seed: the code that decides on a device is what is driven here.
 //!
-//! `CUTOVER_SOAK=N` runs N times as many worlds.
+//! Every run is one world drawn from its seed: traffic, a strategy, a candidate that is good or bad in some way, and faults that come in any
+//! mixture. After every event the invariants are checked. `CUTOVER_SOAK=N` runs N times as many; `CUTOVER_SEED=S` runs one seed again and
+//! tells what happens in it.
 
-use cutover_monitor::{Gates, Window};
-use cutover_runtime::{
-    BlueGreen, Canary, Strategy,
-    rollout::{Action, Event, Rollout},
-};
-use std::{collections::VecDeque, time::Duration};
+mod world;
 
-/// What one version does in some weather.
-#[derive(Clone, Copy)]
-struct Arm {
-    accuracy: f64,
-    error_rate: f64,
-    latency_ms: f64,
-    confidence: f64,
+use std::{collections::BTreeMap, time::Instant};
+use world::{Candidate, End, Faults, Run, World, run};
+
+/// Runs of the tests' sample.
+const SAMPLE: u64 = 2_000;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|v| v.parse().ok())
 }
 
-const GOOD: Arm = Arm { accuracy: 0.97, error_rate: 0.002, latency_ms: 6.0, confidence: 0.93 };
-
-#[derive(Clone, Copy)]
-struct World {
-    incumbent: Arm,
-    candidate: Arm,
-    /// Requests a second.
-    rate: u64,
-    /// Share of answers whose label comes, and how much later, in seconds.
-    labelled: f64,
-    label_delay_s: u64,
-    /// Share of comparisons that agree; of a tenth of the requests.
-    agreement: f64,
-    /// From this second on both arms are wrong this much more often, and this many times slower.
-    drift: Option<(u64, f64, f64)>,
-    /// The process ends and starts again every so many seconds: what was counted is lost, what was committed is not.
-    restart_s: Option<u64>,
+/// How runs of one kind of candidate under one strategy ended.
+#[derive(Default)]
+struct Tally {
+    /// Whether these are to be promoted.
+    deserves: bool,
+    runs: u64,
+    promoted: u64,
+    rolled_back: u64,
+    inconclusive: u64,
+    alerts: u64,
+    /// Requests until the decision, of those that ended with one.
+    requests: Vec<u64>,
+    /// Seeds whose end was the wrong one.
+    wrong: Vec<u64>,
 }
 
-const CALM: World = World {
-    incumbent: GOOD,
-    candidate: GOOD,
-    rate: 100,
-    labelled: 0.5,
-    label_delay_s: 3,
-    agreement: 0.96,
-    drift: None,
-    restart_s: None,
-};
-
-struct Random(u64);
-
-impl Random {
-    /// splitmix64, to a number in [0, 1).
-    fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+impl Tally {
+    fn add(&mut self, seed: u64, run: &Run, wrong: bool) {
+        self.runs += 1;
+        self.alerts += u64::from(run.alerts > 0);
+        match run.end {
+            End::Promoted => self.promoted += 1,
+            End::RolledBack => self.rolled_back += 1,
+            End::Inconclusive => self.inconclusive += 1,
+        }
+        if run.end != End::Inconclusive {
+            self.requests.push(run.requests);
+        }
+        if wrong {
+            self.wrong.push(seed);
+        }
     }
 
-    fn is(&mut self, p: f64) -> bool {
-        self.unit() < p
+    fn rate(&self) -> f64 {
+        self.wrong.len() as f64 / self.runs.max(1) as f64
+    }
+
+    /// What a rate of `declared` stays below in so many runs, but once in a thousand times.
+    fn bound(&self, declared: f64) -> f64 {
+        declared + 3.1 * (declared * (1.0 - declared) / self.runs.max(1) as f64).sqrt()
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
-    Promoted,
-    RolledBack(String),
-    Undecided,
-}
-
-fn run(world: &World, strategy: Strategy, seed: u64) -> Outcome {
-    let mut random = Random(seed);
-    let mut windows = [Window::default(), Window::default()];
-    let mut labels: VecDeque<(u64, usize, u64, bool)> = VecDeque::new();
-    let mut rollout = Rollout::new(strategy);
-    let (mut share, mut step) = (0.0, 0u64);
-    let act = |actions: Vec<Action>, share: &mut f64, windows: &mut [Window; 2], step: &mut u64| {
-        for action in actions {
-            match action {
-                Action::Share(to) => {
-                    *share = to;
-                    *step += 1;
-                    windows[1] = Window::default();
-                    // As the host has it: an incumbent without traffic keeps what was counted.
-                    if to < 1.0 {
-                        windows[0] = Window::default();
-                    }
-                }
-                Action::Promote { .. } => return Some(Outcome::Promoted),
-                Action::RollBack { reason } => return Some(Outcome::RolledBack(reason)),
+#[test]
+fn rollouts_decide_rightly_whatever_happens() {
+    if let Some(seed) = number("CUTOVER_SEED") {
+        let world = World::drawn(seed);
+        println!("seed {seed}: {world:#?}");
+        let run = run(&world, seed, true);
+        println!("seed {seed}: {:?} after {} requests", run.end, run.requests);
+        assert!(run.broken.is_empty(), "{:#?}", run.broken);
+        return;
+    }
+    let runs = SAMPLE * number("CUTOVER_SOAK").unwrap_or(1);
+    let start = Instant::now();
+    let mut tallies: BTreeMap<(&'static str, Candidate), Tally> = BTreeMap::new();
+    let mut broken = Vec::new();
+    let (mut calm_runs, mut false_alerts) = (0u64, 0u64);
+    let (mut requests, mut faults) = (0, BTreeMap::<&'static str, u64>::new());
+    for seed in 0..runs {
+        let world = World::drawn(seed);
+        let run = run(&world, seed, false);
+        requests += run.requests;
+        world.faults.named().for_each(|name| *faults.entry(name).or_default() += 1);
+        if let Some(what) = run.broken.first() {
+            broken.push(format!("seed {seed}: {what}; replay: cargo xtask soak simulation --seed {seed}"));
+        }
+        // Nothing changed for both arms, and nothing was to be said of them.
+        let calm = world.candidate.is_good() && !world.faults.drift_both;
+        (calm_runs, false_alerts) = (calm_runs + u64::from(calm), false_alerts + u64::from(calm && run.alerts > 0));
+        let tally = tallies.entry((world.strategy_name, world.candidate)).or_default();
+        tally.deserves = world.deserves();
+        tally.add(seed, &run, world.is_wrong(run.end));
+    }
+    println!("{runs} runs, {requests} requests in {:.1} s", start.elapsed().as_secs_f64());
+    println!("faults: {}", faults.iter().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>().join(", "));
+    println!(
+        "strategy    candidate            runs  promoted  rolled back  inconclusive  alerted  median requests  wrong rate"
+    );
+    for ((strategy, candidate), tally) in &mut tallies {
+        tally.requests.sort();
+        let median = tally.requests.get(tally.requests.len() / 2).map_or("-".to_string(), u64::to_string);
+        println!(
+            "{strategy:11} {:18} {:>6} {:>9} {:>12} {:>13} {:>8} {median:>16}  {:.4}",
+            format!("{candidate:?}"),
+            tally.runs,
+            tally.promoted,
+            tally.rolled_back,
+            tally.inconclusive,
+            tally.alerts,
+            tally.rate()
+        );
+    }
+    assert!(broken.is_empty(), "{} runs broke an invariant: {:#?}", broken.len(), &broken[..broken.len().min(5)]);
+    let sum = |good: bool| {
+        let mut sum = Tally::default();
+        for tally in tallies.values() {
+            if tally.deserves == good {
+                sum.runs += tally.runs;
+                sum.wrong.extend(&tally.wrong);
             }
         }
-        None
+        sum
     };
-    for second in 0..6 * 3600u64 {
-        // The incumbent served for a minute before.
-        if second == 60 {
-            let actions = rollout.handle(Duration::ZERO, Event::Admitted);
-            if let Some(outcome) = act(actions, &mut share, &mut windows, &mut step) {
-                return outcome;
-            }
-        }
-        if world.restart_s.is_some_and(|every| second > 60 && second % every == 0) {
-            rollout = serde_json::from_str(&serde_json::to_string(&rollout).unwrap()).unwrap();
-            windows = Default::default();
-            labels.clear();
-        }
-        let drift = world.drift.filter(|(from, ..)| second >= *from);
-        for _ in 0..world.rate {
-            let index = usize::from(random.is(share));
-            let arm = [world.incumbent, world.candidate][index];
-            if random.is(arm.error_rate) {
-                windows[index].failed();
-                continue;
-            }
-            let slower = drift.map_or(1.0, |(_, _, slower)| slower);
-            let tail = if random.is(0.05) { 4.0 } else { 1.0 };
-            let ms = arm.latency_ms * slower * tail * (0.7 + 0.6 * random.unit());
-            let sure = (arm.confidence + 0.1 * (random.unit() - 0.5)).min(1.0);
-            windows[index].answered(Duration::from_secs_f64(ms / 1e3), Some(sure));
-            if share > 0.0 && random.is(0.1) {
-                windows[1].agreement.add(random.is(world.agreement));
-            }
-            if random.is(world.labelled) {
-                let right = random.is(arm.accuracy - drift.map_or(0.0, |(_, worse, _)| worse));
-                labels.push_back((second + world.label_delay_s, index, step, right));
-            }
-        }
-        while labels.front().is_some_and(|(due, ..)| *due <= second) {
-            let (_, index, of_step, right) = labels.pop_front().unwrap();
-            if of_step == step || (share >= 1.0 && index == 0) {
-                windows[index].accuracy.add(right);
-            }
-        }
-        if second >= 60 {
-            let event = Event::Observed { incumbent: &windows[0], candidate: &windows[1] };
-            let actions = rollout.handle(Duration::from_secs(second - 59), event);
-            if let Some(outcome) = act(actions, &mut share, &mut windows, &mut step) {
-                return outcome;
-            }
-        }
+    let (good, bad) = (sum(true), sum(false));
+    let declared = world::DECLARED;
+    println!("false rollback rate {:.4} of {} candidates to promote, declared {declared}", good.rate(), good.runs);
+    println!("false promotion rate {:.4} of {} candidates to send away, declared {declared}", bad.rate(), bad.runs);
+    for (name, tally) in [("rolled back", &good), ("promoted", &bad)] {
+        let seeds = &tally.wrong[..tally.wrong.len().min(5)];
+        assert!(
+            tally.rate() <= tally.bound(declared),
+            "{} of {} wrongly {name}, declared {declared}; replay: cargo xtask soak simulation --seed N, N of {seeds:?}",
+            tally.wrong.len(),
+            tally.runs
+        );
     }
-    Outcome::Undecided
-}
-
-/// Runs `worlds` seeds of one world; gives how many were promoted, rolled back, and the reasons.
-fn tally(name: &str, world: World, strategy: impl Fn() -> Strategy, worlds: u64) -> (u64, u64, Vec<String>) {
-    let (mut promoted, mut rolled_back, mut reasons) = (0, 0, Vec::new());
-    for seed in 0..worlds {
-        match run(&world, strategy(), seed * 7919 + 1) {
-            Outcome::Promoted => promoted += 1,
-            Outcome::RolledBack(reason) => {
-                rolled_back += 1;
-                reasons.push(format!("seed {seed}: {reason}"));
-            }
-            Outcome::Undecided => {}
-        }
-    }
-    println!("{name:34} promoted {promoted}, rolled back {rolled_back} of {worlds}");
-    (promoted, rolled_back, reasons)
-}
-
-#[test]
-fn canaries_decide_rightly_in_every_weather() {
-    let worlds = 24 * std::env::var("CUTOVER_SOAK").ok().and_then(|v| v.parse().ok()).unwrap_or(1u64);
-    let with = |change: fn(&mut World)| {
-        let mut world = CALM;
-        change(&mut world);
-        world
+    let alert_rate = false_alerts as f64 / calm_runs.max(1) as f64;
+    println!("false alert rate {alert_rate:.4} of {calm_runs} calm runs, declared {declared}");
+    assert!(
+        alert_rate <= Tally { runs: calm_runs, ..Tally::default() }.bound(declared),
+        "{false_alerts} of {calm_runs}"
+    );
+    // Decisions are made at all: most good candidates come through, and next to all bad ones go.
+    let decided = |good: bool, end: fn(&Tally) -> u64| {
+        let of = tallies.values().filter(|tally| tally.deserves == good);
+        let (n, total) = of.fold((0, 0), |(n, total), tally| (n + end(tally), total + tally.runs));
+        n as f64 / f64::max(total as f64, 1.0)
     };
-    let good = [
-        ("equal", with(|_| {})),
-        ("equal, no labels", with(|w| w.labelled = 0.0)),
-        ("equal, restarted every 5 minutes", with(|w| w.restart_s = Some(300))),
-        ("better than a bad incumbent", with(|w| (w.incumbent.accuracy, w.agreement) = (0.8, 0.8))),
-        ("both drift to be wrong", with(|w| w.drift = Some((100, 0.25, 1.0)))),
-        ("both drift while it has half", with(|w| w.drift = Some((210, 0.25, 1.0)))),
-        ("both drift to be slow", with(|w| w.drift = Some((130, 0.0, 3.0)))),
-        ("better, labels late", with(|w| (w.incumbent.accuracy, w.agreement, w.label_delay_s) = (0.8, 0.8, 25))),
-    ];
-    for (name, world) in good {
-        let (promoted, _, reasons) = tally(name, world, Strategy::canary, worlds);
-        // In bad weather differences take longer to tell than a step may last; no gate may fail for it.
-        let failed = reasons.iter().filter(|r| !r.contains("undecided")).count() as u64;
-        assert!(failed * 50 <= worlds && promoted * 4 >= worlds * 3, "{name}: {promoted} promoted, {reasons:#?}");
-    }
-    let bad = [
-        ("wrong more often", with(|w| (w.candidate.accuracy, w.agreement) = (0.85, 0.85))),
-        ("failing", with(|w| w.candidate.error_rate = 0.05)),
-        ("slow", with(|w| w.candidate.latency_ms = 15.0)),
-        (
-            "wrong and less sure, no labels",
-            with(|w| (w.labelled, w.agreement, w.candidate.confidence) = (0.0, 0.8, 0.7)),
-        ),
-        ("wrong, both drift", with(|w| (w.candidate.accuracy, w.drift) = (0.85, Some((150, 0.2, 2.0))))),
-        ("failing, restarted", with(|w| (w.candidate.error_rate, w.restart_s) = (0.05, Some(200)))),
-    ];
-    for (name, world) in bad {
-        let (promoted, rolled_back, _) = tally(name, world, Strategy::canary, worlds);
-        assert!(promoted == 0 && rolled_back == worlds, "{name}: {promoted} promoted, {rolled_back} rolled back");
+    let (kept, gone) = (decided(true, |t| t.promoted), decided(false, |t| t.rolled_back));
+    println!("good candidates promoted {kept:.3}, bad ones rolled back {gone:.3}; the rest is inconclusive");
+    assert!(kept > 0.5 && gone > 0.8, "{kept} {gone}");
+}
+
+/// The same seed gives the same run, or nothing could be replayed.
+#[test]
+fn a_seed_replays() {
+    for seed in [1, 77, 4242] {
+        let world = World::drawn(seed);
+        let (a, b) = (run(&world, seed, false), run(&world, seed, false));
+        assert_eq!((a.end, a.requests, a.alerts), (b.end, b.requests, b.alerts));
     }
 }
 
+/// What only one fault must not do, each on its own.
 #[test]
-fn fast_canaries_decide_in_seconds() {
-    let fast = || Strategy::Canary(Canary::fast());
-    let world = World { rate: 1500, labelled: 1.0, label_delay_s: 1, ..CALM };
-    let (promoted, ..) = tally("fast: equal", world, fast, 8);
-    assert!(promoted >= 7);
-    let worse = World { candidate: Arm { accuracy: 0.9, ..GOOD }, agreement: 0.9, ..world };
-    let (promoted, rolled_back, _) = tally("fast: worse", worse, fast, 8);
-    assert!(promoted == 0 && rolled_back == 8);
-}
-
-#[test]
-fn blue_green_switches_back_from_what_fails() {
-    let strategy = || Strategy::BlueGreen(BlueGreen { observe_s: 120.0, gates: Gates::default() });
-    let worlds = 16;
-    let (promoted, ..) = tally("blue-green: equal", CALM, strategy, worlds);
-    assert!(promoted * 10 >= worlds * 9);
-    let failing = World { candidate: Arm { error_rate: 0.05, ..GOOD }, ..CALM };
-    let (promoted, rolled_back, _) = tally("blue-green: failing", failing, strategy, worlds);
-    assert!(promoted == 0 && rolled_back == worlds);
+fn faults_that_are_nobodys_alert_and_hold() {
+    let mut alerted = 0;
+    for seed in 0..60 {
+        let mut world = World::drawn(seed);
+        world.candidate = Candidate::Same;
+        world.set_strategy("canary");
+        world.faults = Faults { drift_both: true, ..Faults::default() };
+        let run = run(&world, seed, false);
+        assert_ne!(run.end, End::RolledBack, "seed {seed}: the data changed, not the candidate");
+        alerted += u64::from(run.alerts > 0);
+    }
+    assert!(alerted >= 45, "{alerted} of 60 alerted");
 }

@@ -7,7 +7,7 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use cutover_runtime::{FeedbackError, Host, HostError, Label, Strategy};
+use cutover_runtime::{Call, FeedbackError, Host, HostError, Label, StoreError, Strategy};
 use serde::Deserialize;
 use serde_json::{Value as AnyJson, json};
 use std::path::PathBuf;
@@ -15,10 +15,12 @@ use std::path::PathBuf;
 pub fn routes() -> Router<Host> {
     Router::new()
         .route("/cutover/v1/status", get(status))
+        .route("/cutover/v1/call", post(call))
         .route("/cutover/v1/models/{name}/deploy", post(deploy))
         .route("/cutover/v1/models/{name}/promote", post(promote))
         .route("/cutover/v1/models/{name}/rollback", post(rollback))
         .route("/cutover/v1/models/{name}/history", get(history))
+        .route("/cutover/v1/models/{name}/checklist", get(checklist))
 }
 
 /// Clients may post these wherever they may ask.
@@ -57,6 +59,13 @@ enum Classes {
     Many(Vec<u32>),
 }
 
+/// All that the command asks for, in one form.
+async fn call(State(host): State<Host>, Body(call): Body<Call>) -> Result<Json<AnyJson>, Failure> {
+    let answer = tokio::task::spawn_blocking(move || host.call(call)).await;
+    let answer = answer.unwrap_or_else(|_| Err("the operation panicked; nothing was changed by it".to_string()));
+    answer.map(Json).map_err(|message| Failure::new(StatusCode::CONFLICT, message))
+}
+
 async fn status(State(host): State<Host>) -> Json<AnyJson> {
     Json(json!(host.status()))
 }
@@ -86,6 +95,11 @@ fn active(host: &Host, name: &str) -> AnyJson {
 async fn history(State(host): State<Host>, Path(name): Path<String>) -> Result<Json<AnyJson>, Failure> {
     let entries = blocking(move || host.history(&name)).await?;
     Ok(Json(json!(entries)))
+}
+
+async fn checklist(State(host): State<Host>, Path(name): Path<String>) -> Result<Json<AnyJson>, Failure> {
+    let checklist = blocking(move || host.checklist(&name)).await?;
+    Ok(Json(json!(checklist)))
 }
 
 async fn feedback(
@@ -136,9 +150,12 @@ impl From<HostError> for Failure {
             | HostError::Busy { .. }
             | HostError::AlreadyServing { .. }
             | HostError::NothingBefore(_)
-            | HostError::NoRollout(_) => StatusCode::CONFLICT,
+            | HostError::NoRollout(_)
+            | HostError::OnlySequential { .. }
+            | HostError::Checklist { .. } => StatusCode::CONFLICT,
             HostError::WrongModel { .. } | HostError::Strategy(_) | HostError::Package(_) => StatusCode::BAD_REQUEST,
             HostError::Admission { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            HostError::Store(StoreError::Quota { .. }) => StatusCode::INSUFFICIENT_STORAGE,
             HostError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failure::new(status, error.to_string())

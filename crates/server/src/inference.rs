@@ -10,9 +10,15 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use cutover_runtime::{Answer, Host, InferError, Request, backend::Binding};
-use serde_json::{Value as AnyJson, json};
-use std::time::{Duration, Instant};
+use cutover_runtime::{
+    Answer, Host, InferError, Request, StreamStep,
+    backend::{Binding, Cancellation},
+};
+use serde_json::{Map, Value as AnyJson, json};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::oneshot;
 
 pub fn routes() -> Router<Host> {
@@ -113,6 +119,7 @@ async fn answer(
             None => return Err(bad(format!("parameter 'timeout' is {us}, expected a number of microseconds"))),
         },
     };
+    let cancellation = CancelOnDrop::default();
     let request = Request {
         id: request.id,
         key: parameter("cutover_key").and_then(AnyJson::as_str).map(str::to_string),
@@ -120,6 +127,8 @@ async fn answer(
         inputs,
         outputs: request.outputs.map(|outputs| outputs.into_iter().map(|o| o.name).collect()),
         deadline,
+        cancellation: Some(Arc::clone(&cancellation.0)),
+        stream: stream(&request.parameters).map_err(bad)?,
     };
     drop(body);
     let (sender, receiver) = oneshot::channel();
@@ -132,14 +141,43 @@ async fn answer(
     Ok(Json(InferResponse { model_name: name, model_version: version, id, outputs }))
 }
 
+/// A client that hangs up takes its request with it, at the next node of the model or while it waits.
+#[derive(Default)]
+struct CancelOnDrop(Arc<Cancellation>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// The stream of a request, by the parameters of Triton's sequence extension: `sequence_id`, `sequence_start`, `sequence_end`.
+fn stream(parameters: &Map<String, AnyJson>) -> Result<Option<StreamStep>, String> {
+    let flag = |key: &str| match parameters.get(key) {
+        None => Ok(false),
+        Some(value) => value.as_bool().ok_or_else(|| format!("parameter '{key}' is {value}, expected true or false")),
+    };
+    let id = match parameters.get("sequence_id") {
+        None => return Ok(None),
+        Some(AnyJson::String(id)) => id.clone(),
+        Some(AnyJson::Number(number)) => number.to_string(),
+        Some(other) => return Err(format!("parameter 'sequence_id' is {other}, expected a text or a number")),
+    };
+    Ok(Some(StreamStep { id, start: flag("sequence_start")?, end: flag("sequence_end")? }))
+}
+
 impl From<InferError> for Failure {
     fn from(error: InferError) -> Failure {
         let status = match &error {
             InferError::UnknownModel(_) | InferError::UnknownVersion { .. } => StatusCode::NOT_FOUND,
             InferError::Input(_) => StatusCode::BAD_REQUEST,
-            InferError::Overloaded { .. } | InferError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
-            InferError::Deadline => StatusCode::GATEWAY_TIMEOUT,
-            InferError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            InferError::Overloaded { .. }
+            | InferError::TooManyStreams { .. }
+            | InferError::Outage { .. }
+            | InferError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            InferError::Deadline | InferError::Cancelled => StatusCode::GATEWAY_TIMEOUT,
+            InferError::StreamRestart { .. } => StatusCode::CONFLICT,
+            InferError::Failed { .. } | InferError::Crashed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failure::new(status, error.to_string())
     }

@@ -28,6 +28,8 @@ pub(super) struct CpuExecutable {
 struct Measures {
     placement: Placement,
     footprint: Footprint,
+    /// Address and bytes of each part of the weights.
+    weights: Vec<(usize, u64)>,
 }
 
 impl CpuExecutable {
@@ -51,7 +53,7 @@ impl CpuExecutable {
         };
         let mut placement = Placement::default();
         self.program.place(&mut placement.nodes);
-        Ok(Measures { footprint: footprint(&self.program, first.as_deref()), placement })
+        Ok(Measures::of(&self.program, first.as_deref(), placement))
     }
 
     /// Found when somebody asks, where shapes vary.
@@ -60,41 +62,47 @@ impl CpuExecutable {
             self.measure().unwrap_or_else(|_| {
                 let mut placement = Placement::default();
                 self.program.place(&mut placement.nodes);
-                Measures { footprint: footprint(&self.program, None), placement }
+                Measures::of(&self.program, None, placement)
             })
         })
     }
 }
 
-/// What a program's weights take: packed ones, and those that are used as they are.
-fn footprint(program: &Program, first: Option<&ShapePlan>) -> Footprint {
-    let session_bytes = first.map_or(0, |plan| plan.arena_bytes as u64);
-    let Some(plan) = first.filter(|_| program.is_whole()) else {
-        return Footprint { weight_bytes: program.constant_bytes(), session_bytes, ..Footprint::default() };
-    };
-    let mut footprint = Footprint { session_bytes, ..Footprint::default() };
-    for placed in &plan.placed {
-        match &placed.place {
+impl Measures {
+    /// Counts a program's weights: packed ones, and those that are used as they are.
+    fn of(program: &Program, first: Option<&ShapePlan>, placement: Placement) -> Measures {
+        let session_bytes = first.map_or(0, |plan| plan.arena_bytes as u64);
+        let Some(plan) = first.filter(|_| program.is_whole()) else {
+            let weight_bytes = program.constant_bytes();
+            let footprint = Footprint { weight_bytes, session_bytes, ..Footprint::default() };
+            return Measures {
+                placement,
+                footprint,
+                weights: vec![(std::ptr::from_ref(program) as usize, weight_bytes)],
+            };
+        };
+        // Address, bytes and whether others hold them: this plan holds one reference, another executable's plan would hold one more.
+        let placed = plan.placed.iter().filter_map(|placed| match &placed.place {
             Place::Packed(packed) => {
-                footprint.weight_bytes += packed.bytes();
-                // This plan holds one reference; another executable's plan would hold one more.
-                if Arc::strong_count(packed) > 1 {
-                    footprint.shared_bytes += packed.bytes();
-                }
+                Some((packed.as_slice().as_ptr() as usize, packed.bytes(), Arc::strong_count(packed) > 1))
             }
-            Place::Constant(tensor) => footprint.weight_bytes += tensor.bytes().len() as u64,
-            _ => {}
-        }
+            Place::Constant(tensor) => Some((tensor.bytes().as_ptr() as usize, tensor.bytes().len() as u64, false)),
+            _ => None,
+        });
+        let forests = plan.steps.iter().filter_map(|step| match &step.lowered {
+            Lowered::Trees(step) => Some((step.address(), step.bytes(), step.is_shared())),
+            _ => None,
+        });
+        let parts: Vec<(usize, u64, bool)> = placed.chain(forests).collect();
+        let sum = |parts: &mut dyn Iterator<Item = &(usize, u64, bool)>| parts.map(|(_, bytes, _)| bytes).sum();
+        let footprint = Footprint {
+            weight_bytes: sum(&mut parts.iter()),
+            shared_bytes: sum(&mut parts.iter().filter(|(.., shared)| *shared)),
+            session_bytes,
+        };
+        let weights = parts.into_iter().map(|(address, bytes, _)| (address, bytes)).collect();
+        Measures { placement, footprint, weights }
     }
-    let forests = plan.steps.iter().filter_map(|step| match &step.lowered {
-        Lowered::Trees(step) => Some(step),
-        _ => None,
-    });
-    for step in forests {
-        footprint.weight_bytes += step.bytes();
-        footprint.shared_bytes += if step.is_shared() { step.bytes() } else { 0 };
-    }
-    footprint
 }
 
 impl Executable for CpuExecutable {
@@ -104,6 +112,10 @@ impl Executable for CpuExecutable {
 
     fn footprint(&self) -> Footprint {
         self.measures().footprint
+    }
+
+    fn weights(&self, visit: &mut dyn FnMut(usize, u64)) {
+        self.measures().weights.iter().for_each(|&(address, bytes)| visit(address, bytes));
     }
 
     fn placement(&self) -> &Placement {

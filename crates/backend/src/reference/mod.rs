@@ -137,6 +137,11 @@ impl Executable for ReferenceExecutable {
         self.footprint
     }
 
+    fn weights(&self, visit: &mut dyn FnMut(usize, u64)) {
+        let tensors = self.constants.iter().flatten().filter_map(Value::as_tensor);
+        tensors.for_each(|tensor| visit(tensor.bytes().as_ptr() as usize, tensor.bytes().len() as u64));
+    }
+
     fn placement(&self) -> &Placement {
         &self.placement
     }

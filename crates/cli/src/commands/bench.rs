@@ -1,6 +1,6 @@
 //! `cutover bench`.
 
-use super::{DeviceArguments, ModelArguments};
+use super::{DeviceArguments, ModelArguments, swap::Swap};
 use crate::{
     Verdict,
     made_up::{Extents, first_that_runs, parse_shapes},
@@ -15,12 +15,14 @@ use cutover::{
 use serde_json::{Value as Json, json};
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
 #[derive(clap::Args)]
-#[command(after_help = "Example: cutover bench model.onnx --threads 2 --seconds 3 --shape image=1x3x224x224\n\n\
+#[command(after_help = "Example: cutover bench model.onnx --threads 2 --seconds 3 --shape image=1x3x224x224\n\
+    \x20        cutover bench --swap v1.cutover v2.cutover --swaps 100 --json\n\n\
     Inputs are random: floats within -1 and 1, integers below 1000, ones where the name holds 'mask', zeros where it \
     holds 'type'. What varies and no --shape gives is assumed, and the output says so: 1 for batches, 224 for images' \
     height and width, 32 for sequences; where the model refuses those, other usual ones. Integers that the model \
@@ -30,6 +32,21 @@ pub(crate) struct Arguments {
     model: ModelArguments,
     #[command(flatten)]
     device: DeviceArguments,
+    /// Swaps two versions of one model under load, and measures what callers notice.
+    #[arg(long, requires = "other", conflicts_with_all = ["shapes", "profile"])]
+    swap: bool,
+    /// The other version, for --swap.
+    #[arg(requires = "swap")]
+    other: Option<PathBuf>,
+    /// Swaps with a load each; every tenth is followed by two rollbacks.
+    #[arg(long, default_value_t = 50, requires = "swap")]
+    swaps: u64,
+    /// Threads that ask without pause while versions are swapped.
+    #[arg(long, default_value_t = 2, requires = "swap")]
+    clients: usize,
+    /// Time between two swaps.
+    #[arg(long, default_value_t = 250, requires = "swap", value_name = "MS")]
+    pause_ms: u64,
     /// How long to measure, after warming up.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
@@ -58,6 +75,17 @@ impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
         if !(self.seconds > 0.0 && self.seconds <= 86_400.0) {
             bail!("--seconds {}: expected more than 0 and at most 86400", self.seconds);
+        }
+        if let Some(other) = self.other {
+            let swap = Swap {
+                versions: &[self.model.model.clone(), other],
+                device: self.device.backend,
+                options: &self.device.options(),
+                swaps: self.swaps.clamp(1, 1_000_000),
+                clients: self.clients.clamp(1, 256),
+                pause: Duration::from_millis(self.pause_ms),
+            };
+            return swap.run(printer);
         }
         let start = Instant::now();
         let backend = self.device.backend.backend(&self.device.options())?;
@@ -147,7 +175,7 @@ fn ms(duration: Duration) -> f64 {
 }
 
 /// The largest resident set of this process so far.
-fn peak_rss_bytes() -> u64 {
+pub(super) fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024

@@ -121,7 +121,7 @@ pub(crate) fn convert(source: &Source<'_>, output: &Path) -> Result<Converted> {
             Some(Half { report, comparison })
         }
     };
-    let manifest = write(&Contents { graph, manifest, golden: &golden }, output)?;
+    let manifest = write(&Contents { graph, manifest, golden: &golden, profile: None }, output)?;
     Ok(Converted { manifest, note, half })
 }
 
@@ -134,7 +134,7 @@ const LADDER: &[Extents] = &[
 ];
 
 /// What the reference backend answers to the inputs in the file, or to made-up ones, and what was assumed of those.
-fn golden(graph: &Graph, inputs: Option<&Path>) -> Result<(Golden, Option<String>)> {
+pub(super) fn golden(graph: &Graph, inputs: Option<&Path>) -> Result<(Golden, Option<String>)> {
     let model = Model::from_graph(graph.clone(), &Default::default())?.compile(Device::Reference)?;
     let answers = |inputs: &Named| {
         let mut outputs = super::run::output_tensors(super::run::run(&mut model.session()?, inputs)?)?;

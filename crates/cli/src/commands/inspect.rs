@@ -9,6 +9,7 @@ use anyhow::Result;
 use cutover::{
     Device, Model,
     backend::{Placement, Signature},
+    package::{Manifest, Package, Profile},
 };
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
@@ -33,6 +34,10 @@ impl Arguments {
         let model = self.model.open()?;
         let graph = model.graph();
         let signature = model.signature();
+        let package = match model.manifest() {
+            Some(manifest) => Some((manifest, Package::open(&self.model.model)?.profile()?)),
+            None => None,
+        };
         let mut ops: BTreeMap<String, usize> = BTreeMap::new();
         graph.nodes().for_each(|(_, node)| *ops.entry(node.op.name()).or_default() += 1);
         let constants = graph.values().filter_map(|(id, _)| graph.constant(id));
@@ -58,6 +63,7 @@ impl Arguments {
             "model": self.model.name(),
             "name": graph.name,
             "version": model.manifest().map(|m| &m.version),
+            "package": package.as_ref().map(|(manifest, profile)| json!({ "manifest": manifest, "profile": profile })),
             "inputs": bindings(&signature.inputs),
             "outputs": bindings(&signature.outputs),
             "nodes": graph.node_count(),
@@ -84,6 +90,9 @@ impl Arguments {
             let mut text = format!("{} ({})\n", self.model.name(), graph.name);
             text += &format!("{} parameters, {} of weights\n", parameters, bytes(weight_bytes));
             text += &format!("{} nodes, {} as imported\n\n", graph.node_count(), model.passes().nodes_before);
+            if let Some((manifest, profile)) = &package {
+                text += &format!("{}\n\n", package_table(manifest, profile.as_ref()));
+            }
             text += &signature_table(&signature);
             let rows = ops.iter().map(|(op, count)| vec![op.clone(), count.to_string()]).collect();
             text += &format!("\n\n{}\n", table(&["operator", "nodes"], rows, true));
@@ -124,6 +133,52 @@ impl Arguments {
         })?;
         Ok(Verdict::Yes)
     }
+}
+
+/// What the manifest says beyond the model itself. That files and tensors are what it says was found when it was opened.
+fn package_table(manifest: &Manifest, profile: Option<&Profile>) -> String {
+    let row = |name: &str, value: String| vec![name.to_string(), value];
+    let mut rows = vec![
+        row("package", format!("{} version {}, format {}", manifest.name, manifest.version, manifest.format)),
+        row("description", manifest.description.clone().unwrap_or_else(|| "-".to_string())),
+        row("security epoch", manifest.security_epoch.to_string()),
+    ];
+    for (name, file) in &manifest.files {
+        rows.push(row(name, format!("{}, blake3 {}…", bytes(file.bytes), &file.blake3[..file.blake3.len().min(16)])));
+    }
+    rows.push(row("tensors with a digest each", manifest.tensors.len().to_string()));
+    for schema in manifest.inputs.iter().chain(&manifest.outputs) {
+        if let Some([low, high]) = schema.range {
+            rows.push(row(&format!("range of {}", schema.name), format!("{low} to {high}")));
+        }
+        if !schema.labels.is_empty() {
+            rows.push(row(&format!("labels of {}", schema.name), schema.labels.join(", ")));
+        }
+    }
+    let backends = manifest.golden_on.iter().map(|(backend, t)| (backend.as_str(), t));
+    for (backend, t) in [("all backends", &manifest.golden)].into_iter().chain(backends) {
+        rows.push(row(&format!("golden tolerance, {backend}"), format!("{} + {} · |expected|", t.atol, t.rtol)));
+    }
+    if let Some(resources) = &manifest.resources {
+        let limit = resources.latency_ms_max.map_or(String::new(), |ms| format!(", at most {ms} ms a request"));
+        let needs = format!(
+            "{} of weights, {} a session{limit}",
+            bytes(resources.weight_bytes),
+            bytes(resources.session_bytes)
+        );
+        rows.push(row("needs", needs));
+    }
+    if let Some(gates) = &manifest.gates {
+        rows.push(row("gates", serde_json::to_string(gates).unwrap_or_default()));
+    }
+    if let Some(profile) = profile {
+        rows.push(row("training data", format!("{} samples, {} classes", profile.samples, profile.classes.len())));
+        for (name, d) in &profile.inputs {
+            let line = format!("{} to {}, mean {:.4}, deviation {:.4}", d.min, d.max, d.mean, d.deviation);
+            rows.push(row(&format!("training data, {name}"), line));
+        }
+    }
+    table(&["", "value"], rows, false)
 }
 
 /// Kernels that are fused into different nodes are one line of the summary.

@@ -1,13 +1,20 @@
 //! One file per command.
 
 mod bench;
+mod checklist;
 mod convert;
 mod demo;
 mod deploy;
+mod feedback;
 mod inspect;
+mod pack;
 mod run;
 mod serve;
 mod shrink;
+mod status;
+mod store;
+mod swap;
+mod target;
 mod unpack;
 mod verify;
 
@@ -30,25 +37,37 @@ pub(crate) enum Command {
     Inspect(inspect::Arguments),
     /// Runs a model on tensors from a file.
     Run(run::Arguments),
-    /// Compares a model's outputs with expected ones.
+    /// Compares a model's outputs with expected ones; a package's with its golden ones.
     Verify(verify::Arguments),
-    /// Measures how fast a model loads and runs.
+    /// Measures how fast a model loads and runs, or what replacing it under load costs.
     Bench(bench::Arguments),
     /// Makes a model smaller and faster, and measures what was lost.
     Shrink(shrink::Arguments),
-    /// Makes a package of an ONNX model.
+    /// Makes a package of an ONNX model, its weights in half precision where asked for.
     Convert(convert::Arguments),
+    /// Makes a package of a model, or of an unpacked folder, with all that its manifest may say.
+    Pack(pack::Arguments),
     /// Writes a package's files into a folder, where other tools open them.
     Unpack(unpack::Arguments),
     /// Serves models over HTTP (Open Inference Protocol v2).
     Serve(serve::Arguments),
     /// Rolls a new version of a model out.
     Deploy(deploy::Deploy),
-    /// Shows what is in service.
-    Status(deploy::Status),
+    /// Shows what is in service: versions, shares, requests, latency, and every gate with its numbers.
+    Status(status::Status),
+    /// Ends a rollout in favour of its candidate.
+    Promote(deploy::Promote),
     /// Ends a rollout against its candidate, or goes back to the version before.
     Rollback(deploy::Rollback),
-    /// The main job on a real model: served, replaced under load, and a bad version rolled back.
+    /// Lists every transition of a model, and why.
+    History(status::History),
+    /// Shows what a version has shown and what it lacks, with the evidence; signs it off.
+    Checklist(checklist::Arguments),
+    /// Checks or repairs a store.
+    Store(store::Arguments),
+    /// Tells what was right, late, by request id.
+    Feedback(feedback::Arguments),
+    /// The main job on a real model: served, replaced under load, and bad versions found out.
     Demo(demo::Arguments),
 }
 
@@ -61,11 +80,17 @@ impl Command {
             Command::Bench(arguments) => arguments.run(printer),
             Command::Shrink(arguments) => arguments.run(printer),
             Command::Convert(arguments) => arguments.run(printer),
+            Command::Pack(arguments) => arguments.run(printer),
             Command::Unpack(arguments) => arguments.run(printer),
             Command::Serve(arguments) => arguments.run(printer),
             Command::Deploy(arguments) => arguments.run(printer),
             Command::Status(arguments) => arguments.run(printer),
+            Command::Promote(arguments) => arguments.run(printer),
             Command::Rollback(arguments) => arguments.run(printer),
+            Command::History(arguments) => arguments.run(printer),
+            Command::Checklist(arguments) => arguments.run(printer),
+            Command::Store(arguments) => arguments.run(printer),
+            Command::Feedback(arguments) => arguments.run(printer),
             Command::Demo(arguments) => arguments.run(printer),
         }
     }

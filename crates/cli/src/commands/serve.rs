@@ -38,6 +38,15 @@ pub(crate) struct Arguments {
     /// Requests that run at once.
     #[arg(long, default_value_t = 2)]
     workers: usize,
+    /// Requests of one model that run at once; as many as there are workers if left out.
+    #[arg(long)]
+    instances: Option<usize>,
+    /// Bytes that all versions in memory may take together.
+    #[arg(long)]
+    memory_bytes: Option<u64>,
+    /// Bytes that the store's objects may take.
+    #[arg(long)]
+    store_bytes: Option<u64>,
 }
 
 impl Arguments {
@@ -45,10 +54,26 @@ impl Arguments {
         let temporary = tempfile::Builder::new().prefix("cutover-").tempdir().context("a temporary folder")?;
         let store = self.store.clone().unwrap_or_else(|| temporary.path().join("store"));
         let options = DeviceOptions { threads: self.threads, memory: self.memory, ..DeviceOptions::default() };
-        let host = open_host(&store, self.backend, &options, self.workers)?;
+        let host = Host::open(
+            &store,
+            HostOptions {
+                backends: vec![self.backend.backend(&options)?],
+                workers: self.workers,
+                instances: self.instances,
+                memory_bytes: self.memory_bytes,
+                store_bytes: self.store_bytes,
+                ..HostOptions::default()
+            },
+        )?;
         let served = |host: &Host| host.status().models.into_iter().map(|m| m.name).collect::<Vec<_>>();
         for path in &self.models {
-            let package = package_of(path, temporary.path())?;
+            let package = match Package::is_one(path) {
+                true => path.clone(),
+                false => {
+                    let name = path.file_stem().and_then(|s| s.to_str()).context("a model file needs a name")?;
+                    package_of(path, name, "1", temporary.path())?
+                }
+            };
             let name = Package::open(&package)?.manifest.name;
             if !served(&host).contains(&name) {
                 host.deploy(&name, &package, Strategy::blue_green()).with_context(|| format!("{}", path.display()))?;
@@ -57,7 +82,6 @@ impl Arguments {
         let server = Server::start(host.clone(), self.listen, &ServerOptions::default())
             .with_context(|| format!("cannot listen on {}", self.listen))?;
         let url = format!("http://{}", server.address());
-        host.announce(&json!({ "pid": std::process::id(), "url": url }).to_string())?;
         let document = json!({ "url": url, "store": store.display().to_string(), "models": served(&host) });
         printer.print(&document, || format!("serving {} at {url}; Ctrl-C ends it", served(&host).join(", ")))?;
         server.wait_for_signal()?;
@@ -71,14 +95,10 @@ pub(super) fn open_host(store: &Path, device: Device, options: &DeviceOptions, w
     Ok(Host::open(store, HostOptions { backends, workers, ..HostOptions::default() })?)
 }
 
-/// The package at `path`; of a bare model one is made in `folder`.
-fn package_of(path: &Path, folder: &Path) -> Result<PathBuf> {
-    if Package::is_one(path) {
-        return Ok(path.to_path_buf());
-    }
-    let name = path.file_stem().and_then(|s| s.to_str()).context("a model file needs a name")?;
-    let package = folder.join(format!("{name}.cutover"));
-    let source = Source { model: path, name, version: "1", golden: None, f16: false };
+/// The package that is made in `folder` of a bare model.
+pub(super) fn package_of(path: &Path, name: &str, version: &str, folder: &Path) -> Result<PathBuf> {
+    let package = folder.join(format!("{name}-{version}.cutover"));
+    let source = Source { model: path, name, version, golden: None, f16: false };
     convert(&source, &package).with_context(|| format!("{}", path.display()))?;
     Ok(package)
 }

@@ -23,12 +23,13 @@ impl Arguments {
             bail!("{} is there already", self.output.display());
         }
         fs::create_dir_all(&self.output).with_context(|| format!("cannot make {}", self.output.display()))?;
-        for name in file::ALL {
+        let names: Vec<&str> = file::ALL.iter().copied().filter(|name| package.folder().join(name).is_file()).collect();
+        for name in &names {
             let to = self.output.join(name);
             fs::copy(package.folder().join(name), &to).with_context(|| format!("cannot write {}", to.display()))?;
         }
-        let document = json!({ "output": self.output.display().to_string(), "files": file::ALL });
-        printer.print(&document, || format!("{}: {}", self.output.display(), file::ALL.join(", ")))?;
+        let document = json!({ "output": self.output.display().to_string(), "files": names });
+        printer.print(&document, || format!("{}: {}", self.output.display(), names.join(", ")))?;
         Ok(Verdict::Yes)
     }
 }

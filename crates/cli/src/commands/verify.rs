@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use cutover::{
     DType, Tensor,
     package::{
-        self, GoldenTolerance,
+        self, GoldenTolerance, Package,
         ranking::{self, Reordering},
     },
 };
@@ -22,6 +22,9 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 #[command(after_help = "Example: cutover verify model.onnx --inputs in.npz --expect out.npz --backend cpu\n\
+    \x20        cutover verify digits.cutover --backend cpu\n\n\
+    Of a package without --inputs and --expect, every file and tensor is compared with its digest, and the answers to the golden inputs with the \
+    golden outputs, within the tolerance that the package allows this backend. \
     Exits with 1 if an output disagrees. Where an output is a falling column of scores, rows that tie may come in any order.")]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -29,16 +32,17 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     device: DeviceArguments,
     /// Inputs by name: .npz, .npy, .safetensors or .json.
-    #[arg(long)]
-    inputs: PathBuf,
+    #[arg(long, requires = "expect")]
+    inputs: Option<PathBuf>,
     /// Expected outputs by name, in any of those formats. Outputs it does not hold are not compared; of maps the values are, [rows, classes].
+    #[arg(long, requires = "inputs")]
+    expect: Option<PathBuf>,
+    /// An element passes if it differs by at most atol + rtol · |expected|; 1e-3 if left out, or what the package says.
     #[arg(long)]
-    expect: PathBuf,
-    /// An element passes if it differs by at most atol + rtol · |expected|.
-    #[arg(long, default_value_t = 1e-3)]
-    rtol: f64,
-    #[arg(long, default_value_t = 1e-4)]
-    atol: f64,
+    rtol: Option<f64>,
+    /// 1e-4 if left out, or what the package says.
+    #[arg(long)]
+    atol: Option<f64>,
     /// Judges by the signal-to-quantization-noise ratio instead: at least so many dB.
     #[arg(long, value_name = "DB")]
     sqnr: Option<f64>,
@@ -62,21 +66,37 @@ struct Comparison {
 
 impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
-        if !(self.rtol >= 0.0 && self.atol >= 0.0) {
-            bail!("--rtol {} and --atol {}: expected at least 0", self.rtol, self.atol);
+        let model = self.model.open()?;
+        let manifest = model.manifest().cloned();
+        let model = model.compile_with(self.device.backend, &self.device.options())?;
+        let backend = model.placement().nodes.first().map_or("", |node| node.backend);
+        let allowed = manifest.as_ref().filter(|_| self.inputs.is_none()).map(|manifest| manifest.tolerance(backend));
+        let allowed = allowed.unwrap_or_default();
+        let (rtol, atol) = (self.rtol.unwrap_or(allowed.rtol), self.atol.unwrap_or(allowed.atol));
+        if !(rtol >= 0.0 && atol >= 0.0) {
+            bail!("--rtol {rtol} and --atol {atol}: expected at least 0");
         }
+        let tolerance = GoldenTolerance { rtol, atol };
         if self.sqnr.is_some_and(f64::is_nan) {
             bail!("--sqnr: expected a number of decibels");
         }
-        let model = self.model.open()?.compile_with(self.device.backend, &self.device.options())?;
-        let inputs = read_inputs(&model, &self.inputs)?;
-        let only = match &model.signature().outputs[..] {
-            [one] => Some(one.name.as_str()),
-            _ => None,
+        let (inputs, expected, source) = match (&self.inputs, &self.expect) {
+            (Some(inputs), Some(expect)) => {
+                let only = match &model.signature().outputs[..] {
+                    [one] => Some(one.name.as_str()),
+                    _ => None,
+                };
+                let inputs = read_inputs(&model, inputs)?;
+                (inputs, tensors::read(expect, only)?, expect.display().to_string())
+            }
+            _ if manifest.is_some() => {
+                let golden = Package::open(&self.model.model)?.golden()?;
+                (golden.inputs, golden.outputs, format!("the golden vectors of {}", self.model.name()))
+            }
+            _ => bail!("{} is no package: give --inputs and --expect", self.model.name()),
         };
-        let expected = tensors::read(&self.expect, only)?;
         let mut outputs = output_tensors(run(&mut model.session()?, &inputs)?)?;
-        let reordering = self.reorder(&outputs, &expected);
+        let reordering = reorder(&outputs, &expected, tolerance);
         if let Some(reordering) = &reordering {
             outputs.iter_mut().for_each(|(_, tensor)| reordering.apply(tensor));
         }
@@ -84,13 +104,15 @@ impl Arguments {
         for (name, expected) in &expected {
             let names = || outputs.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
             let (_, actual) = outputs.iter().find(|(n, _)| n == name).with_context(|| {
-                format!("{} holds '{name}', which is no output of the model; it has {}", self.expect.display(), names())
+                format!("{source} holds '{name}', which is no output of the model; it has {}", names())
             })?;
-            comparisons.push(self.compare(name, actual, expected)?);
+            comparisons.push(compare(name, actual, expected, tolerance)?);
         }
         if comparisons.is_empty() {
-            bail!("{} holds no tensor", self.expect.display());
+            bail!("{source} holds no tensor");
         }
+        // Opening it compared every file, importing it every tensor.
+        let digests = manifest.as_ref().map(|m| json!({ "files": m.files.len(), "tensors": m.tensors.len() }));
         let passes = |c: &Comparison| match self.sqnr {
             Some(least) => c.mismatch.is_none() && c.sqnr_db >= least,
             None => c.mismatch.is_none() && c.outside == 0,
@@ -99,7 +121,8 @@ impl Arguments {
         let document = json!({
             "model": self.model.name(),
             "agrees": verdict == Verdict::Yes,
-            "rtol": self.rtol, "atol": self.atol, "sqnr_db_min": self.sqnr,
+            "rtol": rtol, "atol": atol, "sqnr_db_min": self.sqnr,
+            "digests_that_agree": digests,
             "rows_reordered": reordering.as_ref().map_or(0, |r| r.moved),
             "outputs": comparisons.iter().map(|c| json!({
                 "name": c.name, "agrees": passes(c), "elements": c.elements, "mismatch": c.mismatch,
@@ -129,7 +152,10 @@ impl Arguments {
                 "outside tolerance",
                 "SQNR dB",
             ];
-            let mut text = table(&header, comparisons.iter().map(row).collect(), false);
+            let mut text = manifest.as_ref().map_or(String::new(), |m| {
+                format!("{} files and {} tensors are what their digests say\n", m.files.len(), m.tensors.len())
+            });
+            text += &table(&header, comparisons.iter().map(row).collect(), false);
             if let Some(Reordering { moved, .. }) = &reordering {
                 text += &format!("\n{moved} rows whose scores tie come in another order than expected: each was compared with its own.");
             }
@@ -137,69 +163,69 @@ impl Arguments {
         })?;
         Ok(verdict)
     }
+}
 
-    /// The order of rows in which rankings agree, see [`ranking`].
-    fn reorder(&self, outputs: &[(String, Tensor)], expected: &[(String, Tensor)]) -> Option<Reordering> {
-        let mut pairs = Vec::new();
-        for (name, expected) in expected {
-            let (_, actual) = outputs.iter().find(|(n, _)| n == name)?;
-            if actual.dtype() != expected.dtype() || actual.shape() != expected.shape() {
-                return None;
-            }
-            pairs.push((actual.clone(), expected));
-        }
-        ranking::reorder(&pairs, |actual, expected| self.tolerance().within(actual, expected))
-    }
-
-    fn tolerance(&self) -> GoldenTolerance {
-        GoldenTolerance { rtol: self.rtol, atol: self.atol }
-    }
-
-    fn compare(&self, name: &str, actual: &Tensor, expected: &Tensor) -> Result<Comparison> {
-        let mut comparison = Comparison {
-            name: name.to_string(),
-            elements: expected.element_count(),
-            absolute: (0.0, Vec::new()),
-            relative: (0.0, Vec::new()),
-            outside: 0,
-            sqnr_db: f64::INFINITY,
-            mismatch: None,
-        };
+/// The order of rows in which rankings agree, see [`ranking`].
+fn reorder(
+    outputs: &[(String, Tensor)],
+    expected: &[(String, Tensor)],
+    tolerance: GoldenTolerance,
+) -> Option<Reordering> {
+    let mut pairs = Vec::new();
+    for (name, expected) in expected {
+        let (_, actual) = outputs.iter().find(|(n, _)| n == name)?;
         if actual.dtype() != expected.dtype() || actual.shape() != expected.shape() {
-            let of = |t: &Tensor| format!("{} {}", t.dtype(), t.shape());
-            comparison.mismatch = Some(format!("is {}, expected {}", of(actual), of(expected)));
-            return Ok(comparison);
+            return None;
         }
-        if expected.dtype() == DType::String {
-            comparison.outside = actual.strings()?.iter().zip(expected.strings()?).filter(|(a, e)| a != e).count();
-            return Ok(comparison);
-        }
-        let (mut signal, mut noise) = (0.0, 0.0);
-        let elements = |tensor: &Tensor| {
-            package::numbers(tensor)
-                .with_context(|| format!("output '{name}': tensors of {} can't be compared", tensor.dtype()))
-        };
-        for (at, (a, e)) in elements(actual)?.into_iter().zip(elements(expected)?).enumerate() {
-            let same = a == e || (a.is_nan() && e.is_nan());
-            let error = if same { 0.0 } else { (a - e).abs() };
-            // A NaN where none is expected is an infinite error, not one that no comparison sees.
-            let error = if error.is_nan() { f64::INFINITY } else { error };
-            let index = || unravel(at, expected.shape());
-            if error > comparison.absolute.0 {
-                comparison.absolute = (error, index());
-            }
-            if e != 0.0 && error / e.abs() > comparison.relative.0 {
-                comparison.relative = (error / e.abs(), index());
-            }
-            comparison.outside += usize::from(!self.tolerance().within(a, e));
-            signal += if e.is_finite() { e * e } else { 0.0 };
-            noise += error * error;
-        }
-        if noise > 0.0 {
-            comparison.sqnr_db = 10.0 * (signal / noise).log10();
-        }
-        Ok(comparison)
+        pairs.push((actual.clone(), expected));
     }
+    ranking::reorder(&pairs, |actual, expected| tolerance.within(actual, expected))
+}
+
+fn compare(name: &str, actual: &Tensor, expected: &Tensor, tolerance: GoldenTolerance) -> Result<Comparison> {
+    let mut comparison = Comparison {
+        name: name.to_string(),
+        elements: expected.element_count(),
+        absolute: (0.0, Vec::new()),
+        relative: (0.0, Vec::new()),
+        outside: 0,
+        sqnr_db: f64::INFINITY,
+        mismatch: None,
+    };
+    if actual.dtype() != expected.dtype() || actual.shape() != expected.shape() {
+        let of = |t: &Tensor| format!("{} {}", t.dtype(), t.shape());
+        comparison.mismatch = Some(format!("is {}, expected {}", of(actual), of(expected)));
+        return Ok(comparison);
+    }
+    if expected.dtype() == DType::String {
+        comparison.outside = actual.strings()?.iter().zip(expected.strings()?).filter(|(a, e)| a != e).count();
+        return Ok(comparison);
+    }
+    let (mut signal, mut noise) = (0.0, 0.0);
+    let elements = |tensor: &Tensor| {
+        package::numbers(tensor)
+            .with_context(|| format!("output '{name}': tensors of {} can't be compared", tensor.dtype()))
+    };
+    for (at, (a, e)) in elements(actual)?.into_iter().zip(elements(expected)?).enumerate() {
+        let same = a == e || (a.is_nan() && e.is_nan());
+        let error = if same { 0.0 } else { (a - e).abs() };
+        // A NaN where none is expected is an infinite error, not one that no comparison sees.
+        let error = if error.is_nan() { f64::INFINITY } else { error };
+        let index = || unravel(at, expected.shape());
+        if error > comparison.absolute.0 {
+            comparison.absolute = (error, index());
+        }
+        if e != 0.0 && error / e.abs() > comparison.relative.0 {
+            comparison.relative = (error / e.abs(), index());
+        }
+        comparison.outside += usize::from(!tolerance.within(a, e));
+        signal += if e.is_finite() { e * e } else { 0.0 };
+        noise += error * error;
+    }
+    if noise > 0.0 {
+        comparison.sqnr_db = 10.0 * (signal / noise).log10();
+    }
+    Ok(comparison)
 }
 
 fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {

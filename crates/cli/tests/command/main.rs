@@ -118,7 +118,7 @@ impl Outcome {
 #[test]
 fn every_command_explains_itself_with_an_example() {
     let help = cutover(&["--help"]).done().says(&["Exit codes", "Example: cutover demo"]);
-    let commands = "inspect run verify bench shrink convert unpack serve deploy status rollback demo";
+    let commands = "inspect run verify bench shrink convert pack unpack serve deploy status promote rollback history checklist store feedback demo";
     for command in commands.split(' ') {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{help:#?}");
         cutover(&[command, "--help"]).done().says(&[&format!("cutover {command}"), "Example: cutover", "--json"]);
@@ -131,8 +131,12 @@ fn what_is_no_command_is_an_error() {
         (&["frobnicate"], "frobnicate"),
         (&["inspect"], "<MODEL>"),
         (&["run", "m.onnx"], "--inputs"),
+        (&["feedback", "digits", "--store", "s"], "--label"),
         (&["inspect", "m.onnx", "--backend", "gpu"], "there is auto, cpu, reference"),
-        (&["deploy", "digits", "p.cutover", "--strategy", "hope"], "expected blue-green or canary"),
+        (
+            &["deploy", "digits", "p.cutover", "--strategy", "hope"],
+            "expected one of blue-green, canary, ab, shadow, sequential",
+        ),
         (&["serve", "--listen", "here"], "--listen"),
     ];
     for (arguments, part) in cases {

@@ -26,7 +26,7 @@ fn status(target: &[&str]) -> Json {
 }
 
 fn events(target: &[&str]) -> Vec<(String, String)> {
-    let document = cutover(&[&["status", "--history", "digits", "--json"], target].concat()).done().json();
+    let document = cutover(&[&["history", "digits", "--json"], target].concat()).done().json();
     let text = |entry: &Json, key: &str| entry[key].as_str().unwrap().to_string();
     document.as_array().unwrap().iter().map(|e| (text(e, "event"), text(e, "version"))).collect()
 }
@@ -67,9 +67,9 @@ fn deploy_and_roll_back(folder: &Folder, target: &[&str]) {
     let started = events(target);
     let started = without_resumed(started).into_iter().filter(|(e, _)| e == "started" || e == "deployed");
     assert_eq!(started.collect::<Vec<_>>(), pairs(&[("deployed", "v1"), ("started", "v2"), ("started", "v3")]));
-    with(&["status", "--history", "digits"]).done().says(&["unix ms", "rolled back", "v3"]);
+    with(&["history", "digits"]).done().says(&["UTC", "rolled back", "v3"]);
 
-    with(&["status", "--history", "letters"]).refuses(&["'letters'"]);
+    with(&["history", "letters"]).refuses(&["'letters'"]);
     with(&["rollback", "letters"]).refuses(&["'letters'"]);
     with(&["deploy", "letters", &v2]).refuses(&["'digits'", "'letters'"]);
     with(&["deploy", "digits", &v1]).refuses(&["v1", "in service already"]);
@@ -181,4 +181,172 @@ fn administration_over_http() {
     let history = server.get(&format!("{models}/digits/history")).json(200);
     let last = history.as_array().unwrap().last().unwrap();
     assert_eq!((&last["event"], &last["version"]), (&json!("promoted"), &json!("v2")));
+}
+
+/// A store that nobody serves, with version v1 of digits.
+fn store_of_v1(folder: &Folder) -> String {
+    let store = folder.path("store");
+    deploy(&folder.package("v1"), &["--store", &store], &[]);
+    store
+}
+
+#[test]
+fn every_strategy_starts_and_ends_by_hand() {
+    let folder = Folder::new();
+    let store = store_of_v1(&folder);
+    let (v2, target) = (folder.package("v2"), ["--store", store.as_str()]);
+    let with = |line: &[&str]| cutover(&[line, &target].concat());
+    for (strategy, parameters) in [
+        ("canary", r#"{"steps": [{"share": 0.3, "dwell_s": 1}]}"#),
+        ("ab", r#"{"share": 0.4, "metric": "accuracy", "minimum_effect": 0.02}"#),
+        ("shadow", r#"{"then": null, "gates": {"agreement_min": 0.8}}"#),
+    ] {
+        deploy(&v2, &target, &["--strategy", strategy, "--parameters", parameters]);
+        let rollout = status(&target)["models"][0]["rollout"].clone();
+        assert_eq!((&rollout["strategy"], &rollout["candidate"]["version"]), (&json!(strategy), &json!("v2")));
+        assert_eq!(with(&["rollback", "digits", "--json"]).done().json()["active"], "v1");
+    }
+    deploy(&v2, &target, &["--strategy", "ab"]);
+    assert_eq!(with(&["promote", "digits", "--json"]).done().json()["active"], "v2");
+    with(&["promote", "digits"]).refuses(&["no rollout"]);
+    deploy(&folder.package("v3"), &target, &["--strategy", "sequential"]);
+    with(&["history", "digits"]).done().says(&["switched, both fit", "by ab, share 0.5", "asked for"]);
+    let bad = ["deploy", "digits", &v2, "--strategy", "ab", "--parameters", r#"{"share": 2}"#];
+    with(&bad).refuses(&["share of 2"]);
+    let watched = with(&["status", "--watch", "0.05", "--times", "2"]).done();
+    assert_eq!(watched.stdout.matches("accuracy").count(), 2, "{watched:#?}");
+}
+
+#[test]
+fn the_checklist_is_ticked_with_evidence_and_keeps_strategies_from_starting() {
+    let folder = Folder::new();
+    let store = store_of_v1(&folder);
+    let target = ["--store", store.as_str()];
+    let with = |line: &[&str]| cutover(&[line, &target].concat());
+    with(&["checklist", "digits"]).done().says(&["[x]", "golden: ", "footprint: ", "digests: ", "[ ]", "sign-off"]);
+    with(&["checklist", "letters"]).refuses(&["'letters'"]);
+    with(&["checklist", "digits", "--require", "luck"]).refuses(&["luck", "sign-off"]);
+    with(&["checklist", "digits", "--require", "validation,sign-off"]).exits(1).says(&["NOT COMPLETE"]);
+    let v2 = folder.package("v2");
+    with(&["deploy", "digits", &v2]).refuses(&["checklist", "sign-off"]);
+    let signed = with(&["checklist", "digits", "--sign-off", "v2", "--by", "Ada", "--json"]).exits(1).json();
+    assert_eq!((&signed["version"], &signed["complete"]), (&json!("v1"), &json!(false)));
+    deploy(&v2, &target, &AT_ONCE);
+    let list = with(&["checklist", "digits", "--json"]).done().json();
+    assert_eq!((&list["version"], &list["complete"]), (&json!("v2"), &json!(true)));
+    assert_eq!(list["lines"].as_array().unwrap().len(), 10);
+}
+
+#[test]
+fn a_store_is_checked_and_repaired() {
+    let folder = Folder::new();
+    let store = store_of_v1(&folder);
+    let target = ["--store", store.as_str()];
+    let with = |line: &[&str]| cutover(&[line, &target].concat());
+    assert_eq!(with(&["store", "check", "--json"]).done().json()["lost"], json!([]));
+    with(&["store", "check"]).done().says(&["objects", "damaged or missing"]);
+    deploy(&folder.package("v2"), &target, &AT_ONCE);
+    let history = with(&["store", "check", "--json"]).done().json();
+    assert_eq!(history["versions"], 2);
+    // The model file of the version in service.
+    let objects = std::fs::read_dir(Path::new(&store).join("objects")).unwrap();
+    let newest = objects.map(|e| e.unwrap()).max_by_key(|e| e.metadata().unwrap().modified().unwrap()).unwrap().path();
+    let bytes = std::fs::read(&newest).unwrap();
+    std::fs::remove_file(&newest).unwrap();
+    std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
+    with(&["store", "check"]).exits(1).says(&["lost: object", "digits v2"]);
+    with(&["store", "repair"]).exits(1).says(&["v1 is now"]);
+    with(&["store", "repair"]).done().says(&["nothing is damaged"]);
+    assert_eq!(active(&target), "v1");
+    cutover(&["store", "check", "--store", &folder.path("nowhere")]).refuses(&["no store"]);
+}
+
+#[test]
+fn whoever_holds_the_store_is_asked_through_its_socket() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[&folder.package("v1")]);
+    let store = folder.path("store");
+    let with = |line: &[&str]| cutover(&[line, &["--store", &store]].concat());
+    let image = json!({ "name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": vec![0.5; 64] });
+    server.post("/v2/models/digits/infer", &json!({ "id": "r-1", "inputs": [image] })).json(200);
+    assert_eq!(with(&["feedback", "digits", "--label", "r-1=3", "--json"]).done().json()["counted"], 1);
+    with(&["feedback", "digits", "--label", "r-1=3"]).exits(1).says(&["not counted", "r-1"]);
+    with(&["feedback", "digits", "--label", "three"]).refuses(&["ID=CLASS"]);
+    let labels = folder.write("labels.csv", "r-2,3\n");
+    with(&["feedback", "digits", "--file", &labels]).exits(1).says(&["r-2"]);
+    with(&["store", "check"]).done();
+    with(&["checklist", "digits"]).done().says(&["1 requests counted"]);
+    assert_eq!(status(&["--store", &store])["models"][0]["active"]["labels"], 1);
+    assert_eq!(server.terminate().code(), Some(0));
+}
+
+#[test]
+fn streams_are_pinned_over_http() {
+    let folder = Folder::new();
+    let server = Server::start(&folder, &[&folder.package("v1")]);
+    let ask = |parameters: Json| {
+        let image = json!({ "name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": vec![0.5; 64] });
+        server.post("/v2/models/digits/infer", &json!({ "parameters": parameters, "inputs": [image] }))
+    };
+    ask(json!({ "sequence_id": 7 })).refuses(409, &["'7'", "started again"]);
+    ask(json!({ "sequence_id": 7, "sequence_start": "yes" })).refuses(400, &["sequence_start"]);
+    assert_eq!(ask(json!({ "sequence_id": 7, "sequence_start": true })).json(200)["model_version"], "v1");
+    deploy(&folder.package("v2"), &["--server", &server.url], &AT_ONCE);
+    assert_eq!(ask(json!({ "sequence_id": 7 })).json(200)["model_version"], "v1");
+    assert_eq!(ask(json!({})).json(200)["model_version"], "v2");
+    ask(json!({ "sequence_id": 7, "sequence_end": true })).json(200);
+    ask(json!({ "sequence_id": 7 })).refuses(409, &["started again"]);
+}
+
+#[test]
+fn packages_say_all_that_they_are_told() {
+    let folder = Folder::new();
+    let package = folder.path("2.cutover");
+    let labels = "probabilities=0,1,2,3,4,5,6,7,8,9";
+    let line = [
+        &["pack", &digits("v2"), "-o", &package, "--name", "digits", "--version", "2", "--description", "half as wide"]
+            [..],
+        &["--security-epoch", "3", "--labels", labels, "--range", "image=0:1", "--tolerance", "cpu=1e-2:1e-3"],
+        &["--gates", r#"{"accuracy_drop_max": 0.01}"#, "--latency-ms-max", "5000"],
+    ]
+    .concat();
+    cutover(&line).done().says(&["digits version 2"]);
+    cutover(&["verify", &package]).done().says(&["are what their digests say", "probabilities"]);
+    let inspected = cutover(&["inspect", &package, "--json"]).done().json();
+    let manifest = inspected["package"]["manifest"].clone();
+    assert_eq!((&manifest["security_epoch"], &manifest["description"]), (&json!(3), &json!("half as wide")));
+    assert_eq!(
+        (&manifest["inputs"][0]["range"], &manifest["outputs"][0]["labels"][9]),
+        (&json!([0.0, 1.0]), &json!("9"))
+    );
+    assert_eq!(manifest["resources"]["latency_ms_max"], 5000.0);
+    cutover(&["inspect", &package]).done().says(&["half as wide", "golden tolerance, cpu", "labels of probabilities"]);
+    let unpacked = folder.path("unpacked");
+    cutover(&["unpack", &package, "-o", &unpacked]).done();
+    let again = folder.path("3.cutover");
+    cutover(&["pack", &unpacked, "-o", &again, "--version", "3"]).done();
+    let repacked = cutover(&["inspect", &again, "--json"]).done().json()["package"]["manifest"].clone();
+    assert_eq!((&repacked["version"], &repacked["description"]), (&json!("3"), &json!("half as wide")));
+    assert_eq!(repacked["outputs"], manifest["outputs"]);
+    cutover(&["pack", &digits("v2"), "-o", &again, "--labels", "nothing=a"]).refuses(&["nothing"]);
+    cutover(&["pack", &digits("v2"), "-o", &again, "--gates", "{\"alpha\": 3}"]).refuses(&["alpha"]);
+    // A device too slow for what the package allows does not admit it.
+    cutover(&["pack", &digits("v2"), "-o", &again, "--name", "digits", "--latency-ms-max", "0.000001"]).done();
+    cutover(&["deploy", "digits", &again, "--store", &folder.path("s")]).refuses(&["not admitted", "ms"]);
+    cutover(&["verify", &digits("v2")]).refuses(&["no package", "--inputs"]);
+}
+
+#[test]
+fn a_swap_is_measured() {
+    let folder = Folder::new();
+    let (v1, v2) = (folder.package("v1"), folder.package("v2"));
+    let line = ["bench", "--swap", &v1, &v2, "--swaps", "12", "--pause-ms", "30", "--json"];
+    let found = cutover(&line).done().json();
+    assert_eq!((&found["failed"], &found["good"]), (&json!(0), &json!(true)), "{found:#}");
+    for key in ["cold_to_first_answer_ms", "peak_memory_bytes"] {
+        assert!(found[key].as_f64().unwrap() > 0.0, "{key}: {found:#}");
+    }
+    assert!(found["pause_ms"]["p99"].is_number() && found["rollback_ms"]["p50"].is_number(), "{found:#}");
+    cutover(&["bench", "--swap", &v1, &v1]).refuses(&["two versions"]);
+    cutover(&["bench", "--swap", &v1]).refuses(&["other"]);
 }

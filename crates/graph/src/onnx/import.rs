@@ -5,14 +5,14 @@ use super::{
     mapping::FileBytes,
     order::order,
     proto::{self, AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, attribute_type},
-    tensors::TensorReader,
+    tensors::{External, TensorReader},
     types::{fact, of_any_shape, traced},
 };
 use crate::{
     Constant, Dim, Fact, Graph, ImportError, Op, Source, TensorFact, ValueId,
     ops::{Attribute, CustomOp, Identity, NodeReader, OPERATOR_NAMES, Subgraph, Unsqueeze, trailing_axes},
 };
-use cutover_tensor::{DType, Shape, Tensor};
+use cutover_tensor::{Buffer, DType, Shape, Tensor};
 use prost::{Message, bytes::Bytes};
 use std::{
     borrow::Cow,
@@ -78,12 +78,21 @@ impl Default for Limits {
 /// Whatever is wrong with the file, and where.
 pub fn import(path: &Path, options: &ImportOptions) -> Result<Graph, ImportError> {
     let file = FileBytes::open(path, options.map, options.limits.file_bytes)?;
-    read(file, Some(path.parent().unwrap_or(Path::new(""))), options)
+    read(file, External::Folder(path.parent().unwrap_or(Path::new(""))), options)
 }
 
 /// As [`import`], from memory. External data is read from `folder`, and refused where there is none.
 pub fn import_bytes(bytes: Bytes, folder: Option<&Path>, options: &ImportOptions) -> Result<Graph, ImportError> {
-    read(FileBytes::of(bytes), folder, options)
+    read(FileBytes::of(bytes), folder.map_or(External::None, External::Folder), options)
+}
+
+/// As [`import`], of files that `open` gives by their names: no path is looked at.
+pub fn import_files(
+    model: Arc<Buffer>,
+    open: &dyn Fn(&str) -> std::io::Result<Arc<Buffer>>,
+    options: &ImportOptions,
+) -> Result<Graph, ImportError> {
+    read(FileBytes(model), External::Files(open), options)
 }
 
 /// The version of every domain that the model in `bytes` imports; the default domain's name is empty.
@@ -101,13 +110,13 @@ fn decode(bytes: Bytes) -> Result<ModelProto, ImportError> {
     ModelProto::decode(bytes).map_err(|e| ImportError::Decode(e.to_string()))
 }
 
-fn read(file: FileBytes, folder: Option<&Path>, options: &ImportOptions) -> Result<Graph, ImportError> {
+fn read(file: FileBytes, external: External<'_>, options: &ImportOptions) -> Result<Graph, ImportError> {
     let model = decode(file.bytes())?;
     let importer = Importer {
         graphs: Vec::new(),
         scopes: Vec::new(),
         functions: functions(&model)?,
-        reader: TensorReader::new(file, folder, options),
+        reader: TensorReader::new(file, external, options),
         nodes: 0,
     };
     importer.model(&model)

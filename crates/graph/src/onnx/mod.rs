@@ -18,5 +18,7 @@ mod types;
 mod values;
 
 pub use export::{ExportError, Weights, encode, encode_with, export};
-pub use import::{ImportOptions, Limits, NEWEST_OPSET, OLDEST_OPSET, import, import_bytes, imported_opsets};
+pub use import::{
+    ImportOptions, Limits, NEWEST_OPSET, OLDEST_OPSET, import, import_bytes, import_files, imported_opsets,
+};
 pub use values::read_value;

@@ -6,18 +6,27 @@ use super::{
     proto::{SparseTensorProto, TensorProto},
 };
 use crate::{ImportError, ops::select_from};
-use cutover_tensor::{DType, Shape, Tensor};
+use cutover_tensor::{Buffer, DType, Shape, Tensor};
 use std::{
     collections::HashMap,
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
+/// Where external data may lie.
+#[derive(Clone, Copy)]
+pub(super) enum External<'a> {
+    None,
+    /// The model's folder.
+    Folder(&'a Path),
+    /// Files that are given by their names.
+    Files(&'a dyn Fn(&str) -> std::io::Result<Arc<Buffer>>),
+}
+
 /// Reads the tensors of one model; external files are opened once.
 pub(super) struct TensorReader<'a> {
     pub file: FileBytes,
-    /// Where external data may lie: the model's folder. `None` where the model has none.
-    pub folder: Option<&'a Path>,
+    pub source: External<'a>,
     pub options: &'a ImportOptions,
     external: HashMap<String, FileBytes>,
     /// Bytes that sparse tensors have taken so far.
@@ -25,8 +34,8 @@ pub(super) struct TensorReader<'a> {
 }
 
 impl<'a> TensorReader<'a> {
-    pub fn new(file: FileBytes, folder: Option<&'a Path>, options: &'a ImportOptions) -> TensorReader<'a> {
-        TensorReader { file, folder, options, external: HashMap::new(), sparse_bytes: 0 }
+    pub fn new(file: FileBytes, source: External<'a>, options: &'a ImportOptions) -> TensorReader<'a> {
+        TensorReader { file, source, options, external: HashMap::new(), sparse_bytes: 0 }
     }
 
     /// The tensor that `proto` holds or points to; `place` names it in errors.
@@ -127,11 +136,21 @@ impl<'a> TensorReader<'a> {
         let file = match self.external.get(location) {
             Some(file) => file.clone(),
             None => {
-                let folder = self.folder.ok_or_else(|| {
-                    corrupt(format!("external data in '{location}', and the model was not read from a folder"))
-                })?;
-                let path = confined(folder, location).map_err(corrupt)?;
-                let file = FileBytes::open(&path, self.options.map, self.options.limits.file_bytes)?;
+                let (map, limit) = (self.options.map, self.options.limits.file_bytes);
+                let file = match self.source {
+                    External::Folder(folder) => {
+                        FileBytes::open(&confined(folder, location).map_err(corrupt)?, map, limit)?
+                    }
+                    External::Files(open) => {
+                        let io = |source| ImportError::Io { path: location.to_string(), source };
+                        FileBytes(open(location).map_err(io)?)
+                    }
+                    External::None => {
+                        let message =
+                            format!("external data in '{location}', and the model was not read from a folder");
+                        return Err(corrupt(message));
+                    }
+                };
                 self.external.insert(location.to_string(), file.clone());
                 file
             }
@@ -258,7 +277,7 @@ mod tests {
 
     fn read(proto: &SparseTensorProto) -> Result<Vec<f32>, String> {
         let options = ImportOptions::default();
-        let mut reader = TensorReader::new(FileBytes::of(Default::default()), None, &options);
+        let mut reader = TensorReader::new(FileBytes::of(Default::default()), External::None, &options);
         let tensor = reader.read_sparse(proto, "it").map_err(|e| e.to_string())?;
         assert_eq!(tensor.shape().iter().map(|&d| d as i64).collect::<Vec<_>>(), proto.dims);
         Ok(tensor.to_vec().unwrap())

@@ -17,7 +17,7 @@ use prost::{Message, bytes::Bytes};
 pub fn read_value(bytes: Bytes, declared: &Fact, options: &ImportOptions) -> Result<Value, ImportError> {
     let file = FileBytes::of(bytes);
     let message = file.bytes();
-    let mut reader = TensorReader::new(file, None, options);
+    let mut reader = TensorReader::new(file, super::tensors::External::None, options);
     let decode = |e: prost::DecodeError| ImportError::Decode(e.to_string());
     match declared {
         Fact::Tensor(_) => tensor(&TensorProto::decode(message).map_err(decode)?, &mut reader),

@@ -5,6 +5,9 @@ use cutover_monitor::{GateState, Gates, Verdict};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// Labels are counted for each step.
+const STEPS_MAX: usize = 64;
+
 /// One share of the traffic, held for some time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
@@ -16,7 +19,7 @@ pub struct Step {
 
 /// Steps of a growing share, each judged by what was counted since it began: the arms' shares are then the same for all that is compared,
 /// and a change of the data counts against neither. A failed gate ends it at any moment; a step ends when its time has passed and every gate that has
-/// something to say passed; a step that can't be decided within `deadline_s` is rolled back.
+/// something to say passed; a step that can't be decided within `deadline_s` ends inconclusively, the incumbent staying.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Canary {
@@ -49,9 +52,8 @@ impl Canary {
     }
 
     pub fn check(&self) -> Result<(), String> {
-        self.gates.check()?;
-        if self.steps.is_empty() {
-            return Err("a canary without steps".to_string());
+        if self.steps.is_empty() || self.steps.len() > STEPS_MAX {
+            return Err(format!("a canary of {} steps, expected 1 to {STEPS_MAX}", self.steps.len()));
         }
         for step in &self.steps {
             if !(step.share > 0.0 && step.share < 1.0) {
@@ -75,6 +77,7 @@ impl Canary {
                 return vec![Action::Share(self.steps[0].share)];
             }
             Event::Observed { incumbent, candidate } => (incumbent, candidate),
+            Event::Crashed { .. } => return Vec::new(),
         };
         let verdict = rollout.judge(serving, incumbent, candidate, &self.gates);
         let dwelt = serving.saturating_sub(rollout.step_began).as_secs_f64();
@@ -91,7 +94,7 @@ impl Canary {
             Verdict::Hold if dwelt >= self.deadline_s => {
                 let open = list(&rollout.evidence, GateState::Open);
                 let reason = format!("undecided after {dwelt:.0} s of step {}: {open}", rollout.step + 1);
-                vec![Action::RollBack { reason }]
+                vec![Action::Inconclusive { reason }]
             }
             _ => Vec::new(),
         }
@@ -102,12 +105,13 @@ impl Canary {
 mod tests {
     use super::*;
     use crate::Strategy;
-    use cutover_monitor::Window;
+    use cutover_monitor::{Seen, Window};
 
     fn window(n: usize, accuracy: f64) -> Window {
         let mut window = Window::default();
         for i in 0..n {
-            window.answered(Duration::from_millis(5), Some(0.9));
+            let seen = Seen { classes: vec![0], confidence: 0.9, margin: 0.8, entropy: 0.1 };
+            window.answered(Duration::from_millis(5), Some(&seen));
             window.accuracy.add((i as f64 * accuracy).floor() < ((i + 1) as f64 * accuracy).floor());
         }
         window
@@ -153,7 +157,7 @@ mod tests {
     fn without_traffic_it_holds_until_its_deadline() {
         assert_eq!(run(0.98, 0.98, 0, 3599), [Action::Share(0.05)]);
         assert!(
-            matches!(run(0.98, 0.98, 0, 3600).last(), Some(Action::RollBack { reason }) if reason.contains("undecided"))
+            matches!(run(0.98, 0.98, 0, 3600).last(), Some(Action::Inconclusive { reason }) if reason.contains("undecided"))
         );
     }
 

@@ -2,10 +2,11 @@
 
 use crate::{
     error::InferError,
-    request::{Request, prediction},
-    swap::Version,
+    request::{Request, seen},
+    swap::{NoInstance, Version},
 };
-use cutover_backend::{Input, Output, RunContext, RunError};
+use cutover_backend::{Cancellation, Input, Output, RunContext, RunError};
+use cutover_monitor::{Gates, Seen};
 use cutover_tensor::Value;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -18,24 +19,61 @@ pub(crate) const COMPARISONS_MAX: usize = 16;
 
 /// A request that the other arm is to answer too.
 pub(crate) struct Comparison {
+    pub id: String,
     pub inputs: Vec<(String, Value)>,
     pub other: Arc<Version>,
     pub candidate: Arc<Version>,
-    /// What was answered.
-    pub classes: Vec<u32>,
+    /// What was answered, and how fast.
+    pub seen: Seen,
+    pub latency: Duration,
+    /// Whether callers never see the candidate's answers: what it does with copies is all that can be counted of it.
+    pub shadow: Option<Gates>,
+}
+
+/// What a comparison came to.
+pub(crate) struct Compared {
+    pub took: Duration,
+    /// The other arm's classes.
+    pub classes: Option<Vec<u32>>,
+    /// Why the candidate must go at once.
+    pub crashed: Option<String>,
 }
 
 impl Comparison {
-    /// Lets the other arm answer, counts whether they agree, and gives the time it took.
-    pub fn run(&self) -> Duration {
+    /// Lets the other arm answer, and counts how the answers compare.
+    pub fn run(&self) -> Compared {
         let start = Instant::now();
         let _in_flight = self.other.in_flight();
-        if let Ok((outputs, _)) = self.other.run(&self.inputs, None, None)
-            && let Some((classes, _)) = prediction(&outputs, self.other.scores())
-        {
-            self.candidate.count_agreement(classes.iter().zip(&self.classes).map(|(a, b)| a == b));
-        }
-        start.elapsed()
+        let answer = self.other.run(&self.inputs, None, None, None);
+        let mut compared = Compared { took: start.elapsed(), classes: None, crashed: None };
+        let (outputs, latency) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                if self.shadow.is_some() && error.is_versions() {
+                    self.candidate.count_trial(|window| window.failed());
+                }
+                if let InferError::Crashed { message, .. } = error {
+                    compared.crashed = Arc::ptr_eq(&self.other, &self.candidate).then_some(message);
+                }
+                return compared;
+            }
+        };
+        let other = seen(&outputs, self.other.scores());
+        self.candidate.count_trial(|window| {
+            if let Some(other) = &other {
+                other.classes.iter().zip(&self.seen.classes).for_each(|(a, b)| window.agreement.add(a == b));
+            }
+            if let Some(gates) = &self.shadow {
+                let ms = |latency: Duration| latency.as_secs_f64() * 1e3;
+                window.answered(latency, other.as_ref());
+                window.pairs.slower.add(ms(latency) > gates.latency_bound_ms(ms(self.latency)));
+                if let Some(other) = &other {
+                    window.pairs.margin.add(other.margin - self.seen.margin);
+                }
+            }
+        });
+        compared.classes = other.map(|other| other.classes);
+        compared
     }
 }
 
@@ -51,8 +89,11 @@ impl Version {
         if request.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(InferError::Deadline);
         }
-        let answer = self.run(&request.inputs, request.outputs.as_deref(), request.deadline);
-        if let Err(InferError::Failed { .. } | InferError::Deadline) = &answer {
+        let cancellation = request.cancellation.as_deref();
+        let answer = self.run(&request.inputs, request.outputs.as_deref(), request.deadline, cancellation);
+        if let Err(error) = &answer
+            && (error.is_versions() || matches!(error, InferError::Deadline))
+        {
             self.count(request.version.is_none(), |window| window.failed());
         }
         answer
@@ -63,6 +104,7 @@ impl Version {
         given: &[(String, Value)],
         wanted: Option<&[String]>,
         deadline: Option<Instant>,
+        cancellation: Option<&Cancellation>,
     ) -> Result<(Vec<(String, Value)>, Duration), InferError> {
         let signature = self.executable.signature();
         let failed = |message: String| InferError::Failed { version: self.name.clone(), message };
@@ -92,20 +134,33 @@ impl Version {
         let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted.iter().any(|w| w == name));
         let place = |name: &&str| if is_wanted(name) { Output::Allocate(None) } else { Output::Discard };
         let mut outputs: Vec<Output<'_>> = names.iter().map(place).collect();
-        let mut session = self.session().map_err(|e| failed(e.to_string()))?;
-        let context = RunContext { deadline, ..RunContext::default() };
+        let taken = self.instances.take(&self.executable, deadline, cancellation);
+        let mut instance = taken.map_err(|none| match none {
+            NoInstance::Overloaded { waiting } => InferError::Overloaded { waiting },
+            NoInstance::Deadline => InferError::Deadline,
+            NoInstance::Cancelled => InferError::Cancelled,
+            NoInstance::Resource(error) => failed(error.to_string()),
+        })?;
+        let context = RunContext { deadline, cancellation, ..RunContext::default() };
         let start = Instant::now();
-        let run = catch_unwind(AssertUnwindSafe(|| session.run(&inputs, &mut outputs, &context)));
+        let run = catch_unwind(AssertUnwindSafe(|| instance.session.run(&inputs, &mut outputs, &context)));
         let latency = start.elapsed();
         match run {
             // A session whose run panicked is not used again.
-            Err(_) => return Err(failed("panicked".to_string())),
-            Ok(Err(error @ RunError::DeviceLost(_))) => return Err(InferError::of_run(error, &self.name)),
-            Ok(Err(error)) => {
-                self.give_back(session);
+            Err(_) => {
+                self.instances.lost();
+                let message = "panicked".to_string();
+                return Err(InferError::Crashed { version: self.name.clone(), message });
+            }
+            Ok(Err(error @ RunError::DeviceLost(_))) => {
+                self.instances.lost();
                 return Err(InferError::of_run(error, &self.name));
             }
-            Ok(Ok(())) => self.give_back(session),
+            Ok(Err(error)) => {
+                self.instances.give_back(instance, latency);
+                return Err(InferError::of_run(error, &self.name));
+            }
+            Ok(Ok(())) => self.instances.give_back(instance, latency),
         }
         let mut values: Vec<(String, Value)> = Vec::with_capacity(names.len());
         for (name, output) in names.iter().zip(outputs) {

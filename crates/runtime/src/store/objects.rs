@@ -2,11 +2,12 @@
 
 use super::{disk::Disk, io_error};
 use crate::error::StoreError;
+use cutover_tensor::Buffer;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -18,6 +19,8 @@ pub(super) struct Objects {
     disk: Arc<dyn Disk>,
     folder: PathBuf,
     temporary: AtomicU64,
+    /// An object is mapped once, however many versions use it.
+    mapped: Mutex<HashMap<String, Weak<Buffer>>>,
 }
 
 /// What an object of these bytes is called.
@@ -29,7 +32,8 @@ impl Objects {
     /// Opens the folder, and removes what a power cut left half-written.
     pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<Objects, StoreError> {
         disk.create_folder(folder).map_err(io_error(folder))?;
-        let objects = Objects { disk, folder: folder.to_path_buf(), temporary: AtomicU64::new(0) };
+        let objects =
+            Objects { disk, folder: folder.to_path_buf(), temporary: AtomicU64::new(0), mapped: Mutex::default() };
         for name in objects.names()?.iter().filter(|name| name.ends_with(TEMPORARY)) {
             objects.remove(name)?;
         }
@@ -55,6 +59,8 @@ impl Objects {
             let _ = self.disk.remove(&temporary);
             io_error(&path)(error)
         })?;
+        // Whoever maps it from here on gets the new file.
+        self.lock().remove(&digest);
         Ok(digest)
     }
 
@@ -70,6 +76,27 @@ impl Objects {
         if actual.as_str() == digest { Ok(()) } else { Err(damaged(format!("its bytes have digest {actual}"))) }
     }
 
+    /// An object's bytes.
+    pub fn map(&self, digest: &str) -> std::io::Result<Arc<Buffer>> {
+        let mut mapped = self.lock();
+        if let Some(buffer) = mapped.get(digest).and_then(Weak::upgrade) {
+            return Ok(buffer);
+        }
+        let buffer = self.disk.map(&self.path(digest))?;
+        mapped.retain(|_, buffer| buffer.strong_count() > 0);
+        mapped.insert(digest.to_string(), Arc::downgrade(&buffer));
+        Ok(buffer)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<Buffer>>> {
+        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of one object; 0 where it is not there.
+    pub fn size(&self, digest: &str) -> u64 {
+        self.disk.size(&self.path(digest)).unwrap_or(0)
+    }
+
     /// Removes every object but those in `used`; gives how many went.
     pub fn retain(&self, used: &BTreeSet<String>) -> Result<usize, StoreError> {
         let mut removed = 0;
@@ -78,6 +105,16 @@ impl Objects {
             removed += 1;
         }
         Ok(removed)
+    }
+
+    /// Moves an object to `folder`, where somebody may still look at it.
+    pub fn move_to(&self, digest: &str, folder: &Path) -> Result<(), StoreError> {
+        let (from, to) = (self.path(digest), folder.join(digest));
+        self.disk.create_folder(folder).map_err(io_error(folder))?;
+        self.disk.rename(&from, &to).map_err(io_error(&from))?;
+        self.lock().remove(digest);
+        self.disk.sync_folder(folder).map_err(io_error(folder))?;
+        self.sync()
     }
 
     pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
@@ -116,5 +153,17 @@ mod tests {
         fs::write(folder.path().join("7.tmp"), b"half").unwrap();
         Objects::open(Arc::new(Local), folder.path()).unwrap().check(&a).unwrap();
         assert!(!folder.path().join("7.tmp").exists());
+    }
+
+    #[test]
+    fn an_object_is_mapped_once_and_let_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects::open(Arc::new(Local), folder.path()).unwrap();
+        let (a, empty) = (objects.put(b"bytes").unwrap(), objects.put(b"").unwrap());
+        let first = objects.map(&a).unwrap();
+        assert!(Arc::ptr_eq(&first, &objects.map(&a).unwrap()));
+        assert_eq!((&first[..], objects.map(&empty).unwrap().len()), (&b"bytes"[..], 0));
+        drop(first);
+        assert!(objects.lock()[&a].upgrade().is_none());
     }
 }

@@ -1,11 +1,17 @@
-//! The store on a simulated disk whose power is cut before every effect in turn, with what was not synced kept, lost or torn.
+//! The store on a simulated disk whose power is cut before every effect in turn, with what was not synced kept, lost or torn; and on one that
+//! fails, or is full, at every effect in turn.
 //!
-//! A file's bytes and its folder's names are durable only once synced; what is pending at the cut survives in any combination.
+//! A file's bytes and its folder's names are durable only once synced; what is pending at the cut survives in any combination. Every write,
+//! sync, rename, lock and mapping of objects and of the database is an effect.
 
-use super::{disk::Disk, state::State, *};
+use super::{
+    disk::{DatabaseFile, Disk},
+    *,
+};
 use cutover_graph::{Constant, TensorFact, ops::MatMul};
+use cutover_tensor::Buffer;
 use cutover_tensor::{DType, Tensor};
-use redb::{Builder, StorageBackend};
+use redb::StorageBackend;
 use std::{
     io,
     sync::{Mutex, MutexGuard},
@@ -89,18 +95,32 @@ struct Contents {
     durable: BTreeMap<PathBuf, usize>,
     pending: Vec<Naming>,
     effects: usize,
+    locked: bool,
+}
+
+/// What goes wrong, and when.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// The power goes before this effect: it and all after it do not happen.
+    Cut(usize),
+    /// This effect fails; with `for_good`, all after it too, as on a disk that stays full.
+    Error {
+        at: usize,
+        kind: io::ErrorKind,
+        for_good: bool,
+    },
+    None,
 }
 
 #[derive(Clone, Debug)]
 struct Simulated {
     contents: Arc<Mutex<Contents>>,
-    /// The power goes before this effect.
-    cut_at: usize,
+    fault: Fault,
 }
 
 impl Simulated {
-    fn new(cut_at: usize) -> Simulated {
-        Simulated { contents: Arc::default(), cut_at }
+    fn new(fault: Fault) -> Simulated {
+        Simulated { contents: Arc::default(), fault }
     }
 
     fn lock(&self) -> MutexGuard<'_, Contents> {
@@ -109,15 +129,20 @@ impl Simulated {
 
     fn effect(&self) -> io::Result<MutexGuard<'_, Contents>> {
         let mut contents = self.lock();
-        if contents.effects >= self.cut_at {
-            return Err(io::Error::other("the power is gone"));
+        let number = contents.effects;
+        match self.fault {
+            Fault::Cut(at) if number >= at => return Err(io::Error::other("the power is gone")),
+            Fault::Error { at, kind, for_good } if number == at || (for_good && number > at) => {
+                contents.effects += 1;
+                return Err(io::Error::from(kind));
+            }
+            _ => contents.effects += 1,
         }
-        contents.effects += 1;
         Ok(contents)
     }
 
     /// The disk as the next start finds it.
-    fn after(&self, pending: Pending, cut_at: usize) -> Simulated {
+    fn after(&self, pending: Pending, fault: Fault) -> Simulated {
         let contents = self.lock();
         let mut seed = if let Pending::Any(seed) = pending { seed } else { 0 };
         let mut fate = |kept: &mut dyn FnMut(Option<usize>), len: usize| match pending {
@@ -155,18 +180,12 @@ impl Simulated {
             }
             Inode { now: bytes.clone(), durable: bytes, pending: Vec::new() }
         });
-        let contents =
-            Contents { inodes: inodes.collect(), now: names.clone(), durable: names, pending: Vec::new(), effects: 0 };
-        Simulated { contents: Arc::new(Mutex::new(contents)), cut_at }
+        let contents = Contents { inodes: inodes.collect(), now: names.clone(), durable: names, ..Contents::default() };
+        Simulated { contents: Arc::new(Mutex::new(contents)), fault }
     }
 
     fn open(&self) -> Result<Store, StoreError> {
-        let open = |path: &Path| {
-            let file = self.file(path).map_err(redb::StorageError::Io)?;
-            Builder::new().create_with_backend(file)
-        };
-        let state = State::open(self, Path::new(FOLDER), open)?;
-        Store::of(Arc::new(self.clone()), Path::new(FOLDER), state)
+        Store::open_on(Arc::new(self.clone()), Path::new(FOLDER))
     }
 
     /// The file at `path`, made where it is missing.
@@ -183,6 +202,11 @@ impl Simulated {
 }
 
 impl Contents {
+    fn bytes(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let inode = self.now.get(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(self.inodes[*inode].now.clone())
+    }
+
     fn name(&mut self, naming: Naming) {
         naming.apply(&mut self.now);
         self.pending.push(naming);
@@ -274,14 +298,41 @@ impl Disk for Simulated {
     }
 
     fn digest(&self, path: &Path) -> io::Result<blake3::Hash> {
-        let contents = self.lock();
-        let inode = contents.now.get(path).ok_or(io::ErrorKind::NotFound)?;
-        Ok(blake3::hash(&contents.inodes[*inode].now))
+        Ok(blake3::hash(&self.lock().bytes(path)?))
+    }
+
+    fn size(&self, path: &Path) -> io::Result<u64> {
+        Ok(self.lock().bytes(path)?.len() as u64)
+    }
+
+    fn map(&self, path: &Path) -> io::Result<Arc<Buffer>> {
+        Ok(Arc::new(Buffer::from_owner(self.effect()?.bytes(path)?)))
+    }
+
+    fn lock(&self, _: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        let mut contents = self.effect()?;
+        if std::mem::replace(&mut contents.locked, true) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Unlock(Arc::clone(&self.contents)))))
+    }
+
+    fn database(&self, path: &Path) -> io::Result<DatabaseFile> {
+        Ok(DatabaseFile(Box::new(self.file(path)?)))
+    }
+}
+
+/// Lets go of the store's lock.
+struct Unlock(Arc<Mutex<Contents>>);
+
+impl Drop for Unlock {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().locked = false;
     }
 }
 
 /// A model with one large tensor that all versions share and one of its own.
-fn graph(version: u8) -> Graph {
+pub(super) fn graph(version: u8) -> Graph {
     let mut graph = Graph::new("m");
     let mut tensor = |name: &str, shape: [usize; 2], value: f32| {
         let values = vec![value; shape.iter().product()];
@@ -301,22 +352,30 @@ fn graph(version: u8) -> Graph {
     graph
 }
 
+pub(super) fn manifest(version: u8) -> Manifest {
+    Manifest::of(&graph(version), "m", &format!("v{version}")).unwrap()
+}
+
+/// One version comes into service, and is loaded as the next start would.
+fn serve(store: &Store, number: u8) -> Result<(), StoreError> {
+    let version = format!("v{number}");
+    let added = store.add(&graph(number), &manifest(number), None)?;
+    store.load(&added)?;
+    let mut record = store.models()?.remove("m").unwrap_or_default();
+    record.previous = record.active.replace(version.clone());
+    record.versions.insert(version.clone(), added);
+    record.prune();
+    store.save("m", &record, Some(&HistoryEntry::new("m", "promoted", &version, "")))?;
+    store.save_answers("m", version.as_bytes())
+}
+
 /// Three versions come into service one after the other; gives those whose commit was acknowledged, and the one under way.
 fn serve_three(disk: &Simulated) -> (Vec<String>, Option<String>) {
     let mut acknowledged = Vec::new();
     let Ok(store) = disk.open() else { return (acknowledged, None) };
     for number in 1..=3u8 {
         let version = format!("v{number}");
-        let done = (|| {
-            let graph = graph(number);
-            let added = store.add(&graph, &Manifest::of(&graph, "m", &version).unwrap())?;
-            let mut record = store.models()?.remove("m").unwrap_or_default();
-            record.previous = record.active.replace(version.clone());
-            record.versions.insert(version.clone(), added);
-            record.prune();
-            store.save("m", &record, Some(&HistoryEntry::new("m", "promoted", &version, "")))
-        })();
-        if done.is_err() {
+        if serve(&store, number).is_err() {
             return (acknowledged, Some(version));
         }
         acknowledged.push(version);
@@ -325,8 +384,8 @@ fn serve_three(disk: &Simulated) -> (Vec<String>, Option<String>) {
     (acknowledged, None)
 }
 
-/// What must hold of whatever is found after a cut.
-fn check(case: &str, store: &Store, acknowledged: &[String], under_way: Option<&String>) {
+/// What must hold of the state that is found after a cut or an error; gives the versions in its history.
+fn check_state(case: &str, store: &Store, acknowledged: &[String], under_way: Option<&String>) -> Vec<String> {
     let models = store.models().unwrap_or_else(|e| panic!("{case}: {e}"));
     let record = models.get("m").cloned().unwrap_or_default();
     let active = record.active.as_ref();
@@ -343,35 +402,126 @@ fn check(case: &str, store: &Store, acknowledged: &[String], under_way: Option<&
         assert!(record.versions.contains_key(previous), "{case}: the version before is gone");
     }
     let history: Vec<String> = store.history("m").unwrap().into_iter().map(|e| e.version).collect();
+    // What was tried again may be there twice, and only that.
+    let mut once = history.clone();
+    once.dedup();
     let expected: Vec<&String> = acknowledged.iter().chain(under_way.filter(|_| active == under_way)).collect();
-    assert!(history.iter().eq(expected), "{case}: history {history:?}, acknowledged {acknowledged:?}");
+    assert!(once.iter().eq(expected), "{case}: history {history:?}, acknowledged {acknowledged:?}");
+    history
+}
+
+fn check(case: &str, store: &Store, acknowledged: &[String], under_way: Option<&String>) {
+    let history = check_state(case, store, acknowledged, under_way);
+    assert!(history.windows(2).all(|pair| pair[0] != pair[1]), "{case}: twice in {history:?}");
+    let record = store.models().unwrap().remove("m").unwrap_or_default();
     store.collect_garbage().unwrap_or_else(|e| panic!("{case}: {e}"));
     let used: BTreeSet<&String> = record.versions.values().flat_map(|v| v.objects.iter().chain([&v.model])).collect();
     let left = store.objects.names().unwrap();
     assert!(left.iter().collect::<BTreeSet<_>>() == used, "{case}: {left:?} on the disk, {used:?} in use");
 }
 
+fn factor() -> u64 {
+    std::env::var("CUTOVER_SOAK").ok().and_then(|v| v.parse().ok()).unwrap_or(1)
+}
+
 #[test]
 fn a_power_cut_leaves_old_or_new() {
-    let calm = Simulated::new(usize::MAX);
+    let calm = Simulated::new(Fault::None);
     assert_eq!(serve_three(&calm).0, ["v1", "v2", "v3"]);
     let effects = calm.lock().effects;
-    let factor: u64 = std::env::var("CUTOVER_SOAK").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
     let mut images = 0;
     for cut_at in 0..effects {
-        let cut = Simulated::new(cut_at);
+        let cut = Simulated::new(Fault::Cut(cut_at));
         let (acknowledged, under_way) = serve_three(&cut);
-        let any = (0..2 * factor).map(|round| Pending::Any(cut_at as u64 * 1000 + round));
+        let any = (0..2 * factor()).map(|round| Pending::Any(cut_at as u64 * 1000 + round));
         for pending in [Pending::Lost, Pending::Kept].into_iter().chain(any) {
             let case = format!("cut before effect {cut_at} of {effects}, pending {pending:?}");
-            // The power may go again while the store recovers.
-            let again = cut.after(pending, cut_at % 7);
+            // The power may go again while the store recovers, and once more while it recovers from that.
+            let again = cut.after(pending, Fault::Cut(cut_at % 13));
             drop(again.open());
-            let found = again.after(pending, usize::MAX);
+            let twice = again.after(pending, Fault::Cut(cut_at % 7));
+            drop(twice.open());
+            let found = twice.after(pending, Fault::None);
             let store = found.open().unwrap_or_else(|e| panic!("{case}: {e}"));
             check(&case, &store, &acknowledged, under_way.as_ref());
             images += 1;
         }
     }
-    println!("{effects} effects, {images} disks");
+    println!("power cuts: {effects} effects, {images} disks, each with two more cuts during recovery");
+}
+
+/// Recovery itself is cut at every one of its effects.
+#[test]
+fn a_power_cut_during_recovery_leaves_old_or_new() {
+    let calm = Simulated::new(Fault::None);
+    serve_three(&calm);
+    let effects = calm.lock().effects;
+    let mut images = 0;
+    for cut_at in (0..effects).step_by((17 / factor().min(17)) as usize) {
+        let cut = Simulated::new(Fault::Cut(cut_at));
+        let (acknowledged, under_way) = serve_three(&cut);
+        for pending in [Pending::Lost, Pending::Kept, Pending::Any(cut_at as u64)] {
+            for recovery_cut_at in 0.. {
+                let again = cut.after(pending, Fault::Cut(recovery_cut_at));
+                let recovered = again.open().is_ok();
+                let case = format!("cut before {cut_at}, then before {recovery_cut_at} of recovery, {pending:?}");
+                let found = again.after(pending, Fault::None);
+                let store = found.open().unwrap_or_else(|e| panic!("{case}: {e}"));
+                check(&case, &store, &acknowledged, under_way.as_ref());
+                images += 1;
+                if recovered {
+                    break;
+                }
+            }
+        }
+    }
+    println!("power cuts during recovery: {images} disks");
+}
+
+/// A disk that fails or is full: every error is clean, what was acknowledged stays, and once there is room again all goes on, in the same
+/// process too.
+#[test]
+fn an_error_of_the_disk_loses_nothing() {
+    let calm = Simulated::new(Fault::None);
+    serve_three(&calm);
+    let effects = calm.lock().effects;
+    let mut errors = 0;
+    for at in 0..effects {
+        for (kind, for_good) in [
+            (io::ErrorKind::StorageFull, false),
+            (io::ErrorKind::StorageFull, true),
+            (io::ErrorKind::Other, false),
+            (io::ErrorKind::Other, true),
+        ] {
+            let case = format!("{kind:?} at effect {at} of {effects}, for good: {for_good}");
+            let disk = Simulated::new(Fault::Error { at, kind, for_good });
+            let (mut acknowledged, mut under_way) = (Vec::new(), None);
+            if let Ok(store) = disk.open() {
+                for number in 1..=3 {
+                    // Once more after an error, as a host does.
+                    let served = serve(&store, number).or_else(|error| {
+                        errors += 1;
+                        assert!(!error.to_string().is_empty());
+                        serve(&store, number)
+                    });
+                    let version = format!("v{number}");
+                    match served {
+                        Ok(()) => acknowledged.push(version),
+                        Err(error) => {
+                            assert!(for_good, "{case}: it did not go on: {error}");
+                            under_way = Some(version);
+                            break;
+                        }
+                    }
+                    let _ = store.collect_garbage();
+                }
+            } else {
+                errors += 1;
+            }
+            let found = disk.after(Pending::Lost, Fault::None);
+            let store = found.open().unwrap_or_else(|e| panic!("{case}: {e}"));
+            check_state(&case, &store, &acknowledged, under_way.as_ref());
+        }
+    }
+    println!("errors of the disk: {} injected, {errors} seen and told", effects * 4);
 }

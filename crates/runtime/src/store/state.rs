@@ -1,26 +1,38 @@
 //! What is known of every model, in `redb`.
 
 use super::{disk::Disk, io_error};
-use crate::{error::StoreError, rollout::Rollout, status::HistoryEntry};
+use crate::{
+    checklist::{Check, Item},
+    error::StoreError,
+    rollout::Rollout,
+    status::HistoryEntry,
+    swap::{Trial, lock},
+};
+use cutover_monitor::Evidence;
 use cutover_package::Manifest;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 pub const DATABASE: &str = "state.redb";
 const UNFINISHED: &str = "state.new";
 
-/// Raised when older software could not read what is written.
-const FORMAT: u64 = 1;
+/// Raised when older software could not read what is written, or would lose some of it. 2: answers that labels may still come for, evidence
+/// of admission, what was counted of a rollout.
+const FORMAT: u64 = 2;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// JSON of [`ModelRecord`], by the model's name.
 const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models");
 /// JSON of [`HistoryEntry`], by model and number.
 const HISTORY: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("history");
+
+/// Answers that labels may still come for, by the model's name.
+const ANSWERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("answers");
 
 /// Entries kept for each model; the oldest go first.
 const HISTORY_MAX: u64 = 4096;
@@ -35,6 +47,15 @@ pub(crate) struct ModelRecord {
     pub versions: BTreeMap<String, VersionRecord>,
     /// Number of rollouts so far.
     pub rollouts: u64,
+    /// What the checklist of a version must have before it is rolled out; the host's own policy where absent.
+    #[serde(default)]
+    pub required: Option<BTreeSet<Item>>,
+    /// What the version in service was promoted by.
+    #[serde(default)]
+    pub evidence: Vec<Evidence>,
+    /// Who signed versions off, by version.
+    #[serde(default)]
+    pub sign_offs: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +66,16 @@ pub(crate) struct CandidateRecord {
     pub serving_s: f64,
     /// How often the host was started with it.
     pub starts: u32,
+    /// What was counted so far.
+    #[serde(default)]
+    pub trials: Option<Trials>,
+}
+
+/// What both arms counted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Trials {
+    pub incumbent: Trial,
+    pub candidate: Trial,
 }
 
 /// One version's files.
@@ -55,6 +86,9 @@ pub(crate) struct VersionRecord {
     /// Digests of its large tensors.
     pub objects: BTreeSet<String>,
     pub manifest: Manifest,
+    /// What its admission showed.
+    #[serde(default)]
+    pub checks: Vec<Check>,
 }
 
 impl ModelRecord {
@@ -68,7 +102,10 @@ impl ModelRecord {
 }
 
 pub(super) struct State {
-    database: Database,
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    /// Closed after an error: the database refuses everything from then on, and what it holds is known again once it is opened anew.
+    database: Mutex<Option<Database>>,
 }
 
 fn failed(error: impl std::fmt::Display) -> StoreError {
@@ -80,89 +117,143 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
 }
 
 impl State {
-    /// Opens the state in `folder` by `open`, which makes a database where there is none.
-    ///
-    /// A database that was cut off while it was made can't be opened again: a new one takes its name only once it is whole.
-    pub fn open(
-        disk: &dyn Disk,
-        folder: &Path,
-        open: impl Fn(&Path) -> Result<Database, DatabaseError>,
-    ) -> Result<State, StoreError> {
-        let open = |path: &Path| State::of(open(path).map_err(failed)?, folder.display().to_string());
-        let path = folder.join(DATABASE);
-        let names = disk.list(folder).map_err(io_error(folder))?;
-        if names.iter().any(|name| name == DATABASE) {
-            return open(&path);
-        }
-        let unfinished = folder.join(UNFINISHED);
-        if names.iter().any(|name| name == UNFINISHED) {
-            disk.remove(&unfinished).map_err(io_error(&unfinished))?;
-        }
-        let state = open(&unfinished)?;
-        disk.rename(&unfinished, &path).and_then(|()| disk.sync_folder(folder)).map_err(io_error(&path))?;
+    /// Opens the state in `folder`, or makes it where there is none.
+    pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<State, StoreError> {
+        let state = State { disk, folder: folder.to_path_buf(), database: Mutex::default() };
+        *lock(&state.database) = Some(state.database()?);
         Ok(state)
     }
 
-    /// What `database`, which lies at `path`, holds; its tables are made where they are missing.
-    fn of(database: Database, path: String) -> Result<State, StoreError> {
-        let transaction = database.begin_write().map_err(failed)?;
-        {
-            let mut meta = transaction.open_table(META).map_err(failed)?;
-            let found = meta.get("format").map_err(failed)?.map(|v| v.value());
-            match found {
-                Some(found) if found > FORMAT => return Err(StoreError::Format { path, found, newest: FORMAT }),
-                Some(_) => {}
-                None => drop(meta.insert("format", FORMAT).map_err(failed)?),
-            }
-            transaction.open_table(MODELS).map_err(failed)?;
-            transaction.open_table(HISTORY).map_err(failed)?;
+    /// A database that was cut off while it was made can't be opened again: a new one takes its name only once it is whole.
+    fn database(&self) -> Result<Database, StoreError> {
+        let open = |path: &Path| {
+            let file = self.disk.database(path).map_err(io_error(path))?;
+            let database = Builder::new().create_with_backend(file).map_err(failed)?;
+            prepare(&database, self.folder.display().to_string())?;
+            Ok(database)
+        };
+        let path = self.folder.join(DATABASE);
+        let names = self.disk.list(&self.folder).map_err(io_error(&self.folder))?;
+        if names.iter().any(|name| name == DATABASE) {
+            return open(&path);
         }
-        transaction.commit().map_err(failed)?;
-        Ok(State { database })
+        let unfinished = self.folder.join(UNFINISHED);
+        if names.iter().any(|name| name == UNFINISHED) {
+            self.disk.remove(&unfinished).map_err(io_error(&unfinished))?;
+        }
+        let database = open(&unfinished)?;
+        let named = self.disk.rename(&unfinished, &path).and_then(|()| self.disk.sync_folder(&self.folder));
+        named.map_err(io_error(&path))?;
+        Ok(database)
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut database = lock(&self.database);
+        if database.is_none() {
+            *database = Some(self.database()?);
+        }
+        let done = database.as_ref().map_or_else(|| Err(failed("closed")), work);
+        if done.is_err() {
+            *database = None;
+        }
+        done
+    }
+
+    pub fn format(&self) -> Result<u64, StoreError> {
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            let meta = transaction.open_table(META).map_err(failed)?;
+            Ok(meta.get("format").map_err(failed)?.map_or(0, |v| v.value()))
+        })
     }
 
     pub fn models(&self) -> Result<BTreeMap<String, ModelRecord>, StoreError> {
-        let transaction = self.database.begin_read().map_err(failed)?;
-        let table = transaction.open_table(MODELS).map_err(failed)?;
-        let mut models = BTreeMap::new();
-        for entry in table.iter().map_err(failed)? {
-            let (name, record) = entry.map_err(failed)?;
-            models.insert(name.value().to_string(), read(record.value())?);
-        }
-        Ok(models)
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            let table = transaction.open_table(MODELS).map_err(failed)?;
+            let mut models = BTreeMap::new();
+            for entry in table.iter().map_err(failed)? {
+                let (name, record) = entry.map_err(failed)?;
+                models.insert(name.value().to_string(), read(record.value())?);
+            }
+            Ok(models)
+        })
     }
 
     pub fn save(&self, model: &str, record: &ModelRecord, entry: Option<&HistoryEntry>) -> Result<(), StoreError> {
-        let mut transaction = self.database.begin_write().map_err(failed)?;
-        // Names and labels come from outside: the checksums of a one-phase commit are not made against an author of its contents.
-        transaction.set_two_phase_commit(true);
-        {
+        self.write(|transaction| {
             let bytes = serde_json::to_vec(record).map_err(failed)?;
             transaction.open_table(MODELS).map_err(failed)?.insert(model, bytes.as_slice()).map_err(failed)?;
-            if let Some(entry) = entry {
-                let mut history = transaction.open_table(HISTORY).map_err(failed)?;
-                let (first, last) = {
-                    let range = history.range((model, 0)..=(model, u64::MAX)).map_err(failed)?;
-                    let mut numbers = range.map(|entry| entry.map(|(key, _)| key.value().1).map_err(failed));
-                    (numbers.next().transpose()?, numbers.next_back().transpose()?)
-                };
-                let next = last.or(first).map_or(0, |last| last + 1);
-                let bytes = serde_json::to_vec(entry).map_err(failed)?;
-                history.insert((model, next), bytes.as_slice()).map_err(failed)?;
-                if let Some(first) = first.filter(|first| next - first >= HISTORY_MAX) {
-                    history.remove((model, first)).map_err(failed)?;
-                }
+            let Some(entry) = entry else { return Ok(()) };
+            let mut history = transaction.open_table(HISTORY).map_err(failed)?;
+            let (first, last) = {
+                let range = history.range((model, 0)..=(model, u64::MAX)).map_err(failed)?;
+                let mut numbers = range.map(|entry| entry.map(|(key, _)| key.value().1).map_err(failed));
+                (numbers.next().transpose()?, numbers.next_back().transpose()?)
+            };
+            let next = last.or(first).map_or(0, |last| last + 1);
+            let bytes = serde_json::to_vec(entry).map_err(failed)?;
+            history.insert((model, next), bytes.as_slice()).map_err(failed)?;
+            if let Some(first) = first.filter(|first| next - first >= HISTORY_MAX) {
+                history.remove((model, first)).map_err(failed)?;
             }
-        }
-        transaction.commit().map_err(failed)
+            Ok(())
+        })
     }
 
     pub fn history(&self, model: &str) -> Result<Vec<HistoryEntry>, StoreError> {
-        let transaction = self.database.begin_read().map_err(failed)?;
-        let table = transaction.open_table(HISTORY).map_err(failed)?;
-        let range = table.range((model, 0)..=(model, u64::MAX)).map_err(failed)?;
-        range.map(|entry| read(entry.map_err(failed)?.1.value())).collect()
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            let table = transaction.open_table(HISTORY).map_err(failed)?;
+            let range = table.range((model, 0)..=(model, u64::MAX)).map_err(failed)?;
+            range.map(|entry| read(entry.map_err(failed)?.1.value())).collect()
+        })
     }
+
+    pub fn answers(&self, model: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            let table = transaction.open_table(ANSWERS).map_err(failed)?;
+            Ok(table.get(model).map_err(failed)?.map(|bytes| bytes.value().to_vec()))
+        })
+    }
+
+    pub fn save_answers(&self, model: &str, answers: &[u8]) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction.open_table(ANSWERS).map_err(failed)?.insert(model, answers).map_err(failed)?;
+            Ok(())
+        })
+    }
+
+    fn write(&self, work: impl FnOnce(&WriteTransaction) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        self.with(|database| {
+            let mut transaction = database.begin_write().map_err(failed)?;
+            // Names and labels come from outside: the checksums of a one-phase commit are not made against an author of its contents.
+            transaction.set_two_phase_commit(true);
+            work(&transaction)?;
+            transaction.commit().map_err(failed)
+        })
+    }
+}
+
+/// Refuses what newer software wrote, without having changed it; brings what older software wrote to this format, in one transaction.
+fn prepare(database: &Database, path: String) -> Result<(), StoreError> {
+    let transaction = database.begin_write().map_err(failed)?;
+    let found = {
+        let meta = transaction.open_table(META).map_err(failed)?;
+        meta.get("format").map_err(failed)?.map(|v| v.value())
+    };
+    match found {
+        Some(FORMAT) => return transaction.abort().map_err(failed),
+        Some(found) if found > FORMAT => return Err(StoreError::Format { path, found, newest: FORMAT }),
+        // From 1 to 2 nothing is rewritten: what is new is absent in old records, and reads as such.
+        Some(_) | None => {}
+    }
+    transaction.open_table(META).map_err(failed)?.insert("format", FORMAT).map_err(failed)?;
+    transaction.open_table(MODELS).map_err(failed)?;
+    transaction.open_table(HISTORY).map_err(failed)?;
+    transaction.open_table(ANSWERS).map_err(failed)?;
+    transaction.commit().map_err(failed)
 }
 
 #[cfg(test)]
@@ -171,18 +262,59 @@ mod tests {
     use crate::store::disk::Local;
 
     fn open(folder: &Path) -> Result<State, StoreError> {
-        State::open(&Local, folder, |path| Database::create(path))
+        State::open(Arc::new(Local), folder)
     }
 
     #[test]
-    fn a_newer_format_is_refused() {
+    fn a_newer_format_is_refused_and_left_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let state = open(folder.path()).unwrap();
-        let transaction = state.database.begin_write().unwrap();
-        transaction.open_table(META).unwrap().insert("format", FORMAT + 1).unwrap();
-        transaction.commit().unwrap();
+        let record = ModelRecord { active: Some("v1".to_string()), ..ModelRecord::default() };
+        state.save("m", &record, None).unwrap();
+        let set = |state: &State, format: u64| {
+            state.write(|t| t.open_table(META).map_err(failed)?.insert("format", format).map_err(failed).map(drop))
+        };
+        set(&state, FORMAT + 1).unwrap();
         drop(state);
-        assert!(matches!(open(folder.path()), Err(StoreError::Format { found: 2, newest: 1, .. })));
+        for _ in 0..2 {
+            let refused = open(folder.path()).map(drop).unwrap_err();
+            assert!(matches!(refused, StoreError::Format { found, newest: FORMAT, .. } if found == FORMAT + 1));
+            assert!(refused.to_string().contains("newer software"), "{refused}");
+        }
+        // As the newer software finds it again.
+        let database = Database::open(folder.path().join(DATABASE)).unwrap();
+        let transaction = database.begin_read().unwrap();
+        let models = transaction.open_table(MODELS).unwrap();
+        assert_eq!(read::<ModelRecord>(models.get("m").unwrap().unwrap().value()).unwrap(), record);
+    }
+
+    /// As format 1 wrote it.
+    #[test]
+    fn an_older_format_is_brought_forward_with_all_it_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::create(folder.path().join(DATABASE)).unwrap();
+        let transaction = database.begin_write().unwrap();
+        {
+            let model = r#"{"active":"v1","previous":null,"versions":{},"rollouts":2,"candidate":{"version":"v2","serving_s":4.5,"starts":1,
+                "rollout":{"strategy":{"canary":{"steps":[{"share":0.5,"dwell_s":1.0}],"deadline_s":9.0,"gates":{}}},
+                "step":0,"step_began":{"secs":0,"nanos":0},"share":0.5,"evidence":[]}}}"#;
+            let entry = serde_json::to_vec(&HistoryEntry::new("m", "started", "v2", "")).unwrap();
+            transaction.open_table(META).unwrap().insert("format", 1).unwrap();
+            transaction.open_table(MODELS).unwrap().insert("m", model.as_bytes()).unwrap();
+            transaction.open_table(HISTORY).unwrap().insert(("m", 0), entry.as_slice()).unwrap();
+        }
+        transaction.commit().unwrap();
+        drop(database);
+        for _ in 0..2 {
+            let state = open(folder.path()).unwrap();
+            assert_eq!(state.format().unwrap(), FORMAT);
+            let record = state.models().unwrap().remove("m").unwrap();
+            assert_eq!((record.active.as_deref(), record.rollouts, record.required), (Some("v1"), 2, None));
+            let candidate = record.candidate.unwrap();
+            assert_eq!((candidate.version.as_str(), candidate.starts, candidate.trials), ("v2", 1, None));
+            assert_eq!(state.history("m").unwrap()[0].event, "started");
+            assert_eq!(state.answers("m").unwrap(), None);
+        }
     }
 
     #[test]
@@ -196,11 +328,13 @@ mod tests {
         }
         state.save("other", &record, Some(&entry("deployed"))).unwrap();
         state.save("other", &record, None).unwrap();
+        state.save_answers("m", b"answers").unwrap();
         drop(state);
         let state = open(folder.path()).unwrap();
         assert_eq!(state.models().unwrap()["m"], record);
         let events = |model| -> Vec<String> { state.history(model).unwrap().into_iter().map(|e| e.event).collect() };
         assert_eq!(events("m"), ["deployed", "promoted"]);
         assert_eq!(events("other"), ["deployed"]);
+        assert_eq!(state.answers("m").unwrap().as_deref(), Some(&b"answers"[..]));
     }
 }

@@ -3,116 +3,148 @@
 //! A request holds an `Arc` of the version that serves it to its end. A version taken out of service goes to the [`Reaper`], which holds
 //! it until it is the last to do so: the memory is given back on the reaper's thread, never on a request's.
 
-use cutover_backend::{Executable, ResourceError, Session, SessionMemory};
-use cutover_monitor::Window;
+mod drain;
+mod instances;
+
+/// What [`drain`] is made of; loom's in its test.
+mod sync {
+    pub(super) use std::sync::{Arc, Condvar, Mutex};
+}
+
+pub(crate) use instances::{Instances, NoInstance};
+
+use cutover_backend::Executable;
+use cutover_monitor::{Seen, Window};
+use drain::Drain;
+use serde::{Deserialize, Serialize};
 use std::{
+    collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// How often the reaper looks whether requests have let go.
 const REAP: Duration = Duration::from_millis(2);
 
-/// A compiled version with the sessions that are idle now.
+/// A compiled version with its instances.
 pub(crate) struct Version {
     pub name: String,
     pub executable: Arc<dyn Executable>,
-    idle: Mutex<Vec<Box<dyn Session>>>,
-    /// Idle sessions beyond these are dropped.
-    sessions_max: usize,
+    pub instances: Instances,
+    /// What it took to read, compile and pack it.
+    pub load: Duration,
     pub in_flight: AtomicUsize,
     /// Since it took traffic.
     pub total: Mutex<Window>,
     trial: Mutex<Trial>,
 }
 
-/// What is counted since the rollout under way, or its step, began.
-#[derive(Default)]
-struct Trial {
+/// What is counted since the rollout under way began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Trial {
     window: Window,
-    /// Tells this window from those before: a label for an answer in an earlier one counts for none.
+    /// Of the step under way. A label for an answer in an earlier step counts with what that step counted.
     number: u64,
+    /// Of the rollout's first step. Labels for answers before it count for none.
+    first: u64,
 }
 
 impl Version {
-    pub fn new(name: String, executable: Arc<dyn Executable>, sessions_max: usize) -> Version {
+    pub fn new(name: String, executable: Arc<dyn Executable>, instances: Instances, load: Duration) -> Version {
+        // Steps of different starts of the host are told apart by when they began: labels come across restarts.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let number = u64::try_from(now.as_millis()).unwrap_or(0);
         Version {
             name,
             executable,
-            idle: Mutex::default(),
-            sessions_max,
+            instances,
+            load,
             in_flight: AtomicUsize::new(0),
             total: Mutex::default(),
-            trial: Mutex::default(),
+            trial: Mutex::new(Trial { number, first: number, window: Window::default() }),
         }
     }
 
-    /// An idle session, or a new one. It comes back by [`Version::give_back`]; one that is lost is only memory.
-    pub fn session(&self) -> Result<Box<dyn Session>, ResourceError> {
-        if let Some(session) = lock(&self.idle).pop() {
-            return Ok(session);
-        }
-        self.executable.clone().session(SessionMemory::default())
-    }
-
-    pub fn give_back(&self, session: Box<dyn Session>) {
-        let mut idle = lock(&self.idle);
-        if idle.len() < self.sessions_max {
-            idle.push(session);
-        }
-    }
-
-    /// Counts, and gives the window's number; for the rollout only where the request is one of its `trial`.
+    /// Counts, and gives the step's number; for the rollout only where the request is one of its `trial`.
     pub fn count(&self, trial: bool, count: impl Fn(&mut Window)) -> u64 {
         count(&mut lock(&self.total));
         if !trial {
             return u64::MAX;
         }
+        self.count_trial(count)
+    }
+
+    /// Counts for the rollout alone.
+    pub fn count_trial(&self, count: impl FnOnce(&mut Window)) -> u64 {
         let mut trial = lock(&self.trial);
         count(&mut trial.window);
         trial.number
     }
 
-    /// Counts labels for answers given in window `number`.
-    pub fn count_labels(&self, number: u64, right: &[bool]) {
-        let add = |window: &mut Window| right.iter().for_each(|&right| window.accuracy.add(right));
-        add(&mut lock(&self.total));
-        let mut trial = lock(&self.trial);
-        if trial.number == number {
-            add(&mut trial.window);
-        }
+    pub fn answered(&self, trial: bool, latency: Duration, seen: Option<&Seen>) -> u64 {
+        self.count(trial, |window| window.answered(latency, seen))
     }
 
-    pub fn count_agreement(&self, agree: impl Iterator<Item = bool>) {
+    /// Counts labels for answers given in step `number`.
+    pub fn count_labels(&self, number: u64, right: &[bool]) {
+        lock(&self.total).accuracy.add_to(0, right);
         let mut trial = lock(&self.trial);
-        agree.for_each(|agree| trial.window.agreement.add(agree));
+        if let Some(step) = number.checked_sub(trial.first).filter(|_| number != u64::MAX) {
+            trial.window.accuracy.add_to(usize::try_from(step).unwrap_or(usize::MAX), right);
+        }
     }
 
     pub fn window(&self) -> Window {
         lock(&self.trial).window.clone()
     }
 
-    pub fn begin_window(&self) {
+    pub fn trial(&self) -> Trial {
+        lock(&self.trial).clone()
+    }
+
+    /// Goes on with what was counted before a restart.
+    pub fn resume(&self, trial: Trial) {
+        *lock(&self.trial) = trial;
+    }
+
+    /// A rollout begins: nothing was counted.
+    pub fn begin_rollout(&self) {
         let mut trial = lock(&self.trial);
-        trial.window = Window::default();
+        trial.number += 1;
+        (trial.first, trial.window) = (trial.number, Window::default());
+    }
+
+    /// The next step of the same rollout.
+    pub fn begin_step(&self) {
+        let mut trial = lock(&self.trial);
+        trial.window.begin_step();
         trial.number += 1;
     }
 
-    /// What it takes while it can answer: its weights and one session.
-    pub fn bytes(&self) -> u64 {
-        let footprint = self.executable.footprint();
-        footprint.weight_bytes.saturating_add(footprint.session_bytes)
+    /// What it takes while it can answer and `counted` does not hold yet: its weights, and a session for each instance.
+    pub fn bytes_beside(&self, counted: &mut HashSet<usize>) -> u64 {
+        bytes_beside(&*self.executable, self.instances.max(), counted)
     }
 
     pub fn in_flight(&self) -> InFlight<'_> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight(self)
     }
+}
+
+/// What `executable` takes with `instances` sessions, beside the weights at addresses that are `counted` already.
+pub(crate) fn bytes_beside(executable: &dyn Executable, instances: usize, counted: &mut HashSet<usize>) -> u64 {
+    let mut bytes = executable.footprint().session_bytes.saturating_mul(instances as u64);
+    executable.weights(&mut |address, weight_bytes| {
+        if counted.insert(address) {
+            bytes = bytes.saturating_add(weight_bytes);
+        }
+    });
+    bytes
 }
 
 /// Counts a request as under way until it is dropped.
@@ -129,51 +161,39 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Gives the memory of retired versions back.
+/// Gives the memory of retired versions back, on a thread of its own.
 pub(crate) struct Reaper {
-    retired: Option<Sender<Arc<Version>>>,
+    drain: Arc<Drain<Version>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Reaper {
     pub fn start() -> std::io::Result<Reaper> {
-        let (retired, incoming) = channel();
-        let thread = thread::Builder::new().name("cutover-reaper".to_string()).spawn(move || reap(&incoming))?;
-        Ok(Reaper { retired: Some(retired), thread: Some(thread) })
+        let drain = Arc::new(Drain::new());
+        let of_thread = Arc::clone(&drain);
+        let reap = move || {
+            while of_thread.wait() {
+                if of_thread.sweep() > 0 {
+                    thread::sleep(REAP);
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("cutover-reaper".to_string()).spawn(reap)?;
+        Ok(Reaper { drain, thread: Some(thread) })
     }
 
     /// Takes a version that nothing routes to any more. Call it while still holding another reference.
     pub fn retire(&self, version: Arc<Version>) {
-        if let Some(retired) = &self.retired {
-            let _ = retired.send(version);
-        }
+        self.drain.retire(version);
     }
 }
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        self.retired = None;
+        // The host is going: whoever still holds a version is the last.
+        self.drain.close();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-fn reap(incoming: &Receiver<Arc<Version>>) {
-    let mut draining: Vec<Arc<Version>> = Vec::new();
-    loop {
-        let next = if draining.is_empty() {
-            incoming.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            incoming.recv_timeout(REAP)
-        };
-        match next {
-            Ok(version) => draining.push(version),
-            Err(RecvTimeoutError::Timeout) => {}
-            // The host is going: whoever still holds a version is the last.
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-        // With only the reaper's reference left nobody can make another one.
-        draining.retain(|version| Arc::strong_count(version) > 1);
     }
 }

@@ -93,8 +93,13 @@ impl Recipe {
 
     /// The package as one file in `folder`.
     pub fn package(&self, folder: &Path) -> PathBuf {
+        self.package_as(MODEL, folder)
+    }
+
+    /// The same, of a model of another name.
+    pub fn package_as(&self, name: &str, folder: &Path) -> PathBuf {
         let graph = self.graph();
-        let mut manifest = Manifest::of(&graph, MODEL, self.version).unwrap();
+        let mut manifest = Manifest::of(&graph, name, self.version).unwrap();
         manifest.security_epoch = self.security_epoch;
         let mut expected = self.answers().swap_remove(3);
         expected[0] += self.golden_error;
@@ -102,8 +107,9 @@ impl Recipe {
             inputs: vec![("image".to_string(), image(3))],
             outputs: vec![("probabilities".to_string(), Tensor::from_vec([1, CLASSES], expected).unwrap())],
         };
-        let path = folder.join(format!("{}-{}.cutover", self.version, self.scale));
-        cutover_package::write(&Contents { graph: &graph, manifest, golden: &golden }, &path).unwrap();
+        let file = if name == MODEL { String::new() } else { format!("{name}-") };
+        let path = folder.join(format!("{file}{}-{}.cutover", self.version, self.scale));
+        cutover_package::write(&Contents { graph: &graph, manifest, golden: &golden, profile: None }, &path).unwrap();
         path
     }
 }
@@ -185,6 +191,10 @@ impl Executable for FaultyExecutable {
         self.inner.footprint()
     }
 
+    fn weights(&self, visit: &mut dyn FnMut(usize, u64)) {
+        self.inner.weights(visit);
+    }
+
     fn placement(&self) -> &Placement {
         self.inner.placement()
     }
@@ -203,13 +213,13 @@ impl Session for FaultySession {
         context: &RunContext<'_>,
     ) -> Result<(), RunError> {
         self.runs += 1;
-        // The first run of a session is that of the golden vectors.
+        // The first runs of a session are those of the admission.
         match self.behaviour.as_str() {
-            "fail" if self.runs.is_multiple_of(4) => {
+            "fail" if self.runs > 16 && self.runs.is_multiple_of(4) => {
                 let message = "told to fail".to_string();
                 return Err(RunError::Resource(ResourceError::System { what: "the faulty backend", message }));
             }
-            "panic" if self.runs.is_multiple_of(4) => panic!("told to panic"),
+            "panic" if self.runs > 16 && self.runs.is_multiple_of(4) => panic!("told to panic"),
             "slow" => std::thread::sleep(Duration::from_millis(8)),
             _ => {}
         }

@@ -301,6 +301,14 @@ struct Workspace {
 }
 
 impl TreesStep {
+    /// Where the trees lie.
+    pub fn address(&self) -> usize {
+        match &self.trees {
+            Width::Single(trees) => Arc::as_ptr(trees) as usize,
+            Width::Double(trees) => Arc::as_ptr(trees) as usize,
+        }
+    }
+
     /// What the trees take in memory.
     pub fn bytes(&self) -> u64 {
         let bytes = match &self.trees {

@@ -1,4 +1,5 @@
-//! `cutover demo`: a real model served, replaced under load by a smaller one, and a bad successor rolled back.
+//! `cutover demo`: a real model served, replaced under load by a smaller one, and a bad successor found out three times: as a shadow that no
+//! caller sees, as a canary, and in an A/B test.
 //!
 //! Nothing here tells the host which version is bad: its gates find out.
 
@@ -17,7 +18,7 @@ use cutover::{Device, DeviceOptions, Model, Tensor};
 use cutover_server::{Server, ServerOptions};
 use digits::HeldOut;
 use indicatif::{ProgressBar, ProgressStyle};
-use report::Findings;
+use report::{Decision, Findings};
 use serde_json::{Value as Json, json};
 use std::{
     path::{Path, PathBuf},
@@ -37,7 +38,7 @@ pub(crate) struct Arguments {
 }
 
 /// How long each calm phase between rollouts lasts.
-const CALM: Duration = Duration::from_secs(3);
+const CALM: Duration = Duration::from_secs(2);
 /// A rollout that is undecided for so long has failed to do what the demo shows.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Records a client keeps; enough for the whole demo.
@@ -137,9 +138,7 @@ fn drive(
         swaps,
         memory_before: memory.0,
         memory_after: memory.1,
-        promoted: outcome.promoted,
-        rolled_back: outcome.rolled_back,
-        rollback_reason: outcome.rollback_reason,
+        decisions: outcome.decisions,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -155,10 +154,24 @@ struct Stage<'a> {
 
 #[derive(Default)]
 struct Outcome {
-    promoted: bool,
-    rolled_back: bool,
-    rollback_reason: String,
+    decisions: Vec<Decision>,
     memory: (u64, u64),
+}
+
+/// The strategies of the demo, with times for a machine that answers thousands of requests a second.
+fn canary() -> Json {
+    let steps = [(0.1, 1.0), (0.5, 1.0)].map(|(share, dwell_s)| json!({ "share": share, "dwell_s": dwell_s }));
+    json!({ "canary": { "steps": steps, "deadline_s": PATIENCE.as_secs_f64() } })
+}
+
+fn shadow() -> Json {
+    json!({ "shadow": { "observe_s": 1.0, "deadline_s": PATIENCE.as_secs_f64(), "then": null } })
+}
+
+/// What the metric says decides here: the gates let any accuracy pass.
+fn ab_test() -> Json {
+    let gates = json!({ "accuracy_drop_max": 1.0 });
+    json!({ "ab": { "metric": "accuracy", "minimum_effect": 0.01, "deadline_s": PATIENCE.as_secs_f64(), "gates": gates } })
 }
 
 impl Stage<'_> {
@@ -166,21 +179,13 @@ impl Stage<'_> {
         let mut outcome = Outcome::default();
         self.calm("v1 serves")?;
         outcome.memory.0 = resident_bytes();
-        outcome.promoted = self.roll_out("v2", &packages[1])? == "v2";
+        outcome.decisions.push(self.roll_out("v2", &packages[1], canary(), "promoted")?);
         self.calm("v2 should serve now")?;
-        let before = self.active()?;
-        outcome.rolled_back = self.roll_out("v3", &packages[2])? == before;
+        for strategy in [shadow(), canary(), ab_test()] {
+            outcome.decisions.push(self.roll_out("v3", &packages[2], strategy, "rolled back")?);
+        }
         self.calm("the version before v3 should serve")?;
         outcome.memory.1 = resident_bytes();
-        let history = self.get("/cutover/v1/models/digits/history")?;
-        let back = history
-            .as_array()
-            .into_iter()
-            .flatten()
-            .rev()
-            .find(|e| e["event"] == "rolled back" && e["version"] == "v3");
-        outcome.rolled_back &= back.is_some();
-        outcome.rollback_reason = back.and_then(|e| e["reason"].as_str()).unwrap_or_default().to_string();
         Ok(outcome)
     }
 
@@ -213,29 +218,43 @@ impl Stage<'_> {
         }
     }
 
-    /// Deploys by canary, and gives who serves when that is decided.
-    fn roll_out(&mut self, version: &str, package: &Path) -> Result<String> {
-        let steps = [(0.1, 1.0), (0.5, 1.0)].map(|(share, dwell_s)| json!({ "share": share, "dwell_s": dwell_s }));
-        let body = json!({ "package": package, "strategy": { "canary": { "steps": steps, "deadline_s": PATIENCE.as_secs_f64() } } });
+    /// Deploys, and tells how it was decided.
+    fn roll_out(&mut self, version: &str, package: &Path, strategy: Json, expected: &'static str) -> Result<Decision> {
+        let name = strategy.as_object().and_then(|s| s.keys().next()).cloned().unwrap_or_default();
+        let body = json!({ "package": package, "strategy": strategy });
         let deploy = format!("{}/cutover/v1/models/digits/deploy", self.url);
+        let began_s = self.clients.start.elapsed().as_secs_f32();
         post(&self.agent, &deploy, &body).map_err(anyhow::Error::msg)?;
         let mut share = -1.0;
         let end = Instant::now() + PATIENCE;
         loop {
             let status = self.status()?;
-            let active = status["active"]["version"].as_str().unwrap_or_default().to_string();
             if status["rollout"].is_null() || Instant::now() >= end {
-                self.swap(format!("{version} decided: {active} serves"));
-                return Ok(active);
+                break;
             }
             let now = status["rollout"]["share"].as_f64().unwrap_or_default();
             if now != share {
                 share = now;
-                self.swap(format!("{version} gets {:.0} %", 100.0 * share));
+                self.swap(format!("{version} by {name} gets {:.0} %", 100.0 * share));
             }
-            self.show(&format!("{version} by canary, {:.0} % of the requests", 100.0 * share));
+            self.show(&format!("{version} by {name}, {:.0} % of the requests", 100.0 * share));
             std::thread::sleep(Duration::from_millis(5));
         }
+        let history = self.get("/cutover/v1/models/digits/history")?;
+        let last = history.as_array().and_then(|entries| entries.last()).cloned().unwrap_or_default();
+        let of = |key: &str| last[key].as_str().unwrap_or_default().to_string();
+        let outcome = if last["version"] == version { of("event") } else { "undecided".to_string() };
+        self.swap(format!("{version} by {name}: {outcome}; {} serves", self.active()?));
+        let ended_s = self.clients.start.elapsed().as_secs_f32();
+        Ok(Decision {
+            strategy: name,
+            version: version.to_string(),
+            expected,
+            outcome,
+            reason: of("reason"),
+            began_s,
+            ended_s,
+        })
     }
 
     fn swap(&mut self, what: String) {

@@ -18,16 +18,45 @@ pub struct Findings {
     pub swaps: Vec<(f32, String)>,
     pub memory_before: u64,
     pub memory_after: u64,
-    pub promoted: bool,
-    pub rolled_back: bool,
-    pub rollback_reason: String,
+    pub decisions: Vec<Decision>,
     pub seconds: f64,
+}
+
+/// How one rollout ended.
+pub struct Decision {
+    pub strategy: String,
+    pub version: String,
+    /// How it must end: as the history says it.
+    pub expected: &'static str,
+    pub outcome: String,
+    /// The numbers it rests on.
+    pub reason: String,
+    /// From its deploy to its decision, in seconds since the clients started.
+    pub began_s: f32,
+    pub ended_s: f32,
 }
 
 impl Findings {
     /// Whether all is as it must be.
     pub fn good(&self) -> bool {
-        self.failed == 0 && self.wrong_version == 0 && self.promoted && self.rolled_back
+        let decided = self.decisions.len() == 4 && self.decisions.iter().all(|d| d.outcome == d.expected);
+        self.failed == 0 && self.wrong_version == 0 && decided && self.seen_of_shadows() == 0
+    }
+
+    fn decided(&self, strategy: &str, version: &str) -> Option<&Decision> {
+        self.decisions.iter().find(|d| d.strategy == strategy && d.version == version)
+    }
+
+    /// Answers that callers got from a version while it was a shadow.
+    fn seen_of_shadows(&self) -> usize {
+        let shadows = self.decisions.iter().filter(|d| d.strategy == "shadow");
+        let seen = |d: &Decision| {
+            let version = self.versions.iter().position(|v| *v == d.version);
+            let during =
+                |a: &&Answered| Some(usize::from(a.version)) == version && a.at_s > d.began_s && a.at_s < d.ended_s;
+            self.answered.iter().filter(during).count()
+        };
+        shadows.map(seen).sum()
     }
 
     fn of(&self, version: usize) -> impl Iterator<Item = &Answered> {
@@ -60,9 +89,14 @@ impl Findings {
             "failed": self.failed,
             "answered_by_wrong_version": self.wrong_version,
             "complaints": self.complaints,
-            "v2_promoted": self.promoted,
-            "v3_rolled_back": self.rolled_back,
-            "rollback_reason": self.rollback_reason,
+            "v2_promoted": self.decided("canary", "v2").is_some_and(|d| d.outcome == "promoted"),
+            "v3_rolled_back": self.decided("canary", "v3").is_some_and(|d| d.outcome == "rolled back"),
+            "rollback_reason": self.decided("canary", "v3").map(|d| &d.reason),
+            "answers_of_a_shadow": self.seen_of_shadows(),
+            "decisions": self.decisions.iter().map(|d| json!({
+                "strategy": d.strategy, "version": d.version, "outcome": d.outcome, "expected": d.expected,
+                "reason": d.reason, "seconds": d.ended_s - d.began_s,
+            })).collect::<Vec<_>>(),
             "swaps": self.swaps.iter().map(|(at, what)| json!({ "at_s": at, "what": what })).collect::<Vec<_>>(),
             "latency_p99_ms_within_100_ms_of_a_swap": near,
             "latency_p99_ms_otherwise": far,
@@ -90,16 +124,21 @@ impl Findings {
         let rows = vec![
             row("requests failed", self.failed.to_string()),
             row("answered by the wrong version", self.wrong_version.to_string()),
-            row("v2", if self.promoted { "promoted by its canary" } else { "NOT PROMOTED" }.to_string()),
-            row("v3", if self.rolled_back { "rolled back by its gates" } else { "NOT ROLLED BACK" }.to_string()),
+            row("answers of v3 while it was a shadow", self.seen_of_shadows().to_string()),
             row("p99 ms within 100 ms of a swap", ms(near)),
             row("p99 ms otherwise", ms(far)),
             row("memory before", bytes(self.memory_before)),
             row("memory after", bytes(self.memory_after)),
         ];
         text += &table(&["", "value"], rows, true);
-        if !self.rollback_reason.is_empty() {
-            text += &format!("\n\nwhy v3 went: {}", self.rollback_reason);
+        let decisions = self.decisions.iter().map(|d| {
+            let outcome =
+                if d.outcome == d.expected { d.outcome.clone() } else { format!("{}, NOT {}", d.outcome, d.expected) };
+            vec![d.version.clone(), d.strategy.clone(), outcome, format!("{:.1} s", d.ended_s - d.began_s)]
+        });
+        text += &format!("\n\n{}\n", table(&["version", "strategy", "decision", "after"], decisions.collect(), false));
+        for d in &self.decisions {
+            text += &format!("\n{} by {}: {}", d.version, d.strategy, d.reason);
         }
         for complaint in &self.complaints {
             text += &format!("\nwrong: {complaint}");
