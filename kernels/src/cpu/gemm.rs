@@ -680,9 +680,9 @@ mod tests {
 
     #[test]
     fn products_match_plain_loops_and_do_not_depend_on_ranges() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(1);
-            for round in 0..160 {
+            for round in rounds(160) {
                 let large = round % 20 == 0;
                 let limit = if large { 150 } else { 40 };
                 let residual = random.between(0, 2);
@@ -704,7 +704,7 @@ mod tests {
     #[test]
     fn heads_are_read_and_written_by_strides() {
         // Two heads of scores, queries times keys, from rows that hold both, into columns of one output.
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(22);
             let (tokens, heads, depth) = (9, 2, 5);
             let (queries, keys) = (random.units(tokens * heads * depth), random.units(tokens * heads * depth));
@@ -746,7 +746,7 @@ mod tests {
 
     #[test]
     fn a_row_gives_the_same_bits_whatever_it_is_batched_with() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(2);
             let (m, n, k) = (33, 70, 600);
             let (a, b) = (random.units(m * k), random.units(k * n));

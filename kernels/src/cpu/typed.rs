@@ -503,7 +503,7 @@ mod tests {
 
     #[test]
     fn every_type_is_widened_broadcast_and_narrowed() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(40);
             for ty in ElementType::ALL {
                 for (rows, columns) in [(1, 1), (3, 5), (7, 300), (260, 2)] {
@@ -541,7 +541,7 @@ mod tests {
         assert_eq!((f64::NAN.integer(), u8::MAX as i64), (0, 255));
         let input = bytes_of(ElementType::I16, &(0..24).map(f64::from).collect::<Vec<_>>());
         let mut output = [0i64; 8];
-        for level in IsaLevel::available() {
+        for level in levels() {
             // SAFETY: the array's own memory.
             let to = unsafe { Output::from_raw(output.as_mut_ptr().cast::<u8>(), 64) };
             let sum = |line: Line<'_, i64>| Ok::<_, ()>(line.fold(0, |a, b| a + b));
