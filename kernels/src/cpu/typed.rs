@@ -158,7 +158,7 @@ fn low_bits(x: f64) -> i64 {
 
 /// A half-precision float's value.
 #[inline(always)]
-fn half_to_float(bits: u16) -> f32 {
+pub(crate) fn half_to_float(bits: u16) -> f32 {
     let (sign, exponent, mantissa) = (u32::from(bits >> 15) << 31, u32::from(bits >> 10 & 31), u32::from(bits & 1023));
     match exponent {
         // Exact: 24 bits hold any subnormal.
@@ -170,7 +170,7 @@ fn half_to_float(bits: u16) -> f32 {
 
 /// The nearest value with `mantissa` bits of mantissa and the exponents from `least` to `bias` that a 16-bit float has; as its bits.
 #[inline(always)]
-fn narrow(x: f64, mantissa: u32, bias: i64) -> u16 {
+pub(crate) fn narrow(x: f64, mantissa: u32, bias: i64) -> u16 {
     let bits = x.to_bits();
     let sign = ((bits >> 48) as u16) & 0x8000;
     let magnitude = bits & !(1 << 63);

@@ -17,7 +17,7 @@ const PROCESSOR: &str = "model=sapphire_rapids, exclude_features=\"amx, amx_int8
 /// What the kernel is told: where to write, and to leave what Bochs does its own way.
 const KERNEL: &str = "console=ttyS0,115200 quiet panic=-1 reboot=t mitigations=off clearcpuid=fsrm,invpcid,pcid";
 /// The rungs above what the machines that build this have.
-const LEVELS: &str = "avxvnni,avx512,avx512vnni";
+const LEVELS: &str = "avxvnni,avx512,avx512vnni,avx512bf16";
 /// Before the status that the program ended with.
 const STATUS: &str = "status of the tests: ";
 const MEMORY_MIB: usize = 1024;

@@ -28,12 +28,14 @@ pub(crate) struct Arguments {
     /// Expected outputs by name, in any of those formats. Outputs it does not hold are not compared; of maps the values are, [rows, classes].
     #[arg(long)]
     expect: PathBuf,
-    /// An element passes if it differs by at most atol + rtol · |expected|.
-    #[arg(long, default_value_t = 1e-3)]
-    rtol: f64,
-    #[arg(long, default_value_t = 1e-4)]
-    atol: f64,
-    /// Judges by the signal-to-quantization-noise ratio instead: at least so many dB.
+    /// An element passes if it differs by at most atol + rtol · |expected|; 1e-3 if left out.
+    #[arg(long)]
+    rtol: Option<f64>,
+    /// 1e-4 if left out.
+    #[arg(long)]
+    atol: Option<f64>,
+    /// Judges by the signal-to-quantization-noise ratio instead: at least so many dB. With --precision f16 or bf16 it does so unless told
+    /// a tolerance, by 45 or 25 dB.
     #[arg(long, value_name = "DB")]
     sqnr: Option<f64>,
 }
@@ -56,12 +58,17 @@ struct Comparison {
 
 impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
-        if !(self.rtol >= 0.0 && self.atol >= 0.0) {
-            bail!("--rtol {} and --atol {}: expected at least 0", self.rtol, self.atol);
+        let (rtol, atol) = (self.rtol.unwrap_or(1e-3), self.atol.unwrap_or(1e-4));
+        if !(rtol >= 0.0 && atol >= 0.0) {
+            bail!("--rtol {rtol} and --atol {atol}: expected at least 0");
         }
         if self.sqnr.is_some_and(f64::is_nan) {
             bail!("--sqnr: expected a number of decibels");
         }
+        let least_sqnr = self.sqnr.or(match (self.rtol, self.atol) {
+            (None, None) => self.device.least_sqnr_db(),
+            _ => None,
+        });
         let model = self.model.open()?.compile_with(self.device.backend, &self.device.options())?;
         let inputs = read_inputs(&model, &self.inputs)?;
         let only = match &model.signature().outputs[..] {
@@ -76,12 +83,12 @@ impl Arguments {
             let (_, actual) = outputs.iter().find(|(n, _)| n == name).with_context(|| {
                 format!("{} holds '{name}', which is no output of the model; it has {}", self.expect.display(), names())
             })?;
-            comparisons.push(self.compare(name, actual, expected)?);
+            comparisons.push(compare(name, actual, expected, rtol, atol)?);
         }
         if comparisons.is_empty() {
             bail!("{} holds no tensor", self.expect.display());
         }
-        let passes = |c: &Comparison| match self.sqnr {
+        let passes = |c: &Comparison| match least_sqnr {
             Some(least) => c.mismatch.is_none() && c.sqnr_db >= least,
             None => c.mismatch.is_none() && c.outside == 0,
         };
@@ -89,7 +96,8 @@ impl Arguments {
         let document = json!({
             "model": self.model.name(),
             "agrees": verdict == Verdict::Yes,
-            "rtol": self.rtol, "atol": self.atol, "sqnr_db_min": self.sqnr,
+            "precision": self.device.precision_name(),
+            "rtol": rtol, "atol": atol, "sqnr_db_min": least_sqnr,
             "outputs": comparisons.iter().map(|c| json!({
                 "name": c.name, "agrees": passes(c), "elements": c.elements, "mismatch": c.mismatch,
                 "absolute_error_max": c.absolute.0, "absolute_error_at": c.absolute.1,
@@ -118,54 +126,62 @@ impl Arguments {
                 "outside tolerance",
                 "SQNR dB",
             ];
-            table(&header, comparisons.iter().map(row).collect(), false)
+            let judged = match least_sqnr {
+                Some(least) => format!("judged by an SQNR of at least {least} dB"),
+                None => format!("judged by differences of at most {atol:e} + {rtol:e} · |expected|"),
+            };
+            let rows = table(&header, comparisons.iter().map(row).collect(), false);
+            format!("{rows}\n{judged}; precision {}", self.device.precision_name())
         })?;
         Ok(verdict)
     }
+}
 
-    fn compare(&self, name: &str, actual: &Tensor, expected: &Tensor) -> Result<Comparison> {
-        let mut comparison = Comparison {
-            name: name.to_string(),
-            elements: expected.element_count(),
-            absolute: (0.0, Vec::new()),
-            relative: (0.0, Vec::new()),
-            outside: 0,
-            sqnr_db: f64::INFINITY,
-            mismatch: None,
-        };
-        if actual.dtype() != expected.dtype() || actual.shape() != expected.shape() {
-            let of = |t: &Tensor| format!("{} {}", t.dtype(), t.shape());
-            comparison.mismatch = Some(format!("is {}, expected {}", of(actual), of(expected)));
-            return Ok(comparison);
-        }
-        if expected.dtype() == DType::String {
-            comparison.outside = actual.strings()?.iter().zip(expected.strings()?).filter(|(a, e)| a != e).count();
-            return Ok(comparison);
-        }
-        let (mut signal, mut noise) = (0.0, 0.0);
-        for (at, (a, e)) in numbers(actual)?.into_iter().zip(numbers(expected)?).enumerate() {
-            let same = a == e || (a.is_nan() && e.is_nan());
-            let error = if same { 0.0 } else { (a - e).abs() };
-            // A NaN where none is expected is an infinite error, not one that no comparison sees.
-            let error = if error.is_nan() { f64::INFINITY } else { error };
-            let index = || unravel(at, expected.shape());
-            if error > comparison.absolute.0 {
-                comparison.absolute = (error, index());
-            }
-            if e != 0.0 && error / e.abs() > comparison.relative.0 {
-                comparison.relative = (error / e.abs(), index());
-            }
-            // Where a NaN or an infinity is expected, the tolerance is no number either: only the same will do.
-            let within = same || e.is_finite() && error <= self.atol + self.rtol * e.abs();
-            comparison.outside += usize::from(!within);
-            signal += if e.is_finite() { e * e } else { 0.0 };
-            noise += error * error;
-        }
-        if noise > 0.0 {
-            comparison.sqnr_db = 10.0 * (signal / noise).log10();
-        }
-        Ok(comparison)
+fn compare(name: &str, actual: &Tensor, expected: &Tensor, rtol: f64, atol: f64) -> Result<Comparison> {
+    let mut comparison = Comparison {
+        name: name.to_string(),
+        elements: expected.element_count(),
+        absolute: (0.0, Vec::new()),
+        relative: (0.0, Vec::new()),
+        outside: 0,
+        sqnr_db: f64::INFINITY,
+        mismatch: None,
+    };
+    if actual.dtype() != expected.dtype() || actual.shape() != expected.shape() {
+        let of = |t: &Tensor| format!("{} {}", t.dtype(), t.shape());
+        comparison.mismatch = Some(format!("is {}, expected {}", of(actual), of(expected)));
+        return Ok(comparison);
     }
+    if expected.dtype() == DType::String {
+        comparison.outside = actual.strings()?.iter().zip(expected.strings()?).filter(|(a, e)| a != e).count();
+        if comparison.outside > 0 {
+            comparison.sqnr_db = f64::NEG_INFINITY;
+        }
+        return Ok(comparison);
+    }
+    let (mut signal, mut noise) = (0.0, 0.0);
+    for (at, (a, e)) in numbers(actual)?.into_iter().zip(numbers(expected)?).enumerate() {
+        let same = a == e || (a.is_nan() && e.is_nan());
+        let error = if same { 0.0 } else { (a - e).abs() };
+        // A NaN where none is expected is an infinite error, not one that no comparison sees.
+        let error = if error.is_nan() { f64::INFINITY } else { error };
+        let index = || unravel(at, expected.shape());
+        if error > comparison.absolute.0 {
+            comparison.absolute = (error, index());
+        }
+        if e != 0.0 && error / e.abs() > comparison.relative.0 {
+            comparison.relative = (error / e.abs(), index());
+        }
+        // Where a NaN or an infinity is expected, the tolerance is no number either: only the same will do.
+        let within = same || e.is_finite() && error <= atol + rtol * e.abs();
+        comparison.outside += usize::from(!within);
+        signal += if e.is_finite() { e * e } else { 0.0 };
+        noise += error * error;
+    }
+    if noise > 0.0 {
+        comparison.sqnr_db = 10.0 * (signal / noise).log10();
+    }
+    Ok(comparison)
 }
 
 fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {

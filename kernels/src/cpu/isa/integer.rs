@@ -142,7 +142,7 @@ mod x86 {
 
     // SAFETY, for every block of this impl: the token proves AVX-512 (and VNNI where its parameter says so); memory is vouched for
     // by the caller.
-    impl<const VNNI: bool> Integers for Avx512<VNNI> {
+    impl<const VNNI: bool, const BF16: bool> Integers for Avx512<VNNI, BF16> {
         type W = __m512i;
         const DOT4: bool = VNNI;
 
@@ -210,7 +210,7 @@ mod arm {
 
     // SAFETY, for every block of this impl: the token proves Advanced SIMD; memory is vouched for by the caller.
     #[allow(unused_unsafe)]
-    impl Integers for Neon {
+    impl<const BF16: bool> Integers for Neon<BF16> {
         type W = int32x4_t;
         const DOT4: bool = false;
 
