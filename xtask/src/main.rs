@@ -4,6 +4,7 @@
 //! run it through cargo.
 
 mod check;
+mod emulate;
 mod rules;
 mod soak;
 mod test;
@@ -33,6 +34,13 @@ enum Task {
         /// Replays this one run of the simulation, and tells what happens in it.
         #[arg(long)]
         seed: Option<u64>,
+    },
+    /// Runs a sample of the tests on instruction sets that this machine may lack. Example: cargo xtask emulate neon
+    Emulate {
+        machine: emulate::Machine,
+        /// Only tests whose names hold this.
+        #[arg(default_value = "")]
+        only: String,
     },
     /// Trains a model that the repository ships, and prints its accuracy on held-out data. Example: cargo xtask train digits
     Train {
@@ -70,6 +78,7 @@ fn run(task: Task) -> Result<()> {
         Task::Check => check::check(),
         Task::Test => test::test(),
         Task::Soak { name, seed } => soak::soak(name.as_deref(), seed),
+        Task::Emulate { machine, only } => emulate::emulate(machine, &only),
         Task::Train { model, output } => {
             train::train(&model, &output.unwrap_or_else(|| root().join("models").join(&model)))
         }

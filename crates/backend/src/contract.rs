@@ -187,13 +187,13 @@ pub struct SessionMemory {
 }
 
 /// What a plan is compiled for.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct CompileOptions {
     pub precision: Precision,
     pub numerics: Numerics,
 }
 
-/// The type that floating-point products are computed in.
+/// The type that the weights of floating-point products are held in, and the products computed in where a processor does so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// As the model says.

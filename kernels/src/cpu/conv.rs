@@ -687,9 +687,9 @@ pub(crate) mod tests {
 
     #[test]
     fn convolutions_match_plain_loops_and_do_not_depend_on_ranges() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(4);
-            for round in 0..150 {
+            for round in rounds(150) {
                 let transposed = round % 3 == 2;
                 let (channels_in, channels_out, groups) = match round % 8 {
                     0 => (32, 64, 2),
@@ -716,7 +716,7 @@ pub(crate) mod tests {
             pad_after: pad,
         };
         let up = Axis { input: 9, output: 18, kernel: 2, stride: 2, dilation: 1, pad_before: 0, pad_after: 0 };
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(5);
             for (channels_in, channels_out, side, transposed) in [
                 (64, 64, axis(28, 3, 1, 1), false),

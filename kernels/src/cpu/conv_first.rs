@@ -411,9 +411,9 @@ mod tests {
 
     #[test]
     fn first_layers_match_plain_loops_and_do_not_depend_on_ranges() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(7);
-            for round in 0..100 {
+            for round in rounds(100) {
                 let mut width = random_axis(&mut random, false);
                 let mut height = if round % 6 == 0 { Axis::UNIT } else { random_axis(&mut random, false) };
                 if round % 4 == 0 {

@@ -318,9 +318,9 @@ mod tests {
 
     #[test]
     fn depthwise_matches_plain_loops_and_does_not_depend_on_ranges() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(6);
-            for round in 0..100 {
+            for round in rounds(100) {
                 let channels = random.between(1, 40);
                 let mut width = random_axis(&mut random, false);
                 let mut height = if round % 6 == 0 { Axis::UNIT } else { random_axis(&mut random, false) };

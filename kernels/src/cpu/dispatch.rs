@@ -11,6 +11,8 @@ pub trait Kernel {
     type Output;
     /// Whether it has a use for products of four bytes: only such kernels are compiled for the rungs that have them (AVX-VNNI, AVX-512 VNNI).
     const OF_BYTES: bool = false;
+    /// Whether it has a use for products of pairs of bfloat16, likewise (AVX-512 BF16, NEON with BF16).
+    const OF_HALVES: bool = false;
     fn eval<I: Isa>(self, isa: I) -> Self::Output;
 }
 
@@ -19,6 +21,8 @@ enum Rung {
     Scalar,
     #[cfg(target_arch = "aarch64")]
     Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonBf16,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
@@ -27,6 +31,8 @@ enum Rung {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 /// A rung of the ladder that this machine can run. Values only come from [`IsaLevel::detect`], [`IsaLevel::available`] and
@@ -49,11 +55,15 @@ impl IsaLevel {
         let more = [
             super::isa::x86::Avx2::<false>::new().map(|_| IsaLevel(Rung::Avx2)),
             super::isa::x86::Avx2::<true>::new().map(|_| IsaLevel(Rung::AvxVnni)),
-            super::isa::x86::Avx512::<false>::new().map(|_| IsaLevel(Rung::Avx512)),
-            super::isa::x86::Avx512::<true>::new().map(|_| IsaLevel(Rung::Avx512Vnni)),
+            super::isa::x86::Avx512::<false, false>::new().map(|_| IsaLevel(Rung::Avx512)),
+            super::isa::x86::Avx512::<true, false>::new().map(|_| IsaLevel(Rung::Avx512Vnni)),
+            super::isa::x86::Avx512::<true, true>::new().map(|_| IsaLevel(Rung::Avx512Bf16)),
         ];
         #[cfg(target_arch = "aarch64")]
-        let more = [super::isa::neon::Neon::new().map(|_| IsaLevel(Rung::Neon))];
+        let more = [
+            super::isa::neon::Neon::<false>::new().map(|_| IsaLevel(Rung::Neon)),
+            super::isa::neon::Neon::<true>::new().map(|_| IsaLevel(Rung::NeonBf16)),
+        ];
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let more: [Option<IsaLevel>; 0] = [];
         std::iter::once(IsaLevel::SCALAR).chain(more.into_iter().flatten())
@@ -64,12 +74,14 @@ impl IsaLevel {
         IsaLevel::available().find(|level| level.name() == name)
     }
 
-    /// `scalar`, `neon`, `avx2`, `avxvnni`, `avx512` or `avx512vnni`.
+    /// `scalar`, `neon`, `neonbf16`, `avx2`, `avxvnni`, `avx512`, `avx512vnni` or `avx512bf16`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Rung::Scalar => "scalar",
             #[cfg(target_arch = "aarch64")]
             Rung::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Rung::NeonBf16 => "neonbf16",
             #[cfg(target_arch = "x86_64")]
             Rung::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -78,6 +90,19 @@ impl IsaLevel {
             Rung::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Rung::Avx512Vnni => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Rung::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// Whether [`Isa::dot_bf16`] is an instruction there.
+    pub fn has_bf16(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "aarch64")]
+            Rung::NeonBf16 => true,
+            #[cfg(target_arch = "x86_64")]
+            Rung::Avx512Bf16 => true,
+            _ => false,
         }
     }
 }
@@ -87,7 +112,13 @@ pub fn dispatch<K: Kernel>(level: IsaLevel, kernel: K) -> K::Output {
     match level.0 {
         Rung::Scalar => Scalar.outline(kernel),
         #[cfg(target_arch = "aarch64")]
-        Rung::Neon => super::isa::neon::Neon::new().expect("a level is only made where it exists").outline(kernel),
+        Rung::NeonBf16 if K::OF_HALVES => {
+            super::isa::neon::Neon::<true>::new().expect("a level is only made where it exists").outline(kernel)
+        }
+        #[cfg(target_arch = "aarch64")]
+        Rung::Neon | Rung::NeonBf16 => {
+            super::isa::neon::Neon::<false>::new().expect("a level is only made where it exists").outline(kernel)
+        }
         #[cfg(target_arch = "x86_64")]
         Rung::AvxVnni if K::OF_BYTES => {
             super::isa::x86::Avx2::<true>::new().expect("a level is only made where it exists").outline(kernel)
@@ -97,13 +128,17 @@ pub fn dispatch<K: Kernel>(level: IsaLevel, kernel: K) -> K::Output {
             super::isa::x86::Avx2::<false>::new().expect("a level is only made where it exists").outline(kernel)
         }
         #[cfg(target_arch = "x86_64")]
-        Rung::Avx512Vnni if K::OF_BYTES => {
-            super::isa::x86::Avx512::<true>::new().expect("a level is only made where it exists").outline(kernel)
+        Rung::Avx512Bf16 if K::OF_HALVES => {
+            super::isa::x86::Avx512::<false, true>::new().expect("a level is only made where it exists").outline(kernel)
         }
         #[cfg(target_arch = "x86_64")]
-        Rung::Avx512 | Rung::Avx512Vnni => {
-            super::isa::x86::Avx512::<false>::new().expect("a level is only made where it exists").outline(kernel)
+        Rung::Avx512Vnni | Rung::Avx512Bf16 if K::OF_BYTES => {
+            super::isa::x86::Avx512::<true, false>::new().expect("a level is only made where it exists").outline(kernel)
         }
+        #[cfg(target_arch = "x86_64")]
+        Rung::Avx512 | Rung::Avx512Vnni | Rung::Avx512Bf16 => super::isa::x86::Avx512::<false, false>::new()
+            .expect("a level is only made where it exists")
+            .outline(kernel),
     }
 }
 

@@ -552,7 +552,7 @@ mod tests {
             (Unary::Softsign, |x| x / (1.0 + x.abs())),
             (Unary::Mish, |x| x * (x.max(0.0) + (-x.abs()).exp().ln_1p()).tanh()),
         ];
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(10);
             for (op, definition) in &cases {
                 for len in [0, 1, 7, 100] {
@@ -599,9 +599,9 @@ mod tests {
             (Binary::PRelu, |a, b| if a < 0.0 { a * b } else { a }),
             (Binary::SquaredDifference, |a, b| (a - b) * (a - b)),
         ];
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(11);
-            for round in 0..180 {
+            for round in rounds(180) {
                 let rank = random.between(0, 5);
                 let shape: Vec<usize> = (0..rank).map(|_| random.pick(&[1, 2, 3, 16, 17])).collect();
                 // Contiguous operands of which some axes are repeated, sometimes with their axes reversed in memory.
@@ -650,7 +650,7 @@ mod tests {
 
     #[test]
     fn an_operand_may_be_the_output() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut values: Vec<f32> = (0..33).map(|i| i as f32).collect();
             let one = [1.0];
             let a = Operand { source: Source::Output, strides: &[11, 1] };
@@ -662,7 +662,7 @@ mod tests {
 
     #[test]
     fn extremes_pass_nan_on() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             for op in [Binary::Min, Binary::Max] {
                 let (a, b) = ([f32::NAN, 1.0], [1.0, f32::NAN]);
                 let mut output = [0.0; 2];
@@ -676,7 +676,7 @@ mod tests {
 
     #[test]
     fn channels_are_scaled_and_shifted() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(12);
             for (round, (channels, pixels)) in [(1usize, 1), (20, 49), (32, 5)].into_iter().enumerate() {
                 let blocks = channels.div_ceil(BLOCK);

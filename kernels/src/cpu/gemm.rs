@@ -45,7 +45,7 @@ impl<'a> Matrix<'a> {
         Matrix { data, row_stride: 1, column_stride: rows_of_result }
     }
 
-    fn assert_holds(&self, rows: usize, columns: usize, name: &str) {
+    pub(super) fn assert_holds(&self, rows: usize, columns: usize, name: &str) {
         if rows > 0 && columns > 0 {
             let last = (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
             assert!(last < self.data.len(), "{name} of {rows} x {columns} needs index {last}, has {}", self.data.len());
@@ -158,7 +158,7 @@ pub fn gemm(
 
 /// Vectors in a panel's row: with [`tile_rows`] what the registers hold.
 #[inline(always)]
-const fn panel_vectors<I: Isa>() -> usize {
+pub(super) const fn panel_vectors<I: Isa>() -> usize {
     match (I::LANES, I::REGISTERS) {
         (4, 32) => 4,
         _ => 2,
@@ -167,7 +167,7 @@ const fn panel_vectors<I: Isa>() -> usize {
 
 /// Rows of a full tile.
 #[inline(always)]
-const fn tile_rows<I: Isa>() -> usize {
+pub(super) const fn tile_rows<I: Isa>() -> usize {
     match (I::LANES, I::REGISTERS) {
         (16, _) => 14,
         (4, 16) => 4,
@@ -177,7 +177,7 @@ const fn tile_rows<I: Isa>() -> usize {
 
 /// Rows of a tile as packed.
 #[inline(always)]
-const fn packed_stride<I: Isa>() -> usize {
+pub(super) const fn packed_stride<I: Isa>() -> usize {
     tile_rows::<I>().next_multiple_of(I::LANES)
 }
 
@@ -380,7 +380,7 @@ impl Product<'_> {
 /// # Safety
 /// The rows and depths are inside A; `packed` has room for `packed_stride · k.len()`.
 #[inline(always)]
-unsafe fn pack_a<I: Isa>(isa: I, a: Matrix<'_>, row: usize, mr: usize, k: Range<usize>, packed: *mut f32) {
+pub(super) unsafe fn pack_a<I: Isa>(isa: I, a: Matrix<'_>, row: usize, mr: usize, k: Range<usize>, packed: *mut f32) {
     let (depth, stride) = (k.len(), packed_stride::<I>());
     // SAFETY: the caller.
     unsafe {
@@ -572,7 +572,7 @@ impl Strip<'_> {
 /// # Safety
 /// The row is readable below `columns`.
 #[inline(always)]
-unsafe fn load_columns<I: Isa>(isa: I, row: *const f32, column: usize, columns: usize) -> I::V {
+pub(super) unsafe fn load_columns<I: Isa>(isa: I, row: *const f32, column: usize, columns: usize) -> I::V {
     // SAFETY: the caller.
     unsafe {
         if column + I::LANES <= columns {
@@ -588,7 +588,7 @@ unsafe fn load_columns<I: Isa>(isa: I, row: *const f32, column: usize, columns: 
 /// # Safety
 /// The row is writable below `columns`.
 #[inline(always)]
-unsafe fn store_columns<I: Isa>(isa: I, row: *mut f32, column: usize, columns: usize, x: I::V) {
+pub(super) unsafe fn store_columns<I: Isa>(isa: I, row: *mut f32, column: usize, columns: usize, x: I::V) {
     // SAFETY: the caller.
     unsafe {
         if column + I::LANES <= columns {
@@ -680,9 +680,9 @@ mod tests {
 
     #[test]
     fn products_match_plain_loops_and_do_not_depend_on_ranges() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(1);
-            for round in 0..160 {
+            for round in rounds(160) {
                 let large = round % 20 == 0;
                 let limit = if large { 150 } else { 40 };
                 let residual = random.between(0, 2);
@@ -704,7 +704,7 @@ mod tests {
     #[test]
     fn heads_are_read_and_written_by_strides() {
         // Two heads of scores, queries times keys, from rows that hold both, into columns of one output.
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(22);
             let (tokens, heads, depth) = (9, 2, 5);
             let (queries, keys) = (random.units(tokens * heads * depth), random.units(tokens * heads * depth));
@@ -746,7 +746,7 @@ mod tests {
 
     #[test]
     fn a_row_gives_the_same_bits_whatever_it_is_batched_with() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(2);
             let (m, n, k) = (33, 70, 600);
             let (a, b) = (random.units(m * k), random.units(k * n));

@@ -14,6 +14,7 @@ pub mod neon;
 pub mod x86;
 
 use super::dispatch::Kernel;
+use super::typed::{half_to_float, narrow};
 
 /// Vectors of `f32` on one rung of the ladder.
 ///
@@ -104,6 +105,86 @@ pub trait Isa: integer::Integers + Copy + Send + Sync + 'static {
             self.store_bytes(to[0], self.add(self.round(a), zero));
             self.store_bytes(to[1], self.add(self.round(b), zero));
         }
+    }
+
+    /// Half-precision floats (IEEE 754's binary16), widened.
+    /// # Safety
+    /// `LANES` of them are readable at `p`.
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller; the array holds 16 >= LANES values.
+        unsafe {
+            for i in 0..Self::LANES {
+                lanes[i] = half_to_float(p.add(i).read());
+            }
+            self.load(lanes.as_ptr())
+        }
+    }
+
+    /// The nearest half-precision floats, ties to even, infinite past 65504.
+    /// # Safety
+    /// `LANES` of them are writable at `p`.
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: Self::V) {
+        let lanes = self.to_lanes(v);
+        for i in 0..Self::LANES {
+            // SAFETY: the caller.
+            unsafe { p.add(i).write(narrow(lanes[i].into(), 10, 15)) };
+        }
+    }
+
+    /// Floats of 16 bits with f32's exponents (bfloat16), widened.
+    /// # Safety
+    /// `LANES` of them are readable at `p`.
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller; the array holds 16 >= LANES values.
+        unsafe {
+            for i in 0..Self::LANES {
+                lanes[i] = f32::from_bits(u32::from(p.add(i).read()) << 16);
+            }
+            self.load(lanes.as_ptr())
+        }
+    }
+
+    /// The nearest bfloat16, ties to even.
+    /// # Safety
+    /// `LANES` of them are writable at `p`.
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::V) {
+        let lanes = self.to_lanes(v);
+        for i in 0..Self::LANES {
+            let bits = lanes[i].to_bits();
+            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+            // A NaN stays one, quiet and of the same sign.
+            let bits = if bits & 0x7fff_ffff > 0x7f80_0000 { bits | 0x40_0000 } else { nearest };
+            // SAFETY: the caller.
+            unsafe { p.add(i).write((bits >> 16) as u16) };
+        }
+    }
+
+    /// Lane by lane `sum + a₀b₀ + a₁b₁` of pairs of bfloat16, the first in the lower bits. How often it rounds, and what becomes of subnormal
+    /// numbers, is the processor's; without such an instruction twice, as [`Isa::fma`] does.
+    #[inline(always)]
+    fn dot_bf16(self, sum: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        self.dot_bf16_widened(sum, a, b)
+    }
+
+    #[inline(always)]
+    fn dot_bf16_widened(self, sum: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let (mut sum, a, b) = (sum, self.to_lanes(a), self.to_lanes(b));
+        let halves = |x: f32| [f32::from_bits(x.to_bits() << 16), f32::from_bits(x.to_bits() & 0xffff_0000)];
+        for half in 0..2 {
+            let (mut left, mut right) = ([0.0; 16], [0.0; 16]);
+            for i in 0..Self::LANES {
+                (left[i], right[i]) = (halves(a[i])[half], halves(b[i])[half]);
+            }
+            // SAFETY: the arrays hold 16 >= LANES values.
+            sum = unsafe { self.fma(self.load(left.as_ptr()), self.load(right.as_ptr()), sum) };
+        }
+        sum
     }
 
     /// `2^n` for integral `n` in -126 ..= 127.

@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn blocks_hold_sixteen_channels_and_zeros_past_the_last() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(3);
             for (channels, pixels) in [(0, 5), (1, 1), (3, 50), (16, 49), (24, 16), (33, 700), (48, 1030)] {
                 let image = random.units(channels * pixels);

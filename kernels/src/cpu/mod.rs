@@ -23,6 +23,7 @@
 // Register tiles are arrays of arrays walked by constant bounds, several at once: iterators would hide what unrolls.
 #![allow(clippy::needless_range_loop)]
 
+pub mod bf16;
 pub mod conv;
 pub mod conv_first;
 pub mod depthwise;
@@ -30,6 +31,7 @@ pub mod dispatch;
 pub mod elementwise;
 pub mod epilogue;
 pub mod gemm;
+pub mod half;
 pub mod isa;
 pub mod layout;
 pub mod movement;

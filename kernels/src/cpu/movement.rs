@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn matrices_are_transposed() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(20);
             for (batch, rows, columns) in [(0, 3, 3), (1, 1, 1), (2, 5, 130), (3, 16, 16), (1, 200, 33), (2, 67, 4)] {
                 let input = random.units(batch * rows * columns);
@@ -419,9 +419,9 @@ mod tests {
 
     #[test]
     fn strided_views_are_copied() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(21);
-            for _ in 0..150 {
+            for _ in rounds(150) {
                 let rank = random.between(0, 4);
                 let shape: Vec<usize> = (0..rank).map(|_| random.pick(&[1, 2, 3, 16, 35])).collect();
                 // A random order of the axes in memory, steps of 1 or 2, some repeated.
@@ -458,7 +458,7 @@ mod tests {
     #[test]
     fn words_of_every_size_are_turned_and_repeated() {
         fn check<T: Word + PartialEq + std::fmt::Debug>(from: impl Fn(usize) -> T) {
-            for level in IsaLevel::available() {
+            for level in levels() {
                 let mut random = Random::new(22);
                 for (rows, columns) in [(1, 1), (2, 30), (3, 100), (4, 77), (5, 130), (16, 16), (67, 40), (100, 3)] {
                     let input: Vec<T> = (0..rows * columns).map(&from).collect();
@@ -486,7 +486,7 @@ mod tests {
         let input: Vec<u16> = (0..50).collect();
         let mut expected = Vec::new();
         let mut runs = Vec::new();
-        for _ in 0..30 {
+        for _ in rounds(30) {
             let (start, count) = (random.between(0, 40), random.between(1, 9));
             let filled = random.between(0, 3) == 0;
             runs.push(Run { to: expected.len() as u32, from: if filled { Run::FILL } else { start as u32 } });
@@ -497,7 +497,7 @@ mod tests {
             copy_runs(&input, 999, &runs, range, Output::new(&mut output));
         }
         assert_eq!(output, expected);
-        for level in IsaLevel::available() {
+        for level in levels() {
             let condition: Vec<u8> = (0..35).map(|i| i % 3).collect();
             let (a, b): (Vec<u64>, Vec<u64>) = ((0..35).collect(), vec![1000, 1001, 1002, 1003, 1004]);
             let mut output = vec![0u64; 35];

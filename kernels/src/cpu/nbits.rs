@@ -327,9 +327,9 @@ mod tests {
 
     #[test]
     fn agrees_with_plain_sums() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(71);
-            for round in 0..90 {
+            for round in rounds(90) {
                 let bits = [2, 4, 8][round % 3];
                 let block = random.pick(&[16, 32, 64, 128]);
                 let (rows, k, n) = (random.between(1, 14), random.between(1, 200), random.between(1, 150));

@@ -334,9 +334,9 @@ mod tests {
 
     #[test]
     fn softmax_of_rows_matches_its_definition() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(14);
-            for round in 0..80 {
+            for round in rounds(80) {
                 let (rows, width) = (random.between(1, 9), random.pick(&[1, 2, 7, 16, 33, 64, 128, 200]));
                 let input: Vec<f32> = (0..rows * width).map(|_| random.unit() * 20.0).collect();
                 let (scale, rows_each) = (random.pick(&[1.0, 0.125]), random.between(1, 4));
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn softmax_of_a_middle_axis_matches_its_definition() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(15);
             for (outer, axis, inner, logarithm) in
                 [(1, 3, 1, false), (2, 10, 33, false), (3, 5, 16, true), (2, 1, 7, true)]
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn nan_in_a_row_spoils_that_row_only() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             for position in [0, 5, 17] {
                 let mut input = vec![0.5; 36];
                 input[position] = f32::NAN;
@@ -414,9 +414,9 @@ mod tests {
 
     #[test]
     fn layer_normalization_matches_its_definition() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(16);
-            for round in 0..60 {
+            for round in rounds(60) {
                 let (rows, width) = (random.between(1, 7), random.pick(&[1, 5, 16, 31, 64, 384, 700]));
                 // A large mean: what a one-pass variance would fail on.
                 let input: Vec<f32> = (0..rows * width).map(|_| random.unit() + 30.0).collect();

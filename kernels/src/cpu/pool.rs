@@ -290,9 +290,9 @@ mod tests {
 
     #[test]
     fn pools_match_plain_loops_in_both_layouts() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(8);
-            for round in 0..90 {
+            for round in rounds(90) {
                 let channels = random.between(1, 36);
                 let (height, width) = (random_axis(&mut random, false), random_axis(&mut random, false));
                 let is_deep = random.between(0, 3) == 0;
@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn whole_images_reduce_to_their_mean_and_maximum() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(9);
             for (channels, pixels) in [(1, 1), (20, 49), (32, 1000)] {
                 let input = random.units(channels * pixels);
@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_maximum_over_nan_is_nan() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             for position in 0..3 {
                 let mut input = vec![1.0; 3];
                 input[position] = f32::NAN;

@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn floats_become_bytes_and_come_back() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let input = [-1.0f32, 0.0, 0.5, 1.5, 2.5, 300.0, -1e30, f32::NAN, f32::INFINITY];
             for (signed, zero_point) in [(false, 3), (true, -5)] {
                 let to = Quantization { scale: 0.5, zero_point, signed };
@@ -373,7 +373,7 @@ mod tests {
         let mut output = vec![0u8; 256];
         look_up(&table, &bytes, 0..256, Output::new(&mut output));
         assert_eq!(output, table);
-        for level in IsaLevel::available() {
+        for level in levels() {
             let a = Quantized { bytes: &bytes, signed: true, zero_point: 4 };
             let b = Quantized { bytes: &table, signed: false, zero_point: 100 };
             let to = Quantization { scale: 0.75, zero_point: 128, signed: false };
@@ -388,9 +388,9 @@ mod tests {
 
     #[test]
     fn windows_slide_over_channels() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(61);
-            for _ in 0..60 {
+            for _ in rounds(60) {
                 let mut axis = |input: usize| {
                     let (kernel, stride, dilation) = (random.between(1, 3), random.between(1, 2), random.between(1, 2));
                     let (pad_before, pad_after) = (random.between(0, kernel - 1), random.between(0, kernel - 1));

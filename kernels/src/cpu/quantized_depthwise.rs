@@ -271,9 +271,9 @@ mod tests {
 
     #[test]
     fn agrees_with_plain_sums() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(61);
-            for round in 0..120 {
+            for round in rounds(120) {
                 let mut axis = |input: usize| {
                     let (kernel, stride) = (random.pick(&[1, 2, 3, 3, 5, 7]), random.between(1, 3));
                     let dilation = random.pick(&[1, 1, 1, 2]);

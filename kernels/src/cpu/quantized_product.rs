@@ -680,9 +680,9 @@ mod tests {
 
     #[test]
     fn sums_are_exact_and_their_epilogues_round_once() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(60);
-            for round in 0..60 {
+            for round in rounds(60) {
                 let groups = random.pick(&[1, 1, 2, 3]);
                 let shape = match round % 3 {
                     0 => ProductShape::matrices(random.between(1, 40), random.between(1, 70), random.between(1, 70)),

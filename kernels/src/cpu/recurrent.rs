@@ -277,9 +277,9 @@ mod tests {
 
     #[test]
     fn lstm_steps_match_their_definition() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(18);
-            for round in 0..40 {
+            for round in rounds(40) {
                 let (batch, hidden) = (random.between(1, 4), random.pick(&[1, 5, 16, 33, 128]));
                 let (gates_stride, output_stride) = (4 * hidden + random.between(0, 3), hidden + random.between(0, 3));
                 let gates: Vec<f32> = (0..batch * gates_stride).map(|_| random.unit() * 5.0).collect();
@@ -319,9 +319,9 @@ mod tests {
 
     #[test]
     fn gru_steps_match_their_definition() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(19);
-            for round in 0..40 {
+            for round in rounds(40) {
                 let (batch, hidden) = (random.between(1, 4), random.pick(&[1, 5, 16, 33, 128]));
                 let (stride, output_stride) = (3 * hidden + random.between(0, 3), hidden + random.between(0, 3));
                 let gates: Vec<f32> = (0..batch * stride).map(|_| random.unit() * 4.0).collect();

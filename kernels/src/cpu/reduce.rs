@@ -190,9 +190,9 @@ mod tests {
             (Reduction::SumOfMagnitudes, |x| x.iter().map(|x| x.abs()).sum()),
             (Reduction::Euclidean, |x| x.iter().map(|x| x * x).sum::<f64>().sqrt()),
         ];
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(17);
-            for round in 0..120 {
+            for round in rounds(120) {
                 let (outer, axis) = (random.between(1, 5), random.pick(&[0, 1, 2, 7, 16, 63, 200, 515]));
                 let inner = random.pick(&[1, 1, 2, 16, 35]);
                 let (reduction, definition) = definitions[round % 8];
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn extremes_pass_nan_on() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             for reduction in [Reduction::Max, Reduction::Min] {
                 for (axis, position) in [(3, 0), (3, 2), (200, 0), (200, 77), (200, 199)] {
                     let mut input = vec![1.0; axis];

@@ -157,7 +157,7 @@ unsafe fn each<I: Isa>(isa: I, to: *mut f32, count: usize, f: impl Fn(I::V) -> I
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Random, assert_near, assert_same_bits};
+    use super::super::testing::{Random, assert_near, assert_same_bits, levels};
     use super::*;
 
     #[test]
@@ -171,7 +171,7 @@ mod tests {
             Comparison::Polynomial { gamma: 0.5, coef0: 1.0, degree: 3.0 },
             Comparison::Polynomial { gamma: 0.0625, coef0: 4.0, degree: 2.5 },
         ];
-        for level in IsaLevel::available() {
+        for level in levels() {
             for comparison in comparisons {
                 let (n, m) = (random.between(1, 5), random.between(1, 40));
                 let features = random.pick(&[1, 3, 8, 17, 40]);

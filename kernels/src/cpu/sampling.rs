@@ -294,9 +294,9 @@ mod tests {
 
     #[test]
     fn regions_are_means_of_samples() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(41);
-            for _ in 0..60 {
+            for _ in rounds(60) {
                 let channels = random.between(1, 40);
                 let (height, width) = (random.between(1, 9), random.between(1, 9));
                 let bins = [random.between(1, 4), random.between(1, 4)];
@@ -353,9 +353,9 @@ mod tests {
 
     #[test]
     fn places_are_interpolated() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(42);
-            for _ in 0..60 {
+            for _ in rounds(60) {
                 let (channels, height, width) = (random.between(1, 3), random.between(1, 7), random.between(1, 7));
                 let image = random.units(channels * height * width);
                 let count = random.between(1, 9);
@@ -392,7 +392,7 @@ mod tests {
     #[test]
     fn outside_lies_what_was_asked_for() {
         let image = [1.0, 2.0, 3.0];
-        for level in IsaLevel::available() {
+        for level in levels() {
             let sample = |filter, outside, x: f32| {
                 let places = [x, 0.0];
                 let grid = Grid {

@@ -2,6 +2,23 @@
 
 use super::IsaLevel;
 
+/// The rungs to test: all that this machine has, or those that `CUTOVER_LEVELS` names, by commas; a name that it lacks is a failure.
+pub fn levels() -> impl Iterator<Item = IsaLevel> {
+    let named = |names: String| -> Vec<IsaLevel> {
+        let level = |name| IsaLevel::named(name).unwrap_or_else(|| panic!("this machine lacks {name}"));
+        names.split(',').map(level).collect()
+    };
+    std::env::var("CUTOVER_LEVELS").map_or_else(|_| IsaLevel::available().collect(), named).into_iter()
+}
+
+/// The random cases to run: `count`, or of each `CUTOVER_SAMPLE` of them one, and at least a few.
+pub fn rounds(count: usize) -> std::ops::Range<usize> {
+    const FEWEST: usize = 12;
+    let share = std::env::var("CUTOVER_SAMPLE").ok().and_then(|n| n.parse().ok());
+    let share = share.map_or(count, |share: usize| count / share.max(1));
+    0..share.max(FEWEST).min(count)
+}
+
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Random(u64);
 

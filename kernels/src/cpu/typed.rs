@@ -158,7 +158,7 @@ fn low_bits(x: f64) -> i64 {
 
 /// A half-precision float's value.
 #[inline(always)]
-fn half_to_float(bits: u16) -> f32 {
+pub(crate) fn half_to_float(bits: u16) -> f32 {
     let (sign, exponent, mantissa) = (u32::from(bits >> 15) << 31, u32::from(bits >> 10 & 31), u32::from(bits & 1023));
     match exponent {
         // Exact: 24 bits hold any subnormal.
@@ -170,7 +170,7 @@ fn half_to_float(bits: u16) -> f32 {
 
 /// The nearest value with `mantissa` bits of mantissa and the exponents from `least` to `bias` that a 16-bit float has; as its bits.
 #[inline(always)]
-fn narrow(x: f64, mantissa: u32, bias: i64) -> u16 {
+pub(crate) fn narrow(x: f64, mantissa: u32, bias: i64) -> u16 {
     let bits = x.to_bits();
     let sign = ((bits >> 48) as u16) & 0x8000;
     let magnitude = bits & !(1 << 63);
@@ -503,7 +503,7 @@ mod tests {
 
     #[test]
     fn every_type_is_widened_broadcast_and_narrowed() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(40);
             for ty in ElementType::ALL {
                 for (rows, columns) in [(1, 1), (3, 5), (7, 300), (260, 2)] {
@@ -541,7 +541,7 @@ mod tests {
         assert_eq!((f64::NAN.integer(), u8::MAX as i64), (0, 255));
         let input = bytes_of(ElementType::I16, &(0..24).map(f64::from).collect::<Vec<_>>());
         let mut output = [0i64; 8];
-        for level in IsaLevel::available() {
+        for level in levels() {
             // SAFETY: the array's own memory.
             let to = unsafe { Output::from_raw(output.as_mut_ptr().cast::<u8>(), 64) };
             let sum = |line: Line<'_, i64>| Ok::<_, ()>(line.fold(0, |a, b| a + b));

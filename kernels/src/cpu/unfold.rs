@@ -149,9 +149,9 @@ mod tests {
 
     #[test]
     fn columns_are_what_the_windows_see() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(31);
-            for _ in 0..60 {
+            for _ in rounds(60) {
                 let mut axes = [Axis::UNIT; 3];
                 for axis in axes.iter_mut().skip(random.between(0, 2)) {
                     *axis = random_axis(&mut random, false);

@@ -197,7 +197,7 @@ pub fn softplus<I: Isa>(isa: I, x: I::V) -> I::V {
 #[cfg(test)]
 mod tests {
     use super::super::dispatch::{Kernel, dispatch};
-    use super::super::{IsaLevel, testing};
+    use super::super::testing::{self, levels};
     use super::*;
 
     #[derive(Clone, Copy, Debug)]
@@ -262,7 +262,7 @@ mod tests {
             // Relative to max(1, |x|) below: the tail cancels.
             (Function::Gelu, -8.0, 8.0, 0.0, |x| x / 2.0 * (1.0 + testing::erf(x / 2f64.sqrt()))),
         ];
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = testing::Random::new(13);
             for (function, low, high, bound, definition) in cases {
                 let inputs: Vec<f32> = (0..16_000)
@@ -304,7 +304,7 @@ mod tests {
             (Function::Sigmoid, &[(inf, 1.0), (-inf, 0.0), (nan, nan), (0.0, 0.5)]),
             (Function::Erf, &[(inf, 1.0), (-inf, -1.0), (nan, nan), (-0.0, -0.0)]),
         ];
-        for level in IsaLevel::available() {
+        for level in levels() {
             for (function, pairs) in cases {
                 for &(x, expected) in pairs {
                     let mut values = [x; 16];

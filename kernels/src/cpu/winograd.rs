@@ -763,9 +763,9 @@ mod tests {
 
     #[test]
     fn any_shape_matches_plain_loops_and_does_not_depend_on_ranges() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(11);
-            for round in 0..90 {
+            for round in rounds(90) {
                 let tile = TILES[round % 3];
                 let mut side = || loop {
                     let (input, before, after) = (random.between(1, 19), random.between(0, 3), random.between(0, 3));

@@ -9,7 +9,7 @@ use super::{
     segment::Memory,
 };
 use crate::{
-    CompileError, Executable, Footprint, Input, Numerics, Output, Placement, ResourceError, RunContext, RunError,
+    CompileError, CompileOptions, Executable, Footprint, Input, Output, Placement, ResourceError, RunContext, RunError,
     Session, SessionMemory, Signature, binding,
 };
 use cutover_graph::{Bindings, Plan};
@@ -33,8 +33,8 @@ struct Measures {
 }
 
 impl CpuExecutable {
-    pub fn new(device: Arc<Device>, plan: &Plan, numerics: Numerics) -> Result<Arc<CpuExecutable>, CompileError> {
-        let program = Program::new(&device, plan, numerics, false)?;
+    pub fn new(device: Arc<Device>, plan: &Plan, options: CompileOptions) -> Result<Arc<CpuExecutable>, CompileError> {
+        let program = Program::new(&device, plan, options, false)?;
         let executable = CpuExecutable { program, signature: Signature::of(plan.graph()), measures: OnceLock::new() };
         // What shapes decide waits for them: weights packed for a guess may be packed in vain.
         if executable.program.is_static() {

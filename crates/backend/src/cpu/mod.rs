@@ -19,7 +19,7 @@ mod schedule;
 mod segment;
 mod weights;
 
-use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Precision, Support};
+use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Support};
 use cutover_graph::{Graph, Node, Plan};
 use cutover_kernels::cpu::IsaLevel;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub struct CpuOptions {
     /// Worker threads, the caller's included; 0 for as many as this process may use.
     pub threads: usize,
-    /// A lower rung of the dispatch ladder than the CPU offers: `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `scalar`.
+    /// A lower rung of the dispatch ladder than the CPU offers: `avx512bf16`, `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `neonbf16`, `neon`, `scalar`.
     pub isa: Option<String>,
     pub memory: MemoryUse,
 }
@@ -119,11 +119,7 @@ impl Backend for Cpu {
     }
 
     fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {
-        if options.precision != Precision::F32 {
-            let message = format!("the CPU computes in f32, {:?} is not there yet", options.precision);
-            return Err(CompileError::Options(message));
-        }
-        Ok(executable::CpuExecutable::new(Arc::clone(&self.device), plan, options.numerics)?)
+        Ok(executable::CpuExecutable::new(Arc::clone(&self.device), plan, *options)?)
     }
 }
 

@@ -6,13 +6,13 @@ use super::{
     lower::{self, Lowered},
     weights::{Packed, Recipe},
 };
-use crate::{Numerics, ResourceError, RunError};
+use crate::{CompileOptions, Numerics, Precision, ResourceError, RunError};
 use cutover_graph::{
     Constant, Fact, Graph, Node, NodeId, TensorFact, ValueId,
     ops::{Facts, InferContext},
     plan::arena::{Interval, place},
 };
-use cutover_kernels::cpu::quantized::Quantization;
+use cutover_kernels::cpu::{half::HalfType, quantized::Quantization};
 use cutover_tensor::{DType, Shape, Tensor};
 use std::{
     collections::{HashMap, HashSet},
@@ -40,7 +40,7 @@ pub(super) struct Setting<'a> {
     pub graph: &'a Graph,
     /// By value.
     pub constants: &'a [Option<Fact>],
-    pub numerics: Numerics,
+    pub options: CompileOptions,
 }
 
 /// All that a run of one set of input shapes needs.
@@ -137,6 +137,8 @@ pub(super) struct Builder<'a> {
     pub graph: &'a Graph,
     pub device: &'a Device,
     pub numerics: Numerics,
+    /// What weights of products are held in, where not f32.
+    pub half: Option<HalfType>,
     constants: &'a [Option<Fact>],
     /// By value; concrete tensors. Constants are in `constants`.
     facts: Vec<Option<Fact>>,
@@ -174,7 +176,12 @@ pub(super) fn build(
     let mut builder = Builder {
         graph,
         device,
-        numerics: setting.numerics,
+        numerics: setting.options.numerics,
+        half: match setting.options.precision {
+            Precision::F32 => None,
+            Precision::F16 => Some(HalfType::F16),
+            Precision::BF16 => Some(HalfType::Bf16),
+        },
         constants: setting.constants,
         facts,
         held: vec![Held::default(); count],

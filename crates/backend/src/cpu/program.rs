@@ -8,7 +8,9 @@ use super::{
     schedule::{Piece, Schedule},
     segment::{Memory, Segment},
 };
-use crate::{Input, Numerics, OpTiming, Output, PlacedNode, ResourceError, RunContext, RunError, Support, binding};
+use crate::{
+    CompileOptions, Input, OpTiming, Output, PlacedNode, ResourceError, RunContext, RunError, Support, binding,
+};
 use cutover_graph::{
     Bindings, Fact, GraphError, Node, NodeId, OpError, Plan, TensorFact, ValueId,
     ops::{EvalContext, Inputs},
@@ -23,7 +25,7 @@ use std::{
 pub(super) struct Program {
     device: Arc<Device>,
     plan: Plan,
-    numerics: Numerics,
+    options: CompileOptions,
     /// Whether it is a graph inside an operator.
     is_body: bool,
     /// The programs of a node's graphs.
@@ -83,13 +85,18 @@ impl Run<'_> {
 }
 
 impl Program {
-    pub fn new(device: &Arc<Device>, plan: &Plan, numerics: Numerics, is_body: bool) -> Result<Program, GraphError> {
+    pub fn new(
+        device: &Arc<Device>,
+        plan: &Plan,
+        options: CompileOptions,
+        is_body: bool,
+    ) -> Result<Program, GraphError> {
         let plan = compose::compose(plan)?;
         let graph = plan.graph();
         let mut bodies = BTreeMap::new();
         for (id, node) in graph.nodes() {
             let compile = |of: &cutover_graph::ops::Subgraph| {
-                Program::new(device, &Plan::new(of.graph().clone())?, numerics, true)
+                Program::new(device, &Plan::new(of.graph().clone())?, options, true)
             };
             let programs = node.op.subgraphs().into_iter().map(compile).collect::<Result<Vec<_>, _>>()?;
             if !programs.is_empty() {
@@ -107,11 +114,11 @@ impl Program {
         graph.inputs().iter().enumerate().for_each(|(at, id)| input_at[id.index()] = Some(at));
         let name = |(id, node): (NodeId, &Node)| (id, Name { node: node.name.clone(), op: node.op.name() });
         let names = Names(graph.nodes().map(name).collect());
-        let schedule = Schedule::guess(&plan, Setting { graph, constants: &facts, numerics }, is_body);
+        let schedule = Schedule::guess(&plan, Setting { graph, constants: &facts, options }, is_body);
         Ok(Program {
             device: Arc::clone(device),
             plan,
-            numerics,
+            options,
             is_body,
             bodies,
             names,
@@ -124,7 +131,7 @@ impl Program {
     }
 
     fn setting(&self) -> Setting<'_> {
-        Setting { graph: self.plan.graph(), constants: &self.facts, numerics: self.numerics }
+        Setting { graph: self.plan.graph(), constants: &self.facts, options: self.options }
     }
 
     fn schedule(&self) -> Arc<Schedule> {
@@ -159,7 +166,7 @@ impl Program {
         let steps = plan.iter().flat_map(|plan| &plan.steps);
         let chosen = steps.filter_map(|step| match &step.lowered {
             lower::Lowered::Fallback(_) => Some((step.node, "reference")),
-            lower::Lowered::Conv(_) => Some((step.node, step.kernel)),
+            lower::Lowered::Conv(_) | lower::Lowered::Product(_) => Some((step.node, step.kernel)),
             _ => None,
         });
         // What was found first stays.

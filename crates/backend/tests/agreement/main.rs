@@ -2,6 +2,7 @@
 
 mod any_type;
 mod compositions;
+mod halves;
 mod models_of_rows;
 mod networks;
 mod quantized;

@@ -1,6 +1,6 @@
 //! Models of rows on the CPU backend against the reference: random ones, for every type of input, number of rows and of threads.
 
-use super::support::{Random, run};
+use super::support::{Random, run, seeds};
 use cutover_backend::{CpuOptions, cpu, reference};
 use cutover_graph::{
     Dim, Fact, Graph, Op, Plan, TensorFact,
@@ -202,7 +202,7 @@ fn models_of_rows_agree_with_their_definitions() {
     ];
     let on = |threads: usize| cpu(CpuOptions { threads, ..CpuOptions::default() }).unwrap();
     let (reference, one, three) = (reference(), on(1), on(3));
-    for seed in 0..180 {
+    for seed in seeds(180) {
         let mut random = Random(seed);
         let (kind, tolerance, make) = kinds[seed as usize % kinds.len()];
         let (op, outputs) = make(&mut random);

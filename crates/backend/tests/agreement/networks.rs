@@ -3,7 +3,7 @@
 //!
 //! `CUTOVER_SOAK=N` runs N times as many graphs.
 
-use super::support::{RUNGS, Random, answers, run, same_bits, soak};
+use super::support::{Random, answers, run, rungs, same_bits, seeds};
 use cutover_backend::{Backend, CompileOptions, CpuOptions, MemoryUse, Numerics, cpu, reference};
 use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact, ValueId,
@@ -298,7 +298,7 @@ impl Drawing {
 fn backends(memory: MemoryUse) -> Vec<(&'static str, Vec<Arc<dyn Backend>>)> {
     let make = |isa: &str, threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()), memory }).ok();
     let rung = |isa| Some((isa, [1, 2, 3, 7].into_iter().map(|t| make(isa, t)).collect::<Option<Vec<_>>>()?));
-    RUNGS.into_iter().filter_map(rung).collect()
+    rungs().into_iter().filter_map(rung).collect()
 }
 
 fn all_same_bits(a: &[Tensor], b: &[Tensor]) -> bool {
@@ -311,7 +311,7 @@ fn random_graphs_agree_with_the_reference_at_every_instruction_set_and_number_of
     // Those short of memory use other algorithms.
     let backends = [backends(MemoryUse::Fast), backends(MemoryUse::Lean)].concat();
     assert!(!backends.is_empty());
-    for seed in 0..150 * soak() {
+    for seed in seeds(150) {
         let drawing = Drawing::chain(seed);
         let said = drawing.said.join("; ");
         let plan = Plan::new(drawing.graph).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! `CUTOVER_SOAK=N` runs N times as many graphs.
 
-use super::support::{RUNGS, Random, run, soak};
+use super::support::{Random, run, rungs, seeds};
 use cutover_backend::{Backend, CompileOptions, CpuOptions, cpu, reference};
 use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact, ValueId,
@@ -362,16 +362,16 @@ impl Drawing {
     }
 }
 
-fn check(draw: fn(u64) -> Drawing, seeds: u64) {
+fn check(draw: fn(u64) -> Drawing, count: u64) {
     let reference = reference();
-    let backends: Vec<Arc<dyn Backend>> = RUNGS
+    let backends: Vec<Arc<dyn Backend>> = rungs()
         .into_iter()
         .flat_map(|isa| {
             [1, 3].map(|threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()), ..CpuOptions::default() }).ok())
         })
         .flatten()
         .collect();
-    for seed in 0..seeds * soak() {
+    for seed in seeds(count) {
         let drawing = draw(seed);
         let said = format!("seed {seed}: {}", drawing.said.join("; "));
         let plan = Plan::new(drawing.graph).unwrap();

@@ -3,14 +3,22 @@
 use cutover_backend::{Backend, CompileOptions, Executable, Input, Output, RunContext, SessionMemory};
 use cutover_graph::Plan;
 use cutover_tensor::{DType, Tensor, Value};
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-/// The rungs of the dispatch ladder on every kind of machine.
-pub const RUNGS: [&str; 6] = ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon"];
+/// The seeds to run of a sample of `count`: as many times that as `CUTOVER_SOAK` says, or of each `CUTOVER_SAMPLE` of them one.
+pub fn seeds(count: u64) -> Range<u64> {
+    let variable = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
+    let (times, share) = (variable("CUTOVER_SOAK").unwrap_or(1), variable("CUTOVER_SAMPLE").unwrap_or(1));
+    0..(count * times).div_ceil(share)
+}
 
-/// How many times the sample a soak runs.
-pub fn soak() -> u64 {
-    std::env::var("CUTOVER_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+/// The rungs of the dispatch ladder on every kind of machine; those that `CUTOVER_LEVELS` names, by commas, if it does.
+pub fn rungs() -> Vec<&'static str> {
+    let known = ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neonbf16"];
+    let Ok(names) = std::env::var("CUTOVER_LEVELS") else { return known.into() };
+    let rungs: Vec<_> = known.into_iter().filter(|rung| names.split(',').any(|name| name == *rung)).collect();
+    assert!(!rungs.is_empty(), "CUTOVER_LEVELS names no rung: {names}");
+    rungs
 }
 
 /// A linear congruential generator (Knuth's MMIX), its better bits: seeded, and the same everywhere.

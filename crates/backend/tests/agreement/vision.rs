@@ -1,7 +1,7 @@
 //! What detectors, video and flow need beside convolutions of images, against the reference: over seeded random shapes, at every
 //! instruction set, and the same bits for every number of threads. The CPU runs none of it by the reference's evaluation.
 
-use super::support::{RUNGS, Random, answers, same_bits};
+use super::support::{Random, answers, rungs, same_bits, seeds};
 use cutover_backend::{Backend, CompileOptions, CpuOptions, cpu, reference};
 use cutover_graph::{
     Constant, Graph, Op, Plan, TensorFact, ValueId,
@@ -48,7 +48,7 @@ impl One {
         let compiled = |backend: &dyn Backend| backend.compile(&plan, &CompileOptions::default()).unwrap();
         let expected = answers(compiled(&*reference()), &self.values, &said).swap_remove(0);
         let wanted: Vec<f32> = expected.to_vec().unwrap();
-        for isa in RUNGS {
+        for isa in rungs() {
             let make = |threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()), ..CpuOptions::default() }).ok();
             let mut first: Option<Tensor> = None;
             for backend in [1, 2, 5].into_iter().filter_map(make) {
@@ -92,7 +92,7 @@ fn image(r: &mut Random, channels: usize, axes: usize) -> Tensor {
 
 #[test]
 fn convolutions_over_three_axes_and_with_weights_of_the_run() {
-    for seed in 0..2 * ROUNDS {
+    for seed in seeds(2 * ROUNDS) {
         let mut r = Random(seed + 700);
         let axes = r.pick(&[1, 2, 3, 3]);
         let (group, per_group, m) = (r.pick(&[1, 1, 2, 3]), r.upto(5), r.upto(20));
@@ -130,7 +130,7 @@ fn convolutions_over_three_axes_and_with_weights_of_the_run() {
 
 #[test]
 fn pools_over_three_axes() {
-    for seed in 0..ROUNDS {
+    for seed in seeds(ROUNDS) {
         let mut r = Random(seed + 800);
         let channels = r.upto(20);
         let x = image(&mut r, channels, 3);
@@ -146,7 +146,7 @@ fn pools_over_three_axes() {
 
 #[test]
 fn regions_of_maps() {
-    for seed in 0..ROUNDS {
+    for seed in seeds(ROUNDS) {
         let mut r = Random(seed + 900);
         let (n, c, h, w) = (r.upto(3), r.upto(40), r.upto(12), r.upto(12));
         let count = r.upto(9);
@@ -197,7 +197,7 @@ fn a_region_of_an_image_that_is_not_there_is_refused() {
 
 #[test]
 fn places_of_grids() {
-    for seed in 0..3 * ROUNDS {
+    for seed in seeds(3 * ROUNDS) {
         let mut r = Random(seed + 1000);
         let (n, c, h, w) = (r.upto(3), r.upto(5), r.upto(6), r.upto(6));
         let (rows, columns) = (r.upto(5), r.upto(5));
@@ -213,7 +213,7 @@ fn places_of_grids() {
 
 #[test]
 fn elements_scattered_by_row() {
-    for seed in 0..ROUNDS {
+    for seed in seeds(ROUNDS) {
         let mut r = Random(seed + 1100);
         let shape: Vec<usize> = (0..r.upto(4)).map(|_| r.upto(6)).collect();
         let axis = r.below(shape.len());

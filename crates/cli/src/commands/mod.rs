@@ -108,7 +108,7 @@ struct DeviceArguments {
     /// A lower instruction set than the CPU has: avx512, avx2 or scalar.
     #[arg(long)]
     isa: Option<String>,
-    /// f32; bf16 and f16 where a backend computes in them.
+    /// f32; f16 or bf16 for weights of products and convolutions in 16 bits, which are half the memory, and rounded.
     #[arg(long, default_value = "f32", value_parser = precision)]
     precision: Precision,
     /// How arithmetic may be rearranged: default; strict, for direct sums alone; relaxed, for Winograd's F(6×6, 3×3) too.
@@ -149,6 +149,16 @@ impl DeviceArguments {
     fn options(&self) -> DeviceOptions {
         let compile = CompileOptions { precision: self.precision, numerics: self.numerics };
         DeviceOptions { threads: self.threads, isa: self.isa.clone(), memory: self.memory, compile }
+    }
+
+    /// What answers are expected to keep of those in f32: a weight is rounded by 2^-12 of its value at most, or 2^-9, and each of a network's layers
+    /// adds to it.
+    fn least_sqnr_db(&self) -> Option<f64> {
+        match self.precision {
+            Precision::F32 => None,
+            Precision::F16 => Some(45.0),
+            Precision::BF16 => Some(25.0),
+        }
     }
 
     fn precision_name(&self) -> &'static str {

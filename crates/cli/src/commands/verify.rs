@@ -43,7 +43,8 @@ pub(crate) struct Arguments {
     /// 1e-4 if left out, or what the package says.
     #[arg(long)]
     atol: Option<f64>,
-    /// Judges by the signal-to-quantization-noise ratio instead: at least so many dB.
+    /// Judges by the signal-to-quantization-noise ratio instead: at least so many dB. With --precision f16 or bf16 it does so unless told
+    /// a tolerance, by 45 or 25 dB.
     #[arg(long, value_name = "DB")]
     sqnr: Option<f64>,
 }
@@ -80,6 +81,10 @@ impl Arguments {
         if self.sqnr.is_some_and(f64::is_nan) {
             bail!("--sqnr: expected a number of decibels");
         }
+        let least_sqnr = self.sqnr.or(match (self.rtol, self.atol) {
+            (None, None) => self.device.least_sqnr_db(),
+            _ => None,
+        });
         let (inputs, expected, source) = match (&self.inputs, &self.expect) {
             (Some(inputs), Some(expect)) => {
                 let only = match &model.signature().outputs[..] {
@@ -113,7 +118,7 @@ impl Arguments {
         }
         // Opening it compared every file, importing it every tensor.
         let digests = manifest.as_ref().map(|m| json!({ "files": m.files.len(), "tensors": m.tensors.len() }));
-        let passes = |c: &Comparison| match self.sqnr {
+        let passes = |c: &Comparison| match least_sqnr {
             Some(least) => c.mismatch.is_none() && c.sqnr_db >= least,
             None => c.mismatch.is_none() && c.outside == 0,
         };
@@ -121,7 +126,8 @@ impl Arguments {
         let document = json!({
             "model": self.model.name(),
             "agrees": verdict == Verdict::Yes,
-            "rtol": rtol, "atol": atol, "sqnr_db_min": self.sqnr,
+            "precision": self.device.precision_name(),
+            "rtol": rtol, "atol": atol, "sqnr_db_min": least_sqnr,
             "digests_that_agree": digests,
             "rows_reordered": reordering.as_ref().map_or(0, |r| r.moved),
             "outputs": comparisons.iter().map(|c| json!({
@@ -159,7 +165,11 @@ impl Arguments {
             if let Some(Reordering { moved, .. }) = &reordering {
                 text += &format!("\n{moved} rows whose scores tie come in another order than expected: each was compared with its own.");
             }
-            text
+            let judged = match least_sqnr {
+                Some(least) => format!("judged by an SQNR of at least {least} dB"),
+                None => format!("judged by differences of at most {atol:e} + {rtol:e} · |expected|"),
+            };
+            text + &format!("\n{judged}; precision {}", self.device.precision_name())
         })?;
         Ok(verdict)
     }
@@ -199,6 +209,9 @@ fn compare(name: &str, actual: &Tensor, expected: &Tensor, tolerance: GoldenTole
     }
     if expected.dtype() == DType::String {
         comparison.outside = actual.strings()?.iter().zip(expected.strings()?).filter(|(a, e)| a != e).count();
+        if comparison.outside > 0 {
+            comparison.sqnr_db = f64::NEG_INFINITY;
+        }
         return Ok(comparison);
     }
     let (mut signal, mut noise) = (0.0, 0.0);

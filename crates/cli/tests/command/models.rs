@@ -153,6 +153,10 @@ fn verify_says_no_where_outputs_disagree() {
         (&not_a_number, &["--sqnr", "1"], 1),
         (&infinite, &[], 1),
         (&infinite, &["--sqnr", "1"], 1),
+        (&right, &["--precision", "bf16"], 0),
+        (&right, &["--precision", "f16"], 0),
+        (&right, &["--precision", "bf16", "--rtol", "1e-6", "--atol", "1e-6"], 1),
+        (&right, &["--precision", "bf16", "--sqnr", "90"], 1),
         (&reshaped, &[], 1),
         (&right, &["--rtol", "-1"], 2),
         (&right, &["--sqnr", "nan"], 2),
@@ -174,6 +178,14 @@ fn verify_says_no_where_outputs_disagree() {
     assert_eq!(document["outputs"][0]["absolute_error_at"], serde_json::json!([1, 3]));
     assert!((document["outputs"][0]["absolute_error_max"].as_f64().unwrap() - 0.01).abs() < 1e-6);
     cutover(arguments!["verify", digits("v1"), "--inputs", &inputs, "--expect", &path]).exits(1).says(&["NO", "SQNR"]);
+    // What was rounded is never silent: the loss is there, and by what it was judged.
+    save(&path, &[("probabilities", &right)]);
+    let line = arguments!["verify", digits("v1"), "--inputs", &inputs, "--expect", &path, "--precision", "bf16"];
+    cutover(&line).done().says(&["yes", "SQNR of at least 25 dB", "precision bf16"]);
+    let line: Vec<&str> = line.iter().map(String::as_str).chain(["--json"]).collect();
+    let document = cutover(&line).done().json();
+    let loss = document["outputs"][0]["sqnr_db"].as_f64().unwrap();
+    assert!((25.0..70.0).contains(&loss), "{document}");
     save(&path, &[("probability", &right)]);
     cutover(arguments!["verify", digits("v1"), "--inputs", &inputs, "--expect", &path])
         .refuses(&["'probability'", "probabilities"]);
@@ -252,7 +264,7 @@ fn bench_names_what_it_expected() {
         (&["--shape", "image=99999999x1x8x8"], &["'image'", "bytes"]),
         (&["--shape", "image=18446744073709551615x1x8x8"], &["'image'", "bytes"]),
         (&["--precision", "f99"], &["f99", "f32, bf16 or f16"]),
-        (&["--precision", "f16"], &["f32", "F16"]),
+        (&["--precision", "f16", "--backend", "reference"], &["reference", "F16"]),
         (&["--isa", "mmx"], &["mmx", "scalar"]),
         (&["--seconds", "0"], &["--seconds"]),
         (&["--seconds", "nan"], &["--seconds"]),

@@ -142,7 +142,7 @@ mod x86 {
 
     // SAFETY, for every block of this impl: the token proves AVX-512 (and VNNI where its parameter says so); memory is vouched for
     // by the caller.
-    impl<const VNNI: bool> Integers for Avx512<VNNI> {
+    impl<const VNNI: bool, const BF16: bool> Integers for Avx512<VNNI, BF16> {
         type W = __m512i;
         const DOT4: bool = VNNI;
 
@@ -210,7 +210,7 @@ mod arm {
 
     // SAFETY, for every block of this impl: the token proves Advanced SIMD; memory is vouched for by the caller.
     #[allow(unused_unsafe)]
-    impl Integers for Neon {
+    impl<const BF16: bool> Integers for Neon<BF16> {
         type W = int32x4_t;
         const DOT4: bool = false;
 
@@ -275,7 +275,7 @@ mod arm {
 #[cfg(test)]
 mod tests {
     use super::super::super::dispatch::{Kernel, dispatch};
-    use super::super::super::{IsaLevel, testing::Random};
+    use super::super::super::testing::{Random, levels, rounds};
     use super::super::Isa;
 
     struct Dots<'a>(&'a [i32; 16], &'a [i32; 16]);
@@ -298,9 +298,9 @@ mod tests {
 
     #[test]
     fn products_of_small_integers_are_exact() {
-        for level in IsaLevel::available() {
+        for level in levels() {
             let mut random = Random::new(50);
-            for round in 0..50 {
+            for round in rounds(50) {
                 let extreme = |bits: i32| {
                     if round == 0 {
                         [0x7fff_7fff, -1, i32::MIN, 0x80ff_7f80u32 as i32][bits as usize & 3]

@@ -7,13 +7,14 @@ use std::arch::aarch64::*;
 use super::Isa;
 use crate::cpu::dispatch::Kernel;
 
-/// Proof that this machine has Advanced SIMD.
+/// Proof that this machine has Advanced SIMD; also its BF16 extension, where the parameter says so.
 #[derive(Clone, Copy, Debug)]
-pub struct Neon(());
+pub struct Neon<const BF16: bool>(());
 
-impl Neon {
-    pub fn new() -> Option<Neon> {
-        std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
+impl<const BF16: bool> Neon<BF16> {
+    pub fn new() -> Option<Neon<BF16>> {
+        ((!BF16 || std::arch::is_aarch64_feature_detected!("bf16")) && std::arch::is_aarch64_feature_detected!("neon"))
+            .then_some(Neon(()))
     }
 }
 
@@ -22,7 +23,15 @@ impl Neon {
 #[target_feature(enable = "neon")]
 #[inline(never)]
 unsafe fn outline_neon<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Neon(()))
+    kernel.eval(Neon::<false>(()))
+}
+
+/// # Safety
+/// The machine has Advanced SIMD with BF16.
+#[target_feature(enable = "neon,bf16")]
+#[inline(never)]
+unsafe fn outline_neon_bf16<K: Kernel>(kernel: K) -> K::Output {
+    kernel.eval(Neon::<true>(()))
 }
 
 const ROOT_HALF_BITS: i32 = 0x3f35_04f3;
@@ -40,7 +49,7 @@ macro_rules! lanewise {
 }
 
 // SAFETY, for every block of this impl: the token proves Advanced SIMD; memory is vouched for by the caller.
-impl Isa for Neon {
+impl<const BF16: bool> Isa for Neon<BF16> {
     type V = float32x4_t;
     type M = uint32x4_t;
     const LANES: usize = 4;
@@ -75,7 +84,7 @@ impl Isa for Neon {
     #[inline(always)]
     fn outline<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token.
-        unsafe { outline_neon(kernel) }
+        unsafe { if BF16 { outline_neon_bf16(kernel) } else { outline_neon(kernel) } }
     }
 
     #[inline(always)]
@@ -134,6 +143,44 @@ impl Isa for Neon {
         abs(a) = vabsq_f32(a);
         copysign(a, b) = vbslq_f32(vdupq_n_u32(0x8000_0000), b, a);
         pow2(n) = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127))));
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::V {
+        // SAFETY: the token; the caller vouches for four halves.
+        unsafe {
+            let halves = vld1_u16(p);
+            let floats: float32x4_t;
+            std::arch::asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) floats, in(vreg) halves, options(pure, nomem, nostack));
+            floats
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: Self::V) {
+        // SAFETY: the token; the caller vouches for four halves.
+        unsafe {
+            let halves: uint16x4_t;
+            std::arch::asm!("fcvtn {0:v}.4h, {1:v}.4s", out(vreg) halves, in(vreg) v, options(pure, nomem, nostack));
+            vst1_u16(p, halves);
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(self, sum: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        if !BF16 {
+            return self.dot_bf16_widened(sum, a, b);
+        }
+        let mut sum = sum;
+        // SAFETY: the token.
+        unsafe {
+            std::arch::asm!(
+                ".arch_extension bf16",
+                "bfdot {0:v}.4s, {1:v}.8h, {2:v}.8h",
+                inout(vreg) sum, in(vreg) a, in(vreg) b, options(pure, nomem, nostack),
+            );
+        }
+        sum
     }
 
     #[inline(always)]

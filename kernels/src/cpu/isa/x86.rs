@@ -1,30 +1,32 @@
-//! AVX2 with FMA (8 lanes) and AVX-512 F, BW, DQ, VL (16 lanes).
+//! AVX2 with FMA and F16C (8 lanes) and AVX-512 F, BW, DQ, VL (16 lanes).
 
 use std::arch::x86_64::*;
 
 use super::Isa;
 use crate::cpu::dispatch::Kernel;
 
-/// Proof that this machine has AVX2 and FMA; also AVX-VNNI, where the parameter says so.
+/// Proof that this machine has AVX2, FMA and F16C; also AVX-VNNI, where the parameter says so.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2<const VNNI: bool>(());
 
-/// Proof that this machine has AVX-512 F, BW, DQ and VL, and AVX2 with FMA; also VNNI, where the parameter says so.
+/// Proof that this machine has AVX-512 F, BW, DQ and VL, and AVX2 with FMA and F16C; also VNNI and BF16, where the parameters say so.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512<const VNNI: bool>(());
+pub struct Avx512<const VNNI: bool, const BF16: bool>(());
 
 impl<const VNNI: bool> Avx2<VNNI> {
     pub fn new() -> Option<Avx2<VNNI>> {
         ((!VNNI || is_x86_feature_detected!("avxvnni"))
             && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma"))
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c"))
         .then_some(Avx2(()))
     }
 }
 
-impl<const VNNI: bool> Avx512<VNNI> {
-    pub fn new() -> Option<Avx512<VNNI>> {
+impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
+    pub fn new() -> Option<Avx512<VNNI, BF16>> {
         ((!VNNI || is_x86_feature_detected!("avx512vnni"))
+            && (!BF16 || is_x86_feature_detected!("avx512bf16"))
             && Avx2::<false>::new().is_some()
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -35,16 +37,16 @@ impl<const VNNI: bool> Avx512<VNNI> {
 }
 
 /// # Safety
-/// The machine has AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
+/// The machine has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
 unsafe fn outline_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.eval(Avx2::<false>(()))
 }
 
 /// # Safety
-/// The machine has AVX2, FMA and AVX-VNNI.
-#[target_feature(enable = "avxvnni,avx2,fma")]
+/// The machine has AVX2, FMA, F16C and AVX-VNNI.
+#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
 #[inline(never)]
 unsafe fn outline_avx_vnni<K: Kernel>(kernel: K) -> K::Output {
     kernel.eval(Avx2::<true>(()))
@@ -52,18 +54,26 @@ unsafe fn outline_avx_vnni<K: Kernel>(kernel: K) -> K::Output {
 
 /// # Safety
 /// The machine has the features listed.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 #[inline(never)]
 unsafe fn outline_avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Avx512::<false>(()))
+    kernel.eval(Avx512::<false, false>(()))
 }
 
 /// # Safety
 /// The machine has the features listed.
-#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 #[inline(never)]
 unsafe fn outline_avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Avx512::<true>(()))
+    kernel.eval(Avx512::<true, false>(()))
+}
+
+/// # Safety
+/// The machine has the features listed.
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn outline_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+    kernel.eval(Avx512::<false, true>(()))
 }
 
 /// Lanes below `n` all ones: eight values from position `8 - n`.
@@ -81,7 +91,7 @@ unsafe fn mask_avx2(n: usize) -> __m256i {
 /// √½ as bits: subtracting it before splitting off the exponent gives mantissas in [√½, √2).
 const ROOT_HALF_BITS: i32 = 0x3f35_04f3;
 
-// SAFETY, for every block of this impl: the token proves AVX2 and FMA; memory is vouched for by the caller.
+// SAFETY, for every block of this impl: the token proves AVX2, FMA and F16C; memory is vouched for by the caller.
 impl<const VNNI: bool> Isa for Avx2<VNNI> {
     type V = __m256;
     type M = __m256;
@@ -280,6 +290,18 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::V {
+        // SAFETY: the token; the caller vouches for eight halves.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: Self::V) {
+        // SAFETY: the token; the caller vouches for eight halves.
+        unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+
+    #[inline(always)]
     fn pow2(self, n: Self::V) -> Self::V {
         // SAFETY: the token.
         unsafe {
@@ -325,8 +347,9 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 }
 
-// SAFETY, for every block of this impl: the token proves AVX-512; memory is vouched for by the caller.
-impl<const VNNI: bool> Isa for Avx512<VNNI> {
+// SAFETY, for every block of this impl: the token proves AVX-512 (and BF16 where its parameter says so); memory is vouched for by the
+// caller.
+impl<const VNNI: bool, const BF16: bool> Isa for Avx512<VNNI, BF16> {
     type V = __m512;
     type M = __mmask16;
     const LANES: usize = 16;
@@ -336,7 +359,13 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
     #[inline(always)]
     fn outline<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token.
-        unsafe { if VNNI { outline_avx512_vnni(kernel) } else { outline_avx512(kernel) } }
+        unsafe {
+            match (VNNI, BF16) {
+                (_, true) => outline_avx512_bf16(kernel),
+                (true, false) => outline_avx512_vnni(kernel),
+                (false, false) => outline_avx512(kernel),
+            }
+        }
     }
 
     #[inline(always)]
@@ -512,6 +541,33 @@ impl<const VNNI: bool> Isa for Avx512<VNNI> {
             let (a, b) = (_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
             _mm_storeu_si128(to[0].cast(), _mm512_cvtepi32_epi8(_mm512_add_epi32(a, zero)));
             _mm_storeu_si128(to[1].cast(), _mm512_cvtepi32_epi8(_mm512_add_epi32(b, zero)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::V {
+        // SAFETY: the token; the caller vouches for sixteen halves.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: Self::V) {
+        // SAFETY: the token; the caller vouches for sixteen halves.
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(self, sum: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        if !BF16 {
+            return self.dot_bf16_widened(sum, a, b);
+        }
+        // SAFETY: the token; both types are 512 bits.
+        unsafe {
+            _mm512_dpbf16_ps(
+                sum,
+                std::mem::transmute::<__m512, __m512bh>(a),
+                std::mem::transmute::<__m512, __m512bh>(b),
+            )
         }
     }
 

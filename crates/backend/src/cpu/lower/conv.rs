@@ -1,6 +1,6 @@
 //! Convolutions, on blocked images.
 
-use super::{activation, layout::per_image};
+use super::{activation, half, layout::per_image};
 use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::{Lowered, elementwise},
@@ -12,10 +12,11 @@ use cutover_graph::{
     ops::{Conv, ConvTranspose, WindowAxis},
 };
 use cutover_kernels::cpu::{
-    Activation, IsaLevel, Residual,
+    Activation, BLOCK, IsaLevel, Residual,
     conv::{self, ConvShape},
     conv_first::{self, FirstShape},
     depthwise::{self, DepthwiseShape},
+    half::HalfType,
     winograd::{self, WinogradTile},
 };
 use cutover_tensor::Shape;
@@ -29,6 +30,8 @@ pub(in crate::cpu) struct ConvStep {
     shape: ConvShape,
     /// Direct, or by tiles of Winograd's.
     tile: Option<WinogradTile>,
+    /// What the filter is held in, if not f32; of one group, direct.
+    half: Option<HalfType>,
     images: usize,
     input: Buffer,
     filter: Buffer,
@@ -202,7 +205,10 @@ fn push_conv(
     activation: Activation,
     output: ValueId,
 ) -> Result<bool, NoPlan> {
+    let half = if shape.groups == 1 { half::of_weights(builder, w) } else { None };
     let tile = match builder.numerics {
+        // Transformed filters lose more by rounding than filters do.
+        _ if half.is_some() => None,
         // Transformed filters are larger than filters.
         _ if builder.device.memory == MemoryUse::Lean => None,
         Numerics::Strict => None,
@@ -210,6 +216,7 @@ fn push_conv(
         Numerics::Relaxed => winograd::choose(&shape, WinogradTile::Six),
     };
     let filter = match tile {
+        None if let Some(of) = half => pack_half(builder, of, w, w_shape, &shape)?,
         None => {
             let how = format!("conv {w_shape} groups {} transposed {}", shape.groups, shape.transposed);
             pack(builder, w, &how, conv::packed_filter_len(&shape), |w, p| conv::pack_filter(&shape, w, p))?
@@ -226,7 +233,7 @@ fn push_conv(
     };
     let input = builder.blocked(x)?;
     let to = builder.new_blocked(output)?;
-    let step = ConvStep { shape, tile, images, input, filter, bias, residual, activation, output: to };
+    let step = ConvStep { shape, tile, half, images, input, filter, bias, residual, activation, output: to };
     builder.push(Lowered::Conv(step), &reads([input, filter], [bias, residual]), &[to]);
     Ok(true)
 }
@@ -247,8 +254,38 @@ fn pack(
     builder.pack_floats(constant, how.to_string(), len, fill)
 }
 
+/// As [`pack`], of a filter that is held in 16 bits.
+fn pack_half(
+    builder: &mut Builder<'_>,
+    of: HalfType,
+    w: ValueId,
+    w_shape: &Shape,
+    shape: &ConvShape,
+) -> Result<Buffer, NoPlan> {
+    builder.name_kernel(match of {
+        HalfType::F16 => "convolution, weights in f16",
+        HalfType::Bf16 => "convolution, weights in bf16",
+    });
+    builder.need_workspace(conv::packed_filter_len(&of_one_block(shape, 0)));
+    let how = format!("conv {w_shape} transposed {} {}", shape.transposed, half::name(Some(of)));
+    let (level, len) = (builder.device.level, conv::packed_filter_len(shape));
+    pack(builder, w, &how, half::len_in_floats(len), |w, packed| {
+        let mut filter = vec![0.0; len];
+        conv::pack_filter(shape, w, &mut filter);
+        half::narrow(level, of, &filter, packed, 0);
+    })
+}
+
+/// The convolution of one group that gives output channels `16 · block ..` of another.
+fn of_one_block(shape: &ConvShape, block: usize) -> ConvShape {
+    ConvShape { channels_out: BLOCK.min(shape.channels_out - block * BLOCK), ..*shape }
+}
+
 impl ConvStep {
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
+        if let Some(of) = self.half {
+            return self.run_widened(of, frame, worker, level);
+        }
         let (from, to) = (self.shape.input_len(), self.shape.output_len());
         let units = match self.tile {
             None => conv::conv_units(level, &self.shape),
@@ -269,6 +306,40 @@ impl ConvStep {
             match self.tile {
                 None => conv::conv(level, &problem, units, output),
                 Some(tile) => winograd::winograd(level, tile, &problem, units, output, worker.workspace),
+            }
+        }
+    }
+}
+
+impl ConvStep {
+    /// Block of outputs by block, of a filter that is held in 16 bits.
+    fn run_widened(&self, of: HalfType, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
+        let (from, to) = (self.shape.input_len(), self.shape.output_len());
+        let block_units = conv::conv_units(level, &of_one_block(&self.shape, 0));
+        let blocks = self.shape.channels_out.div_ceil(BLOCK);
+        let plane = to / blocks;
+        let filter_len = conv::packed_filter_len(&of_one_block(&self.shape, 0));
+        let mut held = None;
+        for (image, units) in per_image(self.images, blocks * block_units, worker) {
+            for block in units.start / block_units..units.end.div_ceil(block_units) {
+                let filter = &mut worker.workspace[..filter_len];
+                if held.replace(block) != Some(block) {
+                    half::widen(level, of, frame, self.filter, block * filter_len, filter);
+                }
+                let first = block * block_units;
+                let units = units.start.max(first) - first..units.end.min(first + block_units) - first;
+                let at = image * to + block * plane;
+                let problem = conv::Conv {
+                    shape: of_one_block(&self.shape, block),
+                    input: &frame.floats(self.input)[image * from..][..from],
+                    filter,
+                    bias: self.bias.map(|b| &frame.floats(b)[block * BLOCK..]),
+                    residual: self
+                        .residual
+                        .map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[at..][..plane])),
+                    activation: self.activation,
+                };
+                conv::conv(level, &problem, units, frame.output_at(self.output, at, plane));
             }
         }
     }

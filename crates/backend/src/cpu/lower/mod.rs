@@ -3,6 +3,7 @@
 pub(super) mod conv;
 pub(super) mod elementwise;
 pub(super) mod fallback;
+pub(super) mod half;
 pub(super) mod indexing;
 pub(super) mod layout;
 pub(super) mod ml;

@@ -1,6 +1,6 @@
 //! Matrix products: MatMul and Gemm, weights packed once, everything else packed per run.
 
-use super::{activation, elementwise};
+use super::{activation, elementwise, half};
 use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::Lowered,
@@ -8,9 +8,11 @@ use crate::cpu::{
 };
 use cutover_graph::{Node, ValueId, ops};
 use cutover_kernels::cpu::{
-    Activation, IsaLevel, Output, Residual,
+    Activation, IsaLevel, Output, Residual, bf16,
     gemm::{self, Bias, Matrix},
+    half::HalfType,
 };
+use std::ops::Range;
 
 /// Where a batch of matrices lies: matrix `i` starts at `offset + starts[i]`.
 struct Operand {
@@ -37,12 +39,28 @@ pub(in crate::cpu) struct Product {
     alpha: f32,
     a: Operand,
     /// Packed; matrix `i` of the batch uses the one at `b_index[i]`.
-    b: Buffer,
+    b: Weights,
     b_index: Vec<usize>,
     bias: Bound,
     residual: Option<Buffer>,
     activation: Activation,
     output: Buffer,
+}
+
+/// Packed B.
+#[derive(Clone, Copy)]
+pub(super) struct Weights {
+    buffer: Buffer,
+    form: Form,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    F32,
+    /// One matrix, widened as it is used.
+    Half(HalfType),
+    /// One matrix, in pairs of bfloat16 that are multiplied as they are.
+    Pairs,
 }
 
 /// A bias of one value per column, or per row.
@@ -120,7 +138,7 @@ pub(in crate::cpu) fn lower_matmul(builder: &mut Builder<'_>, node: &Node, op: &
     let b_index = b_starts.iter().map(|s| distinct.binary_search(s).expect("it is among them")).collect();
     let packed = match builder.constant(b) {
         Some(_) if distinct.len() == 1 && right_shape.len() == 2 => pack_constant(builder, b, k, n, false)?,
-        _ => pack(builder, operand(right, distinct), k, n)?,
+        _ => Weights { buffer: pack(builder, operand(right, distinct), k, n)?, form: Form::F32 },
     };
     let a = operand(left, a_starts);
     finish(builder, Dims { m, n, k, alpha: 1.0 }, a, packed, b_index, addend, fused, output, &y_shape)
@@ -150,7 +168,7 @@ pub(in crate::cpu) fn lower_gemm(builder: &mut Builder<'_>, node: &Node, op: &op
             let (rows, columns) = (right.strides[0], right.strides[1]);
             let (row_stride, column_stride) = if op.transpose_b { (columns, rows) } else { (rows, columns) };
             let b = Operand { buffer: right.buffer, offset: right.offset, starts: vec![0], row_stride, column_stride };
-            pack(builder, b, k, n)?
+            Weights { buffer: pack(builder, b, k, n)?, form: Form::F32 }
         }
     };
     let fused = activation(op.activation);
@@ -169,7 +187,7 @@ fn finish(
     builder: &mut Builder<'_>,
     dims: Dims,
     a: Operand,
-    b: Buffer,
+    b: Weights,
     b_index: Vec<usize>,
     addend: Option<ValueId>,
     fused: Activation,
@@ -193,13 +211,16 @@ fn finish(
         }
     }
     let to = builder.new_plain(output)?;
-    builder.need_workspace(gemm::gemm_workspace_len(k));
+    builder.need_workspace(match b.form {
+        Form::Pairs => bf16::gemm_bf16_workspace_len(k),
+        _ => gemm::gemm_workspace_len(k) + widened_panels(builder.device.level, b, m, n, k).1,
+    });
     let activation = if later.is_some() { Activation::Identity } else { fused };
     let extra = match &bias {
         Bound::None => None,
         Bound::Column(b) | Bound::Row(b) => Some(*b),
     };
-    let reads: Vec<Buffer> = [Some(a.buffer), Some(b), extra, residual].into_iter().flatten().collect();
+    let reads: Vec<Buffer> = [Some(a.buffer), Some(b.buffer), extra, residual].into_iter().flatten().collect();
     let step = Product { m, n, k, alpha, a, b, b_index, bias, residual, activation, output: to };
     builder.push(Lowered::Product(step), &reads, &[to]);
     if let Some(addend) = later {
@@ -215,13 +236,55 @@ pub(super) fn pack_constant(
     k: usize,
     n: usize,
     transposed: bool,
-) -> Result<Buffer, NoPlan> {
+) -> Result<Weights, NoPlan> {
     let constant = builder.constant(id).expect("checked by the caller").clone();
-    let level = builder.device.level;
-    let how = format!("b {k} {n} {transposed} {}", level.name());
-    builder.pack_floats(constant, how, gemm::packed_b_len(level, k, n), |data, packed| {
-        pack_matrix(level, data, k, n, transposed, packed);
-    })
+    let (level, half) = (builder.device.level, half::of_weights(builder, id));
+    let how = format!("b {k} {n} {transposed} {} {}", half::name(half), level.name());
+    let len = gemm::packed_b_len(level, k, n);
+    let Some(of) = half else {
+        let buffer = builder.pack_floats(constant, how, len, |data, packed| {
+            pack_matrix(level, data, k, n, transposed, packed);
+        })?;
+        return Ok(Weights { buffer, form: Form::F32 });
+    };
+    if of == HalfType::Bf16 && level.has_bf16() {
+        builder.name_kernel("matrix product in bf16");
+        let (how, len) = (format!("pairs {how}"), bf16::packed_b_bf16_len(level, k, n));
+        let buffer = builder.pack_floats(constant, how, len, |data, packed| {
+            let matrix = if transposed { Matrix::transposed(data, k) } else { Matrix::row_major(data, n) };
+            bf16::pack_b_bf16(level, matrix, k, n, packed);
+        })?;
+        return Ok(Weights { buffer, form: Form::Pairs });
+    }
+    builder.name_kernel(match of {
+        HalfType::F16 => "matrix product, weights in f16",
+        HalfType::Bf16 => "matrix product, weights in bf16",
+    });
+    let buffer = builder.pack_floats(constant, how, half::len_in_floats(len), |data, packed| {
+        let (width, row) = (gemm::panel_width(level), if transposed { k } else { 1 });
+        let mut panel = vec![0.0; width * k];
+        for first in (0..n).step_by(width) {
+            let matrix = match transposed {
+                true => Matrix::transposed(&data[first * row..], k),
+                false => Matrix::row_major(&data[first * row..], n),
+            };
+            gemm::pack_b(level, matrix, k, width.min(n - first), 0..1, Output::new(&mut panel));
+            half::narrow(level, of, &panel, packed, first * k);
+        }
+    })?;
+    Ok(Weights { buffer, form: Form::Half(of) })
+}
+
+/// How many panels of halves are widened for one call, and what room they take: columns that are worth packing A for, or what few rows
+/// find in a cache.
+fn widened_panels(level: IsaLevel, b: Weights, m: usize, n: usize, k: usize) -> (usize, usize) {
+    const FEW_ROWS: usize = 3;
+    const MOST_FLOATS: usize = 1 << 18;
+    let panel = gemm::panel_width(level) * k;
+    let columns = if m <= FEW_ROWS { 64 } else { 128 };
+    let most = columns / gemm::panel_width(level);
+    let panels = (MOST_FLOATS / panel.max(1)).clamp(1, most).min(gemm::panel_count(level, n));
+    (panels, if matches!(b.form, Form::Half(_)) { panels * panel } else { 0 })
 }
 
 /// Packs a matrix held as `k × n`, or as `n × k` where `transposed`.
@@ -277,13 +340,16 @@ impl Product {
         // Rows are shared where there are many, panels of columns otherwise; either way each output is one thread's.
         let by_rows = matrices * m.div_ceil(UNIT_ROWS) >= 2 * worker.threads || m > n;
         let (units, threads) = if by_rows { (m, worker.threads) } else { (panels, worker.threads) };
-        let mut one = |index: usize, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>| {
+        let mut one = |index: usize, rows: Range<usize>, panels: Range<usize>| {
+            if let Form::Half(of) = self.b.form {
+                return self.run_widened(of, frame, worker.workspace, level, index, rows, panels);
+            }
             let problem = gemm::Gemm {
                 m,
                 n,
                 k,
                 a: self.a.matrix(frame, index),
-                b: &frame.floats(self.b)[self.b_index[index] * b_len..][..b_len],
+                b: &frame.floats(self.b.buffer)[self.b_index[index] * b_len..],
                 alpha: self.alpha,
                 bias: match self.bias {
                     Bound::None => Bias::None,
@@ -297,7 +363,10 @@ impl Product {
                 output_stride: n,
             };
             let output = frame.output_at(self.output, index * m * n, m * n);
-            gemm::gemm(level, &problem, rows, panels, output, worker.workspace);
+            match self.b.form {
+                Form::Pairs => bf16::gemm_bf16(level, &problem, rows, panels, output, worker.workspace),
+                _ => gemm::gemm(level, &problem, rows, panels, output, worker.workspace),
+            }
         };
         if k == 0 {
             // The kernel's A is empty then; the sum of nothing is what bias and residual leave.
@@ -317,6 +386,48 @@ impl Product {
                 false => one(index, 0..m, first..last),
             }
             at += last - first;
+        }
+    }
+
+    /// Rows and panels of product `index`, with weights that are held in 16 bits.
+    fn run_widened(
+        &self,
+        of: HalfType,
+        frame: &Frame<'_>,
+        workspace: &mut [f32],
+        level: IsaLevel,
+        index: usize,
+        rows: Range<usize>,
+        panels: Range<usize>,
+    ) {
+        let Product { m, n, k, .. } = *self;
+        let width = gemm::panel_width(level);
+        let (together, len) = widened_panels(level, self.b, m, n, k);
+        let (widened, workspace) = workspace.split_at_mut(len);
+        for first in panels.clone().step_by(together) {
+            let (start, end) = (first * width, n.min(panels.end.min(first + together) * width));
+            let count = gemm::panel_count(level, end - start);
+            let b = &mut widened[..count * width * k];
+            half::widen(level, of, frame, self.b.buffer, start * k, b);
+            // The columns from `start` on, as a product of their own.
+            let (at, len) = (index * m * n + start, m * n - start);
+            let problem = gemm::Gemm {
+                m,
+                n: end - start,
+                k,
+                a: self.a.matrix(frame, index),
+                b,
+                alpha: self.alpha,
+                bias: match self.bias {
+                    Bound::None => Bias::None,
+                    Bound::Column(b) => Bias::Column(&frame.floats(b)[start..]),
+                    Bound::Row(b) => Bias::Row(frame.floats(b)),
+                },
+                residual: self.residual.map_or(Residual::None, |r| Residual::Slice(&frame.floats(r)[at..][..len])),
+                activation: self.activation,
+                output_stride: n,
+            };
+            gemm::gemm(level, &problem, rows.clone(), 0..count, frame.output_at(self.output, at, len), workspace);
         }
     }
 }
