@@ -5,6 +5,7 @@ use cutover_kernels::cpu::{
     Activation, IsaLevel, Output, Residual,
     conv::{self, Axis, Conv, ConvShape},
     conv_first::{self, First, FirstShape},
+    depthwise::{self, Depthwise, DepthwiseShape},
     gemm::{self, Bias, Gemm, Matrix},
     winograd::{self, WinogradTile},
 };
@@ -47,9 +48,16 @@ fn axis(input: usize, kernel: usize, stride: usize) -> Axis {
 /// Throughput counts the multiply-adds of the direct sum, whatever the algorithm needs.
 fn convolutions(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("convolution");
-    for [inputs, outputs, extent, kernel] in
-        [[64, 64, 56, 3], [128, 128, 28, 3], [256, 256, 14, 3], [512, 512, 7, 3], [24, 144, 56, 1], [384, 96, 14, 1]]
-    {
+    for [inputs, outputs, extent, kernel] in [
+        [64, 64, 56, 3],
+        [128, 128, 28, 3],
+        [256, 256, 14, 3],
+        [512, 512, 7, 3],
+        [16, 96, 112, 1],
+        [24, 144, 56, 1],
+        [64, 384, 14, 1],
+        [576, 96, 14, 1],
+    ] {
         let (height, width) = (axis(extent, kernel, 1), axis(extent, kernel, 1));
         let shape =
             ConvShape { channels_in: inputs, channels_out: outputs, groups: 1, height, width, transposed: false };
@@ -89,6 +97,27 @@ fn convolutions(criterion: &mut Criterion) {
     }
 }
 
+fn depthwise_layers(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("depthwise");
+    for [channels, extent, kernel, stride] in [[96, 112, 3, 2], [144, 56, 3, 1], [96, 56, 5, 1]] {
+        let (height, width) = (axis(extent, kernel, stride), axis(extent, kernel, stride));
+        let shape = DepthwiseShape { channels, height, width };
+        group.throughput(Throughput::Elements(shape.operations() / 2));
+        let mut filter = vec![0f32; depthwise::packed_depthwise_len(&shape)];
+        depthwise::pack_depthwise(&shape, &vec![0.5; channels * kernel * kernel], &mut filter);
+        let (input, mut output) = (vec![0.25f32; shape.input_len()], vec![0f32; shape.output_len()]);
+        let (bias, residual, activation) = (None, Residual::None, Activation::Relu);
+        let problem = Depthwise { shape, input: &input, filter: &filter, bias, residual, activation };
+        for level in IsaLevel::available() {
+            let name = format!("{channels} {extent}x{extent} {kernel}x{kernel} stride {stride}");
+            group.bench_function(BenchmarkId::new(level.name(), name), |bencher| {
+                let units = depthwise::depthwise_units(&shape);
+                bencher.iter(|| depthwise::depthwise(level, &problem, 0..units, Output::new(&mut output)));
+            });
+        }
+    }
+}
+
 fn first_layers(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("first layer");
     for [outputs, kernel] in [[64, 7], [32, 3]] {
@@ -108,5 +137,5 @@ fn first_layers(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(kernels, products, convolutions, first_layers);
+criterion_group!(kernels, products, convolutions, depthwise_layers, first_layers);
 criterion_main!(kernels);

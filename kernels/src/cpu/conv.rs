@@ -14,6 +14,7 @@ use std::ops::Range;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{Activation, ApplyRows, Output, Residual};
 use super::isa::Isa;
+use super::pointwise::Strip;
 use super::tile::{BlockedPixels, Tile, accumulate_blocks, pieces};
 pub use super::window::Axis;
 use super::window::Taps;
@@ -83,12 +84,20 @@ impl ConvShape {
         self.grouping().unwrap_or_else(|| panic!("groups of {self:?} are not whole blocks"))
     }
 
-    fn is_pointwise(&self) -> bool {
+    /// Whether every output reads the input at its own position and no other.
+    pub fn is_pointwise(&self) -> bool {
         self.height.is_pointwise() && self.width.is_pointwise()
     }
 
     fn is_flat(&self) -> bool {
         !self.transposed && !self.is_pointwise() && self.width.output <= FLAT_PIXELS && self.height.output > 1
+    }
+
+    /// Multiplications and additions of the direct sum of one image, those with padding included.
+    pub fn operations(&self) -> u64 {
+        let positions = |axis: Axis| if self.transposed { axis.input } else { axis.output };
+        let pixels = positions(self.height) * positions(self.width) * self.height.kernel * self.width.kernel;
+        2 * (self.channels_in / self.groups.max(1) * self.channels_out) as u64 * pixels as u64
     }
 
     /// Elements of a blocked input image.
@@ -276,6 +285,32 @@ impl Kernel for Direct<'_> {
         };
         for unit in self.units {
             let [group, set, y, piece] = units.decode(unit);
+            if shape.is_pointwise() && units.blocks == 1 {
+                let start = units.row_pixels * piece / units.pieces;
+                let end = units.row_pixels * (piece + 1) / units.pieces;
+                let (block, first_out) = (group * blocks_out + set, group * channels_out + set * BLOCK);
+                // SAFETY: the entry checked the lengths; group, block and pixels are inside the shape.
+                isa.outline(unsafe {
+                    let output = self.output.add((block * output_plane + start) * BLOCK);
+                    Strip {
+                        input: input.as_ptr().add((group * blocks_in * input_plane + start) * BLOCK),
+                        input_block_stride: input_plane * BLOCK,
+                        channels_in,
+                        filter: filter.as_ptr().add(block * blocks_in * BLOCK * BLOCK),
+                        outputs: channels_out - set * BLOCK,
+                        bias: bias.map(|bias| &bias[first_out..(group + 1) * channels_out]),
+                        residual: match residual {
+                            Residual::None => std::ptr::null(),
+                            Residual::Slice(r) => r.as_ptr().add((block * output_plane + start) * BLOCK),
+                            Residual::Output => output,
+                        },
+                        activation,
+                        output,
+                        pixels: end - start,
+                    }
+                });
+                continue;
+            }
             let first_block = set * units.blocks;
             let blocks = first_block..blocks_out.min(first_block + units.blocks);
             let (input_width, output_width, y_taps) = if shape.is_pointwise() {

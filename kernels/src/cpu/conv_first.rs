@@ -34,6 +34,11 @@ pub struct FirstShape {
 }
 
 impl FirstShape {
+    /// Multiplications and additions of one image, those with padding included.
+    pub fn operations(&self) -> u64 {
+        2 * (self.channels_out * self.depth()) as u64 * (self.height.output * self.width.output) as u64
+    }
+
     /// Elements of the plain input image.
     pub fn input_len(&self) -> usize {
         self.channels_in * self.height.input * self.width.input
@@ -42,6 +47,19 @@ impl FirstShape {
     /// Elements of the blocked output image.
     pub fn output_len(&self) -> usize {
         self.channels_out.div_ceil(BLOCK) * BLOCK * self.height.output * self.width.output
+    }
+
+    /// Pixels of a row whose columns are all inside, where tiles of them are steps of a constant apart.
+    fn interior(&self) -> Range<usize> {
+        let width = self.width;
+        let first = width.pad_before.div_ceil(width.stride).min(width.output);
+        let reach = (width.kernel - 1) * width.dilation + 1;
+        match (width.input + width.pad_before).checked_sub(reach) {
+            Some(room) if matches!(width.stride, 1 | 2 | 4) => {
+                first..(room / width.stride + 1).clamp(first, width.output)
+            }
+            _ => 0..0,
+        }
     }
 
     fn depth(&self) -> usize {
@@ -146,29 +164,129 @@ impl Kernel for OutputRows<'_> {
         let taps = shape.list_taps(channel_stride, row_stride, &mut list);
         for y in self.units {
             for block in 0..blocks {
-                for piece in pieces(shape.width.output, tile_pixels::<I>()) {
-                    let (problem, output, x) = (self.problem, self.output, piece.start);
-                    // Guards in `const` blocks, so that tiles which a rung cannot have are not compiled for it.
-                    macro_rules! tiles {
-                        ($($pixels:literal)+) => {
-                            match (piece.len(), BLOCK / I::LANES) {
-                                $(
-                                    ($pixels, 1) if const { I::LANES == 16 } => {
-                                        isa.outline(Pixels::<$pixels, 1> { problem, output, y, x, block, taps })
-                                    }
-                                    ($pixels, 2) if const { I::LANES == 8 && $pixels <= tile_pixels::<I>() } => {
-                                        isa.outline(Pixels::<$pixels, 2> { problem, output, y, x, block, taps })
-                                    }
-                                    ($pixels, 4) if const { I::LANES == 4 && $pixels <= tile_pixels::<I>() } => {
-                                        isa.outline(Pixels::<$pixels, 4> { problem, output, y, x, block, taps })
-                                    }
-                                )+
-                                _ => unreachable!("pieces fit the tiles"),
-                            }
+                // The tiles, and of them those whose taps are all inside.
+                let tiles = pieces(shape.width.output, tile_pixels::<I>());
+                let interior = match taps {
+                    Some(_) if shape.height.taps_inside(y).len() == shape.height.kernel => shape.interior(),
+                    _ => 0..0,
+                };
+                let is_inside = |tile: &Range<usize>| tile.start >= interior.start && tile.end <= interior.end;
+                let mut inside = 0..0;
+                for (i, piece) in tiles.enumerate() {
+                    if is_inside(&piece) {
+                        inside = if inside.is_empty() { i..i + 1 } else { inside.start..i + 1 };
+                    } else {
+                        let (problem, output, x) = (self.problem, self.output, piece.start);
+                        // Guards in `const` blocks, so that tiles which a rung cannot have are not compiled for it.
+                        macro_rules! tiles {
+                            ($($pixels:literal)+) => {
+                                match (piece.len(), BLOCK / I::LANES) {
+                                    $(
+                                        ($pixels, 1) if const { I::LANES == 16 } => {
+                                            isa.outline(Pixels::<$pixels, 1> { problem, output, y, x, block })
+                                        }
+                                        ($pixels, 2) if const { I::LANES == 8 && $pixels <= tile_pixels::<I>() } => {
+                                            isa.outline(Pixels::<$pixels, 2> { problem, output, y, x, block })
+                                        }
+                                        ($pixels, 4) if const { I::LANES == 4 && $pixels <= tile_pixels::<I>() } => {
+                                            isa.outline(Pixels::<$pixels, 4> { problem, output, y, x, block })
+                                        }
+                                    )+
+                                    _ => unreachable!("pieces fit the tiles"),
+                                }
+                            };
+                        }
+                        tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+                    }
+                }
+                if let Some(taps) = taps.filter(|_| !inside.is_empty()) {
+                    let (problem, output, tiles) = (self.problem, self.output, inside);
+                    macro_rules! strip {
+                        ($step:literal) => {
+                            isa.outline(Interior::<$step> { problem, output, y, block, taps, tiles })
                         };
                     }
-                    tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+                    match shape.width.stride {
+                        1 => strip!(1),
+                        2 => strip!(2),
+                        _ => strip!(4),
+                    }
                 }
+            }
+        }
+    }
+}
+
+/// Tiles of a row whose taps are all inside, by one block of outputs: with the few taps of a first layer a tile takes so little time that
+/// finding its operands must take next to none.
+struct Interior<'a, const STEP: usize> {
+    problem: &'a First<'a>,
+    output: *mut f32,
+    y: usize,
+    block: usize,
+    /// Where the taps are from the first, in the plain image.
+    taps: &'a [u32],
+    tiles: Range<usize>,
+}
+
+impl<const STEP: usize> Kernel for Interior<'_, STEP> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        match const { BLOCK / I::LANES } {
+            1 => self.tiles::<I, 1>(isa),
+            2 => self.tiles::<I, 2>(isa),
+            _ => self.tiles::<I, 4>(isa),
+        }
+    }
+}
+
+impl<const STEP: usize> Interior<'_, STEP> {
+    #[inline(always)]
+    fn tiles<I: Isa, const VB: usize>(&self, isa: I) {
+        let First { shape, input, filter, bias, activation } = *self.problem;
+        let FirstShape { height, width, .. } = shape;
+        let plane = height.output * width.output * BLOCK;
+        let (low, high) = activation.bounds();
+        let mut biases = [isa.zero(); VB];
+        if let Some(bias) = bias {
+            for (v, to) in biases.iter_mut().enumerate() {
+                *to = load_bias(isa, bias, self.block * BLOCK + v * I::LANES);
+            }
+        }
+        // SAFETY: the entry checked the lengths; all taps of the pixels are inside.
+        unsafe {
+            let filter = filter.as_ptr().add(self.block * shape.depth() * BLOCK);
+            let first = input.as_ptr().offset(height.start(self.y) * width.input as isize);
+            let output = self.output.add(self.block * plane + self.y * width.output * BLOCK);
+            let tiles = pieces(width.output, tile_pixels::<I>());
+            for piece in tiles.skip(self.tiles.start).take(self.tiles.len()) {
+                let x = piece.start;
+                let rows = ListedRows::<STEP> { first: first.offset(width.start(x)), offsets: self.taps };
+                macro_rules! tile {
+                    ($($pixels:literal)+) => {
+                        match piece.len() {
+                            $($pixels if const { $pixels <= tile_pixels::<I>() } => {
+                                let mut acc: Tile<I, $pixels, 1, VB> = [[[isa.zero(); VB]; 1]; $pixels];
+                                let depth = self.taps.len();
+                                accumulate::<I, _, $pixels, 1, VB>(isa, &mut acc, rows, [filter], BLOCK, depth);
+                                for m in 0..$pixels {
+                                    for v in 0..VB {
+                                        let value = vmath::clip(isa, isa.add(acc[m][0][v], biases[v]), low, high);
+                                        isa.store(output.add((x + m) * BLOCK + v * I::LANES), value);
+                                    }
+                                }
+                                if !activation.clamps() {
+                                    let (pointer, width) = (output.add(x * BLOCK), $pixels * BLOCK);
+                                    isa.outline(ApplyRows { activation, pointer, rows: 1, row_stride: 0, width });
+                                }
+                            })+
+                            _ => unreachable!("pieces fit the tiles"),
+                        }
+                    };
+                }
+                tile!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
             }
         }
     }
@@ -180,8 +298,6 @@ struct Pixels<'a, const MR: usize, const VB: usize> {
     y: usize,
     x: usize,
     block: usize,
-    /// Where the taps are from the first, in the plain image.
-    taps: Option<&'a [u32]>,
 }
 
 impl<const MR: usize, const VB: usize> Kernel for Pixels<'_, MR, VB> {
@@ -234,13 +350,9 @@ impl<const MR: usize, const VB: usize> Kernel for Pixels<'_, MR, VB> {
                     Image { first: edge.as_ptr().cast(), channel_stride: taps_y.len() * span, row_stride: span }
                 };
                 // All taps in one loop: accumulators that live through several are moved about between them.
-                let mut list;
+                let mut list = [0; LISTED_TAPS];
                 let taps = match taps_y.len() == height.kernel {
-                    true if interior => self.taps,
-                    true => {
-                        list = [0; LISTED_TAPS];
-                        shape.list_taps(image.channel_stride, image.row_stride, &mut list)
-                    }
+                    true => shape.list_taps(image.channel_stride, image.row_stride, &mut list),
                     false => None,
                 };
                 if let Some(offsets) = taps {

@@ -10,8 +10,8 @@ use super::conv::load_bias;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{Activation, ApplyRows, Output, Residual};
 use super::isa::Isa;
-use super::window::Axis;
-use super::{BLOCK, IsaLevel, vmath};
+use super::window::{Axis, Taps};
+use super::{BLOCK, IsaLevel};
 
 /// Sizes of a depthwise convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +22,12 @@ pub struct DepthwiseShape {
 }
 
 impl DepthwiseShape {
+    /// Multiplications and additions of one image, those with padding included.
+    pub fn operations(&self) -> u64 {
+        let taps = self.height.kernel * self.width.kernel;
+        2 * (self.channels * taps) as u64 * (self.height.output * self.width.output) as u64
+    }
+
     /// Elements of a blocked input image.
     pub fn input_len(&self) -> usize {
         self.channels.div_ceil(BLOCK) * BLOCK * self.height.input * self.width.input
@@ -102,13 +108,6 @@ impl Kernel for Rows<'_> {
     fn eval<I: Isa>(self, isa: I) {
         let Depthwise { shape, input, filter, bias, residual, activation } = *self.problem;
         let (height, width) = (shape.height, shape.width);
-        // Pixels whose taps are all inside, as a range.
-        let first = width.pad_before.div_ceil(width.stride).min(width.output);
-        let reach = (width.kernel - 1) * width.dilation + 1;
-        let last = match (width.input + width.pad_before).checked_sub(reach) {
-            Some(room) => (room / width.stride + 1).clamp(first, width.output),
-            None => first,
-        };
         let mut unit = self.units.start;
         while unit < self.units.end {
             let (block, y) = (unit / height.output, unit % height.output);
@@ -116,12 +115,11 @@ impl Kernel for Rows<'_> {
             unit += rows.len();
             let plane_offset = block * height.output * width.output * BLOCK;
             // SAFETY: the entry checked the lengths; the block is inside the shape.
-            let band = unsafe {
+            unsafe {
                 Band {
                     height,
                     width,
                     rows,
-                    interior: first..last,
                     input: input.as_ptr().add(block * height.input * width.input * BLOCK),
                     filter: filter.as_ptr().add(block * height.kernel * width.kernel * BLOCK),
                     bias: bias.map(|bias| &bias[block * BLOCK..]),
@@ -133,71 +131,68 @@ impl Kernel for Rows<'_> {
                     output: self.output.add(plane_offset),
                     activation,
                 }
-            };
-            match (width.kernel, width.stride, width.dilation) {
-                (3, 1, 1) => isa.outline(Fixed::<3, 1>(&band)),
-                (3, 2, 1) => isa.outline(Fixed::<3, 2>(&band)),
-                (5, 1, 1) => isa.outline(Fixed::<5, 1>(&band)),
-                (5, 2, 1) => isa.outline(Fixed::<5, 2>(&band)),
-                (7, 1, 1) => isa.outline(Fixed::<7, 1>(&band)),
-                _ => isa.outline(General(&band)),
-            }
-            if !activation.clamps() {
-                let row = width.output * BLOCK;
-                // SAFETY: the rows just written.
-                let pointer = unsafe { band.output.add(band.rows.start * row) };
-                let width = band.rows.len() * row;
-                isa.outline(ApplyRows { activation, pointer, rows: 1, row_stride: 0, width });
+                .run(isa);
             }
         }
     }
 }
 
 /// Rows of one channel block.
-struct Band<'a> {
-    height: Axis,
-    width: Axis,
-    rows: Range<usize>,
-    interior: Range<usize>,
-    input: *const f32,
-    filter: *const f32,
-    bias: Option<&'a [f32]>,
-    residual: *const f32,
-    output: *mut f32,
-    activation: Activation,
+pub(crate) struct Band<'a> {
+    pub height: Axis,
+    pub width: Axis,
+    /// Of the output.
+    pub rows: Range<usize>,
+    /// Where the block's first input row is, or would be: only rows that `rows` read are.
+    pub input: *const f32,
+    /// `[kh][kw][16]`.
+    pub filter: *const f32,
+    /// From the block's first channel on.
+    pub bias: Option<&'a [f32]>,
+    /// Null, or as `output`.
+    pub residual: *const f32,
+    /// The block's first output row.
+    pub output: *mut f32,
+    pub activation: Activation,
 }
 
 /// Rows with a kernel of `KW` columns and a stride of `STEP`, dilation 1.
-struct Fixed<'a, const KW: usize, const STEP: usize>(&'a Band<'a>);
+struct Fixed<'a, const KW: usize, const STEP: usize> {
+    band: &'a Band<'a>,
+    /// Pixels whose taps are all inside.
+    interior: Range<usize>,
+}
 
 impl<const KW: usize, const STEP: usize> Kernel for Fixed<'_, KW, STEP> {
     type Output = ();
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let band = self.0;
-        for lane in (0..BLOCK).step_by(I::LANES) {
-            for y in band.rows.clone() {
+        let Fixed { band, interior } = self;
+        // Lanes innermost: a line that was read for one vector is at hand for the next.
+        for y in band.rows.clone() {
+            for lane in (0..BLOCK).step_by(I::LANES) {
                 // SAFETY: the entry checked the lengths, and the pixels of `pixels` have all their columns inside.
                 unsafe {
-                    band.edge(isa, y, 0..band.interior.start, lane);
-                    let mut x = band.interior.start;
-                    while x + 8 <= band.interior.end {
-                        band.pixels::<I, KW, STEP, 8>(isa, y, x, lane);
+                    let row = band.row(isa, y, lane);
+                    row.edge(isa, 0..interior.start);
+                    let mut x = interior.start;
+                    while x + 8 <= interior.end {
+                        row.pixels::<KW, STEP, 8>(isa, x);
                         x += 8;
                     }
-                    if x + 4 <= band.interior.end {
-                        band.pixels::<I, KW, STEP, 4>(isa, y, x, lane);
+                    if x + 4 <= interior.end {
+                        row.pixels::<KW, STEP, 4>(isa, x);
                         x += 4;
                     }
-                    if x + 2 <= band.interior.end {
-                        band.pixels::<I, KW, STEP, 2>(isa, y, x, lane);
+                    if x + 2 <= interior.end {
+                        row.pixels::<KW, STEP, 2>(isa, x);
                         x += 2;
                     }
-                    if x < band.interior.end {
-                        band.pixels::<I, KW, STEP, 1>(isa, y, x, lane);
+                    if x < interior.end {
+                        row.pixels::<KW, STEP, 1>(isa, x);
                     }
-                    band.edge(isa, y, band.interior.end..band.width.output, lane);
+                    row.edge(isa, interior.end..band.width.output);
                 }
             }
         }
@@ -212,78 +207,150 @@ impl Kernel for General<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        for lane in (0..BLOCK).step_by(I::LANES) {
-            for y in self.0.rows.clone() {
+        let band = self.0;
+        for y in band.rows.clone() {
+            for lane in (0..BLOCK).step_by(I::LANES) {
                 // SAFETY: the entry checked the lengths.
-                unsafe { self.0.edge(isa, y, 0..self.0.width.output, lane) };
+                unsafe { band.row(isa, y, lane).edge(isa, 0..band.width.output) };
             }
         }
     }
 }
 
 impl Band<'_> {
+    /// # Safety
+    /// The operands hold what the fields say.
+    #[inline(always)]
+    pub unsafe fn run<I: Isa>(&self, isa: I) {
+        let width = self.width;
+        let first = width.pad_before.div_ceil(width.stride).min(width.output);
+        let reach = (width.kernel - 1) * width.dilation + 1;
+        let last = match (width.input + width.pad_before).checked_sub(reach) {
+            Some(room) => (room / width.stride + 1).clamp(first, width.output),
+            None => first,
+        };
+        let (band, interior) = (self, first..last);
+        match (width.kernel, width.stride, width.dilation) {
+            (3, 1, 1) => isa.outline(Fixed::<3, 1> { band, interior }),
+            (3, 2, 1) => isa.outline(Fixed::<3, 2> { band, interior }),
+            (5, 1, 1) => isa.outline(Fixed::<5, 1> { band, interior }),
+            (5, 2, 1) => isa.outline(Fixed::<5, 2> { band, interior }),
+            (7, 1, 1) => isa.outline(Fixed::<7, 1> { band, interior }),
+            _ => isa.outline(General(band)),
+        }
+        if !self.activation.clamps() {
+            let row = width.output * BLOCK;
+            let (activation, width) = (self.activation, self.rows.len() * row);
+            // SAFETY: the rows just written.
+            let pointer = unsafe { self.output.add(self.rows.start * row) };
+            isa.outline(ApplyRows { activation, pointer, rows: 1, row_stride: 0, width });
+        }
+    }
+
+    /// # Safety
+    /// The row is inside the output.
+    #[inline(always)]
+    unsafe fn row<I: Isa>(&self, isa: I, y: usize, lane: usize) -> Row<I> {
+        let Band { height, width, .. } = *self;
+        let taps = Taps::inside(&height, y);
+        let row_len = width.input * BLOCK;
+        let (low, high) = self.activation.bounds();
+        let offset = y * width.output * BLOCK + lane;
+        // SAFETY: the caller; without taps the input is not read.
+        unsafe {
+            Row {
+                width,
+                taps: taps.count,
+                input: self.input.wrapping_offset(taps.input_first * row_len as isize + lane as isize),
+                input_step: height.dilation * row_len,
+                filter: self.filter.add(taps.first * width.kernel * BLOCK + lane),
+                bias: self.bias.map_or(isa.zero(), |bias| load_bias(isa, bias, lane)),
+                bounds: (isa.splat(low), isa.splat(high)),
+                residual: if self.residual.is_null() { self.residual } else { self.residual.add(offset) },
+                output: self.output.add(offset),
+            }
+        }
+    }
+}
+
+/// One vector of channels of one output row.
+struct Row<I: Isa> {
+    width: Axis,
+    /// Rows of the kernel that are inside the input.
+    taps: usize,
+    /// What the first of them reads, from the row's first pixel on, and how far the next is.
+    input: *const f32,
+    input_step: usize,
+    /// The first of them.
+    filter: *const f32,
+    bias: I::V,
+    bounds: (I::V, I::V),
+    residual: *const f32,
+    output: *mut f32,
+}
+
+impl<I: Isa> Row<I> {
     /// Pixels one by one, with the taps that are inside.
     ///
     /// # Safety
     /// The operands hold what the shape says; the pixels are inside the output.
     #[inline(always)]
-    unsafe fn edge<I: Isa>(&self, isa: I, y: usize, pixels: Range<usize>, lane: usize) {
-        let Band { height, width, .. } = self;
+    unsafe fn edge(&self, isa: I, pixels: Range<usize>) {
+        let width = self.width;
         for x in pixels {
-            let (start_y, start_x) = (height.start(y), width.start(x));
-            let taps_x = width.taps_inside(x);
+            let columns = width.taps_inside(x);
             let mut sum = isa.zero();
             // SAFETY: the caller; the taps are inside.
             unsafe {
-                for ky in height.taps_inside(y) {
-                    let row = (start_y + (ky * height.dilation) as isize) as usize;
-                    for kx in taps_x.clone() {
-                        let column = (start_x + (kx * width.dilation) as isize) as usize;
-                        let value = isa.load(self.input.add((row * width.input + column) * BLOCK + lane));
-                        let weight = isa.load(self.filter.add((ky * width.kernel + kx) * BLOCK + lane));
-                        sum = isa.fma(value, weight, sum);
+                for j in 0..self.taps {
+                    let line = self.input.wrapping_add(j * self.input_step);
+                    let filter = self.filter.add(j * width.kernel * BLOCK);
+                    for kx in columns.clone() {
+                        let value = isa.load(line.wrapping_add(width.position(x, kx) * BLOCK));
+                        sum = isa.fma(value, isa.load(filter.add(kx * BLOCK)), sum);
                     }
                 }
-                self.finish(isa, [sum], y, x, lane);
+                self.finish(isa, [sum], x);
             }
         }
     }
 
-    /// `MR` pixels whose columns are all inside: each input vector is loaded once and goes to every pixel that it meets.
+    /// `MR` pixels whose columns are all inside. A pixel's taps come in the order of `edge`.
     ///
     /// # Safety
     /// As for `edge`, and all columns of all taps are inside.
     #[inline(always)]
-    unsafe fn pixels<I: Isa, const KW: usize, const STEP: usize, const MR: usize>(
-        &self,
-        isa: I,
-        y: usize,
-        x: usize,
-        lane: usize,
-    ) {
-        let Band { height, width, .. } = self;
-        let (start_y, start_x) = (height.start(y), width.start(x));
+    unsafe fn pixels<const KW: usize, const STEP: usize, const MR: usize>(&self, isa: I, x: usize) {
         let mut sums = [isa.zero(); MR];
-        // SAFETY: the caller; the rows are inside.
+        let first = self.width.start(x) as usize * BLOCK;
+        // SAFETY: the caller.
         unsafe {
-            for ky in height.taps_inside(y) {
-                let row = (start_y + (ky * height.dilation) as isize) as usize;
-                let line = self.input.add((row * width.input + start_x as usize) * BLOCK + lane);
+            for j in 0..self.taps {
+                let line = self.input.wrapping_add(j * self.input_step + first);
                 let mut weights = [isa.zero(); KW];
                 for (kx, weight) in weights.iter_mut().enumerate() {
-                    *weight = isa.load(self.filter.add((ky * KW + kx) * BLOCK + lane));
+                    *weight = isa.load(self.filter.add((j * KW + kx) * BLOCK));
                 }
-                for column in 0..(MR - 1) * STEP + KW {
-                    let value = isa.load(line.add(column * BLOCK));
-                    for m in 0..MR {
-                        // A pixel meets its columns in ascending order, so its taps come in the order of `edge`.
-                        if column >= m * STEP && column - m * STEP < KW {
-                            sums[m] = isa.fma(value, weights[column - m * STEP], sums[m]);
+                if STEP == 1 {
+                    // Each input vector is loaded once and goes to every pixel that it meets.
+                    for column in 0..MR - 1 + KW {
+                        let value = isa.load(line.add(column * BLOCK));
+                        for m in 0..MR {
+                            if column >= m && column - m < KW {
+                                sums[m] = isa.fma(value, weights[column - m], sums[m]);
+                            }
+                        }
+                    }
+                } else {
+                    for kx in 0..KW {
+                        for m in 0..MR {
+                            let value = isa.load(line.add((m * STEP + kx) * BLOCK));
+                            sums[m] = isa.fma(value, weights[kx], sums[m]);
                         }
                     }
                 }
             }
-            self.finish(isa, sums, y, x, lane);
+            self.finish(isa, sums, x);
         }
     }
 
@@ -292,18 +359,16 @@ impl Band<'_> {
     /// # Safety
     /// The pixels are inside the output.
     #[inline(always)]
-    unsafe fn finish<I: Isa, const MR: usize>(&self, isa: I, sums: [I::V; MR], y: usize, x: usize, lane: usize) {
-        let bias = self.bias.map_or(isa.zero(), |bias| load_bias(isa, bias, lane));
-        let (low, high) = self.activation.bounds();
+    unsafe fn finish<const MR: usize>(&self, isa: I, sums: [I::V; MR], x: usize) {
         for (m, sum) in sums.into_iter().enumerate() {
-            let at = (y * self.width.output + x + m) * BLOCK + lane;
-            let mut value = isa.add(sum, bias);
+            let at = (x + m) * BLOCK;
+            let mut value = isa.add(sum, self.bias);
             // SAFETY: the caller.
             unsafe {
                 if !self.residual.is_null() {
                     value = isa.add(value, isa.load(self.residual.add(at)));
                 }
-                isa.store(self.output.add(at), vmath::clip(isa, value, low, high));
+                isa.store(self.output.add(at), isa.min(self.bounds.1, isa.max(self.bounds.0, value)));
             }
         }
     }

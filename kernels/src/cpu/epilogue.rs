@@ -171,6 +171,15 @@ impl Activation {
                             unsafe {
                                 let start = pointer.add(row * row_stride);
                                 let mut i = 0;
+                                // Two at a time: one alone waits for itself.
+                                while i + 2 * I::LANES <= width {
+                                    let (a, b) = (start.add(i), start.add(i + I::LANES));
+                                    let (x, y) = (isa.load(a), isa.load(b));
+                                    let (x, y) = ($activation.apply(isa, x), $activation.apply(isa, y));
+                                    isa.store(a, x);
+                                    isa.store(b, y);
+                                    i += 2 * I::LANES;
+                                }
                                 while i + I::LANES <= width {
                                     isa.store(start.add(i), $activation.apply(isa, isa.load(start.add(i))));
                                     i += I::LANES;

@@ -292,14 +292,7 @@ impl Product<'_> {
         while panel < self.panels.end {
             // Groups start at multiples of their size only if the range does; the values do not depend on it.
             let count = if self.panels.end - panel >= group { group } else { 1 };
-            let strip = Strip {
-                problem,
-                row: self.rows.start,
-                panel,
-                k: 0..problem.k,
-                output: self.output,
-                packed: std::ptr::null(),
-            };
+            let strip = Strip { problem, row: self.rows.start, panel, output: self.output };
             macro_rules! outline {
                 ($mr:literal, $ob:literal) => {
                     if const { panel_vectors::<I>() == 2 } {
@@ -343,27 +336,19 @@ impl Product<'_> {
                     unsafe { pack_a(isa, problem.a, row, tile.len(), k.clone(), packed.add(i * tile_len)) };
                 }
                 for panel in self.panels.clone() {
-                    let tiles = block.len().div_ceil(mr);
-                    for (i, tile) in pieces(block.len(), mr).enumerate() {
-                        // The next panel arrives while this one is used, a part with every tile.
-                        if panel + 1 < self.panels.end {
-                            let lines = k.len() * panel_vectors::<I>() * I::LANES * size_of::<f32>() / LINE;
-                            let width = panel_vectors::<I>() * I::LANES;
-                            let next = problem.b.as_ptr().wrapping_add(((panel + 1) * problem.k + k.start) * width);
-                            for line in lines * i / tiles..lines * (i + 1) / tiles {
-                                isa.prefetch(next.cast::<u8>().wrapping_add(line * LINE).cast());
-                            }
+                    let (rows, k, next) = (block.clone(), k.clone(), panel + 1 < self.panels.end);
+                    let strip = PackedStrip { problem, rows, panel, k, next, output: self.output, packed };
+                    let columns = problem.n - panel * panel_vectors::<I>() * I::LANES;
+                    if const { panel_vectors::<I>() == 4 } {
+                        match columns <= 2 * I::LANES {
+                            true => isa.outline(Packed::<2>(strip)),
+                            false => isa.outline(Packed::<4>(strip)),
                         }
-                        let strip = Strip {
-                            problem,
-                            row: block.start + tile.start,
-                            panel,
-                            k: k.clone(),
-                            output: self.output,
-                            // SAFETY: inside the workspace, as packed above.
-                            packed: unsafe { packed.add(i * tile_len) },
-                        };
-                        run_tile(isa, tile.len(), strip);
+                    } else {
+                        match columns <= I::LANES {
+                            true => isa.outline(Packed::<1>(strip)),
+                            false => isa.outline(Packed::<2>(strip)),
+                        }
                     }
                 }
             }
@@ -415,65 +400,184 @@ pub(super) unsafe fn pack_a<I: Isa>(isa: I, a: Matrix<'_>, row: usize, mr: usize
     }
 }
 
-/// One tile's work.
+/// A block of packed rows by one panel.
+#[derive(Clone)]
+struct PackedStrip<'a> {
+    problem: &'a Gemm<'a>,
+    rows: Range<usize>,
+    panel: usize,
+    k: Range<usize>,
+    /// Whether the panel behind this one comes next: it arrives meanwhile.
+    next: bool,
+    output: *mut f32,
+    packed: *const f32,
+}
+
+/// All tiles of a strip.
+struct Packed<'a, const VB: usize>(PackedStrip<'a>);
+
+impl<const VB: usize> Kernel for Packed<'_, VB> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let strip = self.0;
+        let (problem, k) = (strip.problem, strip.k.clone());
+        let (width, mr) = (panel_vectors::<I>() * I::LANES, tile_rows::<I>());
+        let first_column = strip.panel * width;
+        let columns = problem.n - first_column;
+        let mut bias = [isa.zero(); VB];
+        if let Bias::Column(values) = problem.bias {
+            for (v, bias) in bias.iter_mut().enumerate() {
+                // SAFETY: only columns below n are touched.
+                *bias = unsafe { load_columns(isa, values.as_ptr().add(first_column), v * I::LANES, columns) };
+            }
+        }
+        let (tiles, lines) = (strip.rows.len().div_ceil(mr), k.len() * width * size_of::<f32>() / LINE);
+        let next = problem.b.as_ptr().wrapping_add(((strip.panel + 1) * problem.k + k.start) * width);
+        for (i, tile) in pieces(strip.rows.len(), mr).enumerate() {
+            // A part with every tile.
+            if strip.next {
+                for line in lines * i / tiles..lines * (i + 1) / tiles {
+                    isa.prefetch(next.cast::<u8>().wrapping_add(line * LINE).cast());
+                }
+            }
+            let row = strip.rows.start + tile.start;
+            macro_rules! tile {
+                ($($rows:literal)+) => {
+                    match tile.len() {
+                        // Guards in `const` blocks, so that tiles which a rung cannot have are not compiled for it.
+                        // SAFETY: the entry checked the operands, and the driver packed A.
+                        $($rows if const { tile_rows::<I>() >= $rows } => unsafe {
+                            let packed = strip.packed.add(i * packed_stride::<I>() * k.len());
+                            strip.tile::<I, $rows, VB>(isa, row, packed, bias);
+                        },)+
+                        _ => unreachable!("pieces are at most a tile's rows"),
+                    }
+                };
+            }
+            tile!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+            if k.end == problem.k && !problem.activation.clamps() {
+                // SAFETY: the rows just written, up to column n - 1.
+                let pointer = unsafe { strip.output.add(row * problem.output_stride + first_column) };
+                isa.outline(ApplyRows {
+                    activation: problem.activation,
+                    pointer,
+                    rows: tile.len(),
+                    row_stride: problem.output_stride,
+                    width: columns.min(width),
+                });
+            }
+        }
+    }
+}
+
+impl PackedStrip<'_> {
+    /// # Safety
+    /// `packed` holds `MR` rows; the operands hold what the problem says.
+    #[inline(always)]
+    unsafe fn tile<I: Isa, const MR: usize, const VB: usize>(
+        &self,
+        isa: I,
+        row: usize,
+        packed: *const f32,
+        column_bias: [I::V; VB],
+    ) {
+        let PackedStrip { problem, ref k, .. } = *self;
+        let width = panel_vectors::<I>() * I::LANES;
+        let (first_column, stride) = (self.panel * width, problem.output_stride);
+        let columns = problem.n - first_column;
+        // Whether every vector of every row is whole.
+        let whole = columns >= VB * I::LANES;
+        // SAFETY: output and residual hold row m - 1 up to column n - 1, of which no other columns are touched; packed B holds the depths.
+        unsafe {
+            let output = self.output.add(row * stride + first_column);
+            let mut acc: Tile<I, MR, 1, VB> = [[[isa.zero(); VB]; 1]; MR];
+            if k.start > 0 || matches!(problem.residual, Residual::Output) {
+                acc = load_tile(isa, output, stride, columns, whole);
+            }
+            let b = problem.b.as_ptr().add((self.panel * problem.k + k.start) * width);
+            if const { packed_stride::<I>() == 4 } {
+                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, PackedRows::<4>(packed), [b], width, k.len());
+            } else if const { packed_stride::<I>() == 8 } {
+                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, PackedRows::<8>(packed), [b], width, k.len());
+            } else {
+                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, PackedRows::<16>(packed), [b], width, k.len());
+            }
+            if k.end == problem.k {
+                let alpha = isa.splat(problem.alpha);
+                for m in 0..MR {
+                    for v in 0..VB {
+                        let bias = match problem.bias {
+                            Bias::Row(bias) => isa.splat(*bias.get_unchecked(row + m)),
+                            _ => column_bias[v],
+                        };
+                        acc[m][0][v] = isa.fma(acc[m][0][v], alpha, bias);
+                    }
+                }
+                if let Residual::Slice(residual) = problem.residual {
+                    let residual = residual.as_ptr().add(row * stride + first_column);
+                    let addend: Tile<I, MR, 1, VB> = load_tile(isa, residual, stride, columns, whole);
+                    for m in 0..MR {
+                        for v in 0..VB {
+                            acc[m][0][v] = isa.add(acc[m][0][v], addend[m][0][v]);
+                        }
+                    }
+                }
+                let (low, high) = problem.activation.bounds();
+                for m in 0..MR {
+                    for v in 0..VB {
+                        acc[m][0][v] = vmath::clip(isa, acc[m][0][v], low, high);
+                    }
+                }
+            }
+            for m in 0..MR {
+                for v in 0..VB {
+                    let to = output.add(m * stride);
+                    match whole {
+                        true => isa.store(to.add(v * I::LANES), acc[m][0][v]),
+                        false => store_columns(isa, to, v * I::LANES, columns, acc[m][0][v]),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `MR` rows of `VB` vectors, zeros from `columns` on.
+///
+/// # Safety
+/// The rows are readable below `columns`, and `whole` where that is all of them.
+#[inline(always)]
+unsafe fn load_tile<I: Isa, const MR: usize, const VB: usize>(
+    isa: I,
+    from: *const f32,
+    stride: usize,
+    columns: usize,
+    whole: bool,
+) -> Tile<I, MR, 1, VB> {
+    let mut tile = [[[isa.zero(); VB]; 1]; MR];
+    for m in 0..MR {
+        for v in 0..VB {
+            // SAFETY: the caller.
+            tile[m][0][v] = unsafe {
+                match whole {
+                    true => isa.load(from.add(m * stride + v * I::LANES)),
+                    false => load_columns(isa, from.add(m * stride), v * I::LANES, columns),
+                }
+            };
+        }
+    }
+    tile
+}
+
+/// Few rows by a few panels.
 #[derive(Clone)]
 struct Strip<'a> {
     problem: &'a Gemm<'a>,
     row: usize,
     panel: usize,
-    k: Range<usize>,
     output: *mut f32,
-    packed: *const f32,
-}
-
-/// Runs the tile of exactly `mr` rows.
-#[inline(always)]
-fn run_tile<I: Isa>(isa: I, mr: usize, strip: Strip<'_>) {
-    let columns = strip.problem.n - strip.panel * panel_vectors::<I>() * I::LANES;
-    macro_rules! tile {
-        ($($rows:literal)+) => {
-            match mr {
-                // Guards in `const` blocks, so that tiles which a rung cannot have are not compiled for it.
-                $($rows if const { tile_rows::<I>() >= $rows } => {
-                    if const { panel_vectors::<I>() == 4 } {
-                        if columns <= 2 * I::LANES {
-                            isa.outline(Packed::<$rows, 2>(strip))
-                        } else {
-                            isa.outline(Packed::<$rows, 4>(strip))
-                        }
-                    } else if columns <= I::LANES {
-                        isa.outline(Packed::<$rows, 1>(strip))
-                    } else {
-                        isa.outline(Packed::<$rows, 2>(strip))
-                    }
-                })+
-                _ => unreachable!("pieces are at most a tile's rows"),
-            }
-        };
-    }
-    tile!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
-}
-
-/// A tile with packed A.
-struct Packed<'a, const MR: usize, const VB: usize>(Strip<'a>);
-
-impl<const MR: usize, const VB: usize> Kernel for Packed<'_, MR, VB> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
-        let packed = self.0.packed;
-        // SAFETY: the entry checked the operands, and the driver packed A.
-        unsafe {
-            if const { packed_stride::<I>() == 4 } {
-                self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<4>(packed));
-            } else if const { packed_stride::<I>() == 8 } {
-                self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<8>(packed));
-            } else {
-                self.0.compute::<I, _, MR, 1, VB>(isa, PackedRows::<16>(packed));
-            }
-        }
-    }
 }
 
 /// A tile of few rows read where they are, by several panels.
@@ -496,7 +600,7 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Few<'_, MR, O
 
 impl Strip<'_> {
     /// # Safety
-    /// The rows hold the strip's depths; the operands hold what the problem says.
+    /// The operands hold what the problem says.
     #[inline(always)]
     unsafe fn compute<I: Isa, R: Rows, const MR: usize, const OB: usize, const VB: usize>(self, isa: I, rows: R) {
         let problem = self.problem;
@@ -507,7 +611,7 @@ impl Strip<'_> {
         let output = unsafe { self.output.add(self.row * problem.output_stride + first_column) };
 
         let mut acc: Tile<I, MR, OB, VB> = [[[isa.zero(); VB]; OB]; MR];
-        if self.k.start > 0 || matches!(problem.residual, Residual::Output) {
+        if matches!(problem.residual, Residual::Output) {
             for m in 0..MR {
                 for o in 0..OB {
                     for v in 0..VB {
@@ -522,12 +626,11 @@ impl Strip<'_> {
         let mut b = [problem.b.as_ptr(); OB];
         for (o, pointer) in b.iter_mut().enumerate() {
             // SAFETY: the panels of the strip are inside packed B.
-            *pointer = unsafe { problem.b.as_ptr().add(((self.panel + o) * problem.k + self.k.start) * width) };
+            *pointer = unsafe { problem.b.as_ptr().add((self.panel + o) * problem.k * width) };
         }
         // SAFETY: packed B holds the depths of each panel.
-        unsafe { accumulate::<I, R, MR, OB, VB>(isa, &mut acc, rows, b, width, self.k.len()) };
+        unsafe { accumulate::<I, R, MR, OB, VB>(isa, &mut acc, rows, b, width, problem.k) };
 
-        let last = self.k.end == problem.k;
         let (low, high) = problem.activation.bounds();
         let alpha = isa.splat(problem.alpha);
         for m in 0..MR {
@@ -537,27 +640,23 @@ impl Strip<'_> {
                     let mut x = acc[m][o][v];
                     // SAFETY: the operands hold what the problem says; only columns below n are touched.
                     unsafe {
-                        if last {
-                            let bias = match problem.bias {
-                                Bias::None => isa.zero(),
-                                Bias::Column(bias) => {
-                                    load_columns(isa, bias.as_ptr().add(first_column), column, columns)
-                                }
-                                Bias::Row(bias) => isa.splat(*bias.get_unchecked(self.row + m)),
-                            };
-                            x = isa.fma(x, alpha, bias);
-                            if let Residual::Slice(residual) = problem.residual {
-                                let row = residual.as_ptr().add((self.row + m) * problem.output_stride + first_column);
-                                x = isa.add(x, load_columns(isa, row, column, columns));
-                            }
-                            x = vmath::clip(isa, x, low, high);
+                        let bias = match problem.bias {
+                            Bias::None => isa.zero(),
+                            Bias::Column(bias) => load_columns(isa, bias.as_ptr().add(first_column), column, columns),
+                            Bias::Row(bias) => isa.splat(*bias.get_unchecked(self.row + m)),
+                        };
+                        x = isa.fma(x, alpha, bias);
+                        if let Residual::Slice(residual) = problem.residual {
+                            let row = residual.as_ptr().add((self.row + m) * problem.output_stride + first_column);
+                            x = isa.add(x, load_columns(isa, row, column, columns));
                         }
+                        x = vmath::clip(isa, x, low, high);
                         store_columns(isa, output.add(m * problem.output_stride), column, columns, x);
                     }
                 }
             }
         }
-        if last && !problem.activation.clamps() {
+        if !problem.activation.clamps() {
             isa.outline(ApplyRows {
                 activation: problem.activation,
                 pointer: output,

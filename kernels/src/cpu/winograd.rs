@@ -7,26 +7,24 @@
 //!
 //! `A²` multiplications stand where `9 M²` were. The price is a larger rounding error, which two things keep at that of a direct
 //! sum: the points of interpolation are ±√½ and ±√2 (Barabasz et al. 2018, *Error Analysis and Improving the Accuracy of Winograd
-//! Convolution*, on how much their choice is worth), and sums over channels are cut into chains of [`CHAIN`]. Filters are transformed in `f64` and
-//! rounded once.
+//! Convolution*, on how much their choice is worth), and sums over channels are cut into chains of [`CHAIN`]. Filters of larger tiles are
+//! transformed when they are packed, in `f64`, and rounded once. Those of F(2×2), whose transform is three additions, are so when they
+//! are used: small images are what it is for, and there bytes cost more than operations.
 //!
 //! A unit of work is a few tiles by a few blocks of outputs: their coefficients stay in the second-level cache from the first transform
 //! to the last, and no thread waits for another. Each output is one fixed order of operations, whatever the units and their ranges.
 
 use std::{marker::PhantomData, ops::Range};
 
-use super::conv::{Conv, ConvShape, load_bias};
+use super::conv::{self, Conv, ConvShape, load_bias};
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{ApplyRows, Output, Residual};
 use super::isa::Isa;
-use super::tile::{BlockedPixels, Tile, accumulate_blocks, pieces};
+use super::tile::{SteppedRows, Tile, accumulate, pieces};
 use super::{BLOCK, IsaLevel, vmath};
 
 /// Channels that are summed in one chain before they join the sum of the others.
 const CHAIN: usize = 64;
-
-/// Blocks of outputs that a unit computes from one set of transformed inputs.
-const UNIT_BLOCKS: usize = 2;
 
 /// Tiles of a unit at most: two full register tiles of the widest kind.
 const UNIT_TILES: usize = 28;
@@ -65,6 +63,16 @@ impl WinogradTile {
         self.points() * self.points()
     }
 
+    /// Blocks of outputs that a unit computes from one set of transformed inputs.
+    const fn unit_blocks(self) -> usize {
+        if self.keeps_filter() { 2 } else { 4 }
+    }
+
+    /// Whether filters are packed as coefficients, else as for a direct sum.
+    pub const fn keeps_filter(self) -> bool {
+        !matches!(self, WinogradTile::Two)
+    }
+
     /// Whether [`winograd`] can compute this convolution: 3 × 3, stride 1, undilated, one group.
     pub fn supports(self, shape: &ConvShape) -> bool {
         let axis = |axis: &super::conv::Axis| axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1;
@@ -83,12 +91,18 @@ pub fn choose(shape: &ConvShape, largest: WinogradTile) -> Option<WinogradTile> 
     if inputs < 16.0 || outputs < 16.0 {
         return None;
     }
-    let direct = inputs * outputs * 9.0 * (pixels + FILTER_COST);
+    // What a filter of so many values a tap or coefficient costs to read.
+    let reading = |floats: f64| {
+        let is_kept = inputs * outputs * floats <= CACHED_LEN;
+        floats * if is_kept { CACHED_FILTER_COST } else { FILTER_COST }
+    };
+    let direct = inputs * outputs * (9.0 * pixels + reading(9.0));
     let estimate = |tile: WinogradTile| {
         let coefficients = tile.coefficients() as f64;
         let tiles = tile_count(tile, shape) as f64;
         let transforms = tiles * coefficients * TRANSFORM_COST * (inputs + outputs);
-        inputs * outputs * coefficients * (tiles + FILTER_COST) + transforms
+        let filter = reading(if tile.keeps_filter() { coefficients } else { 9.0 });
+        inputs * outputs * (coefficients * tiles + filter) + transforms
     };
     let tiles = [WinogradTile::Two, WinogradTile::Four, WinogradTile::Six];
     let mut best = (None, 0.9 * direct);
@@ -102,8 +116,12 @@ pub fn choose(shape: &ConvShape, largest: WinogradTile) -> Option<WinogradTile> 
     best.0
 }
 
-/// Multiply-adds that could be done while one coefficient of a filter arrives from memory.
+/// Multiply-adds that could be done while one value of a filter arrives from memory.
 const FILTER_COST: f64 = 6.0;
+/// The same from the last cache.
+const CACHED_FILTER_COST: f64 = 3.0;
+/// Values of a filter that the last cache may be hoped to keep from one run to the next, in a network of such.
+const CACHED_LEN: f64 = (1 << 20) as f64;
 /// Multiply-adds that could be done while one coefficient of a tile is made or taken apart.
 const TRANSFORM_COST: f64 = 5.0;
 
@@ -111,8 +129,11 @@ fn tile_count(tile: WinogradTile, shape: &ConvShape) -> usize {
     shape.height.output.div_ceil(tile.outputs()) * shape.width.output.div_ceil(tile.outputs())
 }
 
-/// Elements of a packed filter, `[O/16][A²][C rounded up to 16][16]`.
+/// Elements of a packed filter: `[O/16][chain][A²][channels of the chain, in all C rounded up to 16][16]`, or as [`conv::pack_filter`] leaves it.
 pub fn packed_winograd_len(tile: WinogradTile, shape: &ConvShape) -> usize {
+    if !tile.keeps_filter() {
+        return conv::packed_filter_len(shape);
+    }
     shape.channels_out.div_ceil(BLOCK) * shape.channels_in.div_ceil(BLOCK) * BLOCK * BLOCK * tile.coefficients()
 }
 
@@ -122,7 +143,7 @@ pub fn pack_winograd(level: IsaLevel, tile: WinogradTile, shape: &ConvShape, wei
     assert!(weights.len() >= shape.channels_out * shape.channels_in * 9, "{} weights for {shape:?}", weights.len());
     assert!(packed.len() >= packed_winograd_len(tile, shape), "packed filter of {} for {shape:?}", packed.len());
     match tile {
-        WinogradTile::Two => dispatch(level, Pack::<F2, 2, 4> { shape, weights, packed, of: PhantomData }),
+        WinogradTile::Two => conv::pack_filter(shape, weights, packed),
         WinogradTile::Four => dispatch(level, Pack::<F4, 4, 6> { shape, weights, packed, of: PhantomData }),
         WinogradTile::Six => dispatch(level, Pack::<F6, 6, 8> { shape, weights, packed, of: PhantomData }),
     }
@@ -134,7 +155,7 @@ struct Units {
     tiles: usize,
     /// Pieces that the tiles are cut into.
     tile_pieces: usize,
-    /// Sets of [`UNIT_BLOCKS`] output blocks.
+    /// Sets of [`WinogradTile::unit_blocks`] output blocks.
     block_sets: usize,
     /// Tiles of the longest piece.
     most_tiles: usize,
@@ -148,7 +169,7 @@ impl Units {
         let per_tile = tile.coefficients() * blocks_in * BLOCK;
         let most = (UNIT_COEFFICIENTS / per_tile.max(1)).clamp(UNIT_TILES / 4, UNIT_TILES);
         let tile_pieces = tiles.div_ceil(most);
-        let block_sets = shape.channels_out.div_ceil(BLOCK).div_ceil(UNIT_BLOCKS);
+        let block_sets = shape.channels_out.div_ceil(BLOCK).div_ceil(tile.unit_blocks());
         Units { tile, tiles, tile_pieces, block_sets, most_tiles: tiles.div_ceil(tile_pieces.max(1)), blocks_in }
     }
 
@@ -167,10 +188,20 @@ impl Units {
         self.most_tiles * BLOCK + BLOCK
     }
 
-    fn workspace_len(&self) -> usize {
-        let coefficients = self.tile.coefficients();
-        coefficients * (self.input_stride() + UNIT_BLOCKS * self.sum_stride() + BLOCK)
+    /// The same of a chain of a block's filter that is not kept.
+    fn filter_stride(&self) -> usize {
+        if self.tile.keeps_filter() { 0 } else { (CHAIN + 1) * BLOCK }
     }
+
+    fn workspace_len(&self) -> usize {
+        let sums = self.tile.unit_blocks() * self.sum_stride();
+        self.tile.coefficients() * (self.input_stride() + sums + self.filter_stride() + BLOCK)
+    }
+}
+
+/// Multiplications and additions of the products of one image; transforms do not count.
+pub fn winograd_operations(tile: WinogradTile, shape: &ConvShape) -> u64 {
+    2 * (tile_count(tile, shape) * tile.coefficients()) as u64 * (shape.channels_in * shape.channels_out) as u64
 }
 
 /// Units of work, for [`winograd`].
@@ -222,6 +253,14 @@ pub fn winograd(
 trait Transform<const M: usize, const A: usize>: Copy {
     /// `G`.
     const FILTER: [[f64; 3]; A];
+    /// `G g`.
+    #[inline(always)]
+    fn filter<I: Isa>(self, isa: I, g: [I::V; 3]) -> [I::V; A] {
+        std::array::from_fn(|i| {
+            let [a, b, c] = Self::FILTER[i].map(|x| isa.splat(x as f32));
+            isa.fma(c, g[2], isa.fma(b, g[1], isa.mul(a, g[0])))
+        })
+    }
     /// `Bᵀ d`.
     fn input<I: Isa>(self, isa: I, d: [I::V; A]) -> [I::V; A];
     /// `Aᵀ m`.
@@ -234,6 +273,12 @@ struct F2;
 
 impl Transform<2, 4> for F2 {
     const FILTER: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+
+    #[inline(always)]
+    fn filter<I: Isa>(self, isa: I, g: [I::V; 3]) -> [I::V; 4] {
+        let (half, ends) = (isa.splat(0.5), isa.add(g[0], g[2]));
+        [g[0], isa.mul(half, isa.add(ends, g[1])), isa.mul(half, isa.sub(ends, g[1])), g[2]]
+    }
 
     #[inline(always)]
     fn input<I: Isa>(self, isa: I, d: [I::V; 4]) -> [I::V; 4] {
@@ -372,6 +417,8 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Pack<'_, W, 
         for (block, packed) in self.packed.chunks_exact_mut(A * A * depth * BLOCK).enumerate() {
             let lanes = BLOCK.min(outputs.saturating_sub(block * BLOCK));
             for input in 0..depth {
+                let chain = input / CHAIN * CHAIN;
+                let chain_len = CHAIN.min(depth - chain);
                 let mut filter = [[[0.0f64; BLOCK]; 3]; 3];
                 for o in 0..if input < inputs { lanes } else { 0 } {
                     let from = &self.weights[((block * BLOCK + o) * inputs + input) * 9..][..9];
@@ -392,7 +439,8 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Pack<'_, W, 
                 }
                 for i in 0..A {
                     for j in 0..A {
-                        let to = &mut packed[((i * A + j) * depth + input) * BLOCK..][..BLOCK];
+                        let at = chain * A * A + (i * A + j) * chain_len + input - chain;
+                        let to = &mut packed[at * BLOCK..][..BLOCK];
                         for o in 0..BLOCK {
                             to[o] = (W::FILTER[j][0] * half[i][0][o]
                                 + W::FILTER[j][1] * half[i][1][o]
@@ -422,23 +470,58 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Run<'_, W, M
         let Run { conv, of, units, output, workspace, with } = self;
         let shape = &conv.shape;
         let blocks_out = shape.channels_out.div_ceil(BLOCK);
-        let (inputs, rest) = workspace.split_at_mut(A * A * of.input_stride());
-        let (sums, patch) = rest.split_at_mut(UNIT_BLOCKS * A * A * of.sum_stride());
+        let coefficients = A * A;
+        let depth = of.blocks_in * BLOCK;
+        let (inputs, rest) = workspace.split_at_mut(coefficients * of.input_stride());
+        let (sums, rest) = rest.split_at_mut(of.tile.unit_blocks() * coefficients * of.sum_stride());
+        let (scratch, patch) = rest.split_at_mut(coefficients * of.filter_stride());
         let mut transformed = None;
         for unit in units {
             let (piece, set) = (unit / of.block_sets, unit % of.block_sets);
             let tiles = of.tiles * piece / of.tile_pieces..of.tiles * (piece + 1) / of.tile_pieces;
-            let blocks = set * UNIT_BLOCKS..blocks_out.min((set + 1) * UNIT_BLOCKS);
+            let blocks = set * of.tile.unit_blocks()..blocks_out.min((set + 1) * of.tile.unit_blocks());
             if transformed.replace(piece) != Some(piece) {
                 isa.outline(TransformInputs { conv, of: &of, tiles: tiles.clone(), inputs, patch, with });
             }
-            for coefficient in 0..A * A {
+            // The part of a filter that is used after one of them: it arrives meanwhile.
+            let next = |block: usize, start: usize| {
+                let (block, start) = match block + 1 < blocks.end {
+                    true => (block + 1, start),
+                    false if start + CHAIN < depth => (blocks.start, start + CHAIN),
+                    false => (blocks.end % blocks_out, 0),
+                };
+                Upcoming {
+                    first: conv.filter.as_ptr().wrapping_add((block * 9 * depth + start) * BLOCK),
+                    stride: depth * BLOCK,
+                    len: if of.tile.keeps_filter() { 0 } else { CHAIN.min(depth - start) * BLOCK },
+                }
+            };
+            for start in (0..shape.channels_in).step_by(CHAIN) {
+                let chain_len = CHAIN.min(depth - start);
                 for (at, block) in blocks.clone().enumerate() {
-                    let sums = &mut sums[(at * A * A + coefficient) * of.sum_stride()..][..of.most_tiles * BLOCK];
-                    let inputs = &inputs[coefficient * of.input_stride()..];
-                    let depth = of.blocks_in * BLOCK;
-                    let filter = &conv.filter[(block * A * A + coefficient) * depth * BLOCK..][..depth * BLOCK];
-                    multiply(isa, inputs, filter, sums, tiles.len(), of.most_tiles, shape.channels_in);
+                    let (filter, stride) = if of.tile.keeps_filter() {
+                        let first = (block * depth + start) * coefficients * BLOCK;
+                        (&conv.filter[first..], chain_len * BLOCK)
+                    } else {
+                        let from = &conv.filter[block * 9 * depth * BLOCK..][..9 * depth * BLOCK];
+                        let stride = of.filter_stride();
+                        isa.outline(TransformFilter { from, depth, start, chain_len, to: &mut *scratch, stride, with });
+                        (&*scratch, stride)
+                    };
+                    isa.outline(Multiply {
+                        coefficients,
+                        inputs: &inputs[start * of.most_tiles..],
+                        input_stride: of.input_stride(),
+                        filter,
+                        filter_stride: stride,
+                        sums: &mut sums[at * coefficients * of.sum_stride()..],
+                        sum_stride: of.sum_stride(),
+                        tiles: tiles.len(),
+                        most_tiles: of.most_tiles,
+                        channels: CHAIN.min(shape.channels_in - start),
+                        first: start == 0,
+                        next: next(block, start),
+                    });
                 }
             }
             isa.outline(TransformOutputs { conv, of: &of, tiles, blocks, sums, output, with });
@@ -446,48 +529,77 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Run<'_, W, M
     }
 }
 
-/// `sums[t] = Σ_c inputs[c/16][t][c % 16] · filter[c]`, a vector of 16 outputs for each tile.
-#[inline(always)]
-fn multiply<I: Isa>(
-    isa: I,
-    inputs: &[f32],
-    filter: &[f32],
-    sums: &mut [f32],
+/// Nine runs of `len` floats, `stride` from one to the next.
+#[derive(Clone, Copy)]
+struct Upcoming {
+    first: *const f32,
+    stride: usize,
+    len: usize,
+}
+
+/// For every coefficient, `sums[t] += Σ_c inputs[c/16][t][c % 16] · filter[c]` over a chain of channels, a vector of 16 outputs for each tile.
+struct Multiply<'a> {
+    coefficients: usize,
+    inputs: &'a [f32],
+    input_stride: usize,
+    filter: &'a [f32],
+    filter_stride: usize,
+    sums: &'a mut [f32],
+    sum_stride: usize,
     tiles: usize,
     most_tiles: usize,
     channels: usize,
-) {
-    let block_stride = most_tiles * BLOCK;
-    assert!(inputs.len() >= channels.div_ceil(BLOCK) * block_stride && tiles <= most_tiles);
-    assert!(filter.len() >= channels.div_ceil(BLOCK) * BLOCK * BLOCK && sums.len() >= tiles * BLOCK);
-    for start in (0..channels).step_by(CHAIN) {
-        let depth = CHAIN.min(channels - start);
-        for piece in pieces(tiles, most_rows::<I>()) {
-            // SAFETY: as asserted; chains start at whole blocks.
-            let strip = unsafe {
-                Strip {
-                    inputs: inputs.as_ptr().add(start / BLOCK * block_stride + piece.start * BLOCK),
-                    block_stride,
-                    filter: filter.as_ptr().add(start * BLOCK),
-                    sums: sums.as_mut_ptr().add(piece.start * BLOCK),
-                    depth,
-                    first: start == 0,
+    /// Whether the sums begin here.
+    first: bool,
+    next: Upcoming,
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Multiply { coefficients, inputs, filter, sums, tiles, most_tiles, channels, first, next, .. } = self;
+        let (block_stride, blocks, last) = (most_tiles * BLOCK, channels.div_ceil(BLOCK), coefficients - 1);
+        assert!(tiles <= most_tiles && inputs.len() >= last * self.input_stride + blocks * block_stride);
+        assert!(filter.len() >= last * self.filter_stride + blocks * BLOCK * BLOCK);
+        assert!(sums.len() >= last * self.sum_stride + tiles * BLOCK);
+        for coefficient in 0..coefficients {
+            let lines = next.len / BLOCK;
+            for line in lines * coefficient / coefficients..lines * (coefficient + 1) / coefficients {
+                for run in 0..9 {
+                    isa.prefetch(next.first.wrapping_add(run * next.stride + line * BLOCK));
                 }
-            };
-            macro_rules! rows {
-                ($($rows:literal)+) => {
-                    match piece.len() {
-                        $($rows if const { $rows <= most_rows::<I>() } => match const { BLOCK / I::LANES } {
-                            1 => isa.outline(Rows::<$rows, 1>(strip)),
-                            2 if const { $rows <= 6 } => isa.outline(Rows::<$rows, 2>(strip)),
-                            _ if const { $rows <= 6 } => isa.outline(Rows::<$rows, 4>(strip)),
-                            _ => unreachable!("a piece fits its tile"),
-                        },)+
-                        _ => unreachable!("a piece fits its tile"),
+            }
+            for piece in pieces(tiles, most_rows::<I>()) {
+                let at = piece.start * BLOCK;
+                // SAFETY: as asserted.
+                let chain = unsafe {
+                    Chain {
+                        inputs: inputs.as_ptr().add(coefficient * self.input_stride + at),
+                        block_stride,
+                        filter: filter.as_ptr().add(coefficient * self.filter_stride),
+                        sums: sums.as_mut_ptr().add(coefficient * self.sum_stride + at),
+                        channels,
+                        first,
                     }
                 };
+                macro_rules! rows {
+                    ($($rows:literal)+) => {
+                        match piece.len() {
+                            // SAFETY: as asserted.
+                            $($rows if const { $rows <= most_rows::<I>() } => match const { BLOCK / I::LANES } {
+                                1 => unsafe { chain.sum::<I, $rows, 1>(isa) },
+                                2 if const { $rows <= 6 } => unsafe { chain.sum::<I, $rows, 2>(isa) },
+                                _ if const { $rows <= 6 } => unsafe { chain.sum::<I, $rows, 4>(isa) },
+                                _ => unreachable!("a piece fits its tile"),
+                            },)+
+                            _ => unreachable!("a piece fits its tile"),
+                        }
+                    };
+                }
+                rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
             }
-            rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
         }
     }
 }
@@ -502,37 +614,83 @@ const fn most_rows<I: Isa>() -> usize {
     }
 }
 
-/// A chain of channels for a few tiles.
+/// A [`Multiply`] of a few tiles.
 #[derive(Clone, Copy)]
-struct Strip {
+struct Chain {
     inputs: *const f32,
     block_stride: usize,
     filter: *const f32,
     sums: *mut f32,
-    depth: usize,
-    /// Whether the sums begin here.
+    channels: usize,
     first: bool,
 }
 
-struct Rows<const MR: usize, const VB: usize>(Strip);
-
-impl<const MR: usize, const VB: usize> Kernel for Rows<MR, VB> {
-    type Output = ();
-
+impl Chain {
+    /// # Safety
+    /// The operands hold `MR` tiles and `channels` of them.
     #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
-        let Strip { inputs, block_stride, filter, sums, depth, first } = self.0;
+    unsafe fn sum<I: Isa, const MR: usize, const VB: usize>(self, isa: I) {
+        let Chain { mut inputs, block_stride, mut filter, sums, channels, first } = self;
         let mut acc: Tile<I, MR, 1, VB> = [[[isa.zero(); VB]; 1]; MR];
-        let tiles = std::array::from_fn(|m| inputs.wrapping_add(m * BLOCK));
-        let pixels = BlockedPixels { first: tiles, block_stride: [block_stride; MR] };
-        // SAFETY: `multiply` checked the lengths.
+        let mut left = channels;
+        // SAFETY: the caller; pointers move past the last block only to be dropped.
         unsafe {
-            accumulate_blocks::<I, MR, 1, VB>(isa, &mut acc, pixels, [filter], depth);
+            while left > 0 {
+                let block = left.min(BLOCK);
+                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, SteppedRows::<BLOCK>(inputs), [filter], BLOCK, block);
+                inputs = inputs.wrapping_add(block_stride);
+                filter = filter.wrapping_add(BLOCK * BLOCK);
+                left -= block;
+            }
             for m in 0..MR {
                 for v in 0..VB {
                     let to = sums.add(m * BLOCK + v * I::LANES);
                     let sum = if first { acc[m][0][v] } else { isa.add(isa.load(to), acc[m][0][v]) };
                     isa.store(to, sum);
+                }
+            }
+        }
+    }
+}
+
+/// The coefficients of a chain of a block's filter: `[A²][channels][16]`, `stride` from one to the next.
+struct TransformFilter<'a, W, const M: usize, const A: usize> {
+    /// `[3][3][depth][16]`.
+    from: &'a [f32],
+    depth: usize,
+    start: usize,
+    chain_len: usize,
+    to: &'a mut [f32],
+    stride: usize,
+    with: W,
+}
+
+impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for TransformFilter<'_, W, M, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let TransformFilter { from, depth, start, chain_len, to, stride, with } = self;
+        assert!(from.len() >= 9 * depth * BLOCK && start + chain_len <= depth);
+        assert!(stride >= chain_len * BLOCK && to.len() >= A * A * stride);
+        for at in (0..chain_len * BLOCK).step_by(I::LANES) {
+            // SAFETY: as asserted.
+            unsafe {
+                let from = from.as_ptr().add(start * BLOCK + at);
+                let to = to.as_mut_ptr().add(at);
+                let mut half = [[isa.zero(); 3]; A];
+                for x in 0..3 {
+                    let g = std::array::from_fn(|y| isa.load(from.add((y * 3 + x) * depth * BLOCK)));
+                    let column = with.filter(isa, g);
+                    for i in 0..A {
+                        half[i][x] = column[i];
+                    }
+                }
+                for i in 0..A {
+                    let row = with.filter(isa, half[i]);
+                    for j in 0..A {
+                        isa.store(to.add((i * A + j) * stride), row[j]);
+                    }
                 }
             }
         }
@@ -843,7 +1001,9 @@ mod tests {
             choose(&shape(channels, channels, side, side), WinogradTile::Four)
         };
         assert_eq!(of(64, 56), Some(WinogradTile::Four));
-        assert_eq!(of(256, 14), Some(WinogradTile::Four));
+        // Of more coefficients than caches keep.
+        assert_eq!(of(256, 14), Some(WinogradTile::Two));
+        assert_eq!(of(64, 14), Some(WinogradTile::Four));
         assert_eq!(of(8, 56), None);
         assert_eq!(of(64, 1), None);
         let strided = Axis { stride: 2, output: 28, ..axis(56, 1, 1) };
