@@ -18,6 +18,11 @@ pub trait Backend: Send + Sync {
     /// Whether this backend runs `node` of `graph`, and how; if not, why not.
     fn supports(&self, graph: &Graph, node: &Node) -> Support;
 
+    /// What the device can do at most, measured now, in some ten milliseconds; `None` where nobody knows how.
+    fn measure_peak(&self) -> Option<Peak> {
+        None
+    }
+
     /// Chooses layouts and kernels and packs the weights.
     fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError>;
 }
@@ -177,6 +182,35 @@ pub struct OpTiming<'a> {
     pub op: &'a str,
     pub kernel: &'a str,
     pub duration: Duration,
+    pub work: Work,
+}
+
+/// What a step has to do, counted from its sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Multiplications and additions of its products; 0 where it has none.
+    pub operations: u64,
+    /// What it reads and writes, once each; 0 where nobody counted.
+    pub bytes: u64,
+}
+
+/// What a device can do at most, on all its threads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Peak {
+    /// Multiplications and additions in registers.
+    pub operations_per_second: f64,
+    /// Read from the caches of the threads' cores.
+    pub bytes_per_second: f64,
+}
+
+impl Peak {
+    /// The part of the device's peak that so much work in `seconds` makes use of: of what it computes or of what it reads and writes, whichever is
+    /// more. `None` where nothing was counted.
+    pub fn share(&self, work: Work, seconds: f64) -> Option<f64> {
+        let least =
+            (work.operations as f64 / self.operations_per_second).max(work.bytes as f64 / self.bytes_per_second);
+        (least > 0.0 && seconds > 0.0).then(|| least / seconds)
+    }
 }
 
 /// Where sessions get their memory from.

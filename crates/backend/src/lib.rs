@@ -11,8 +11,8 @@ pub mod reference;
 
 pub use contract::{
     Backend, Binding, Cancellation, CompileOptions, DeviceInfo, Executable, Footprint, Input, Numerics, OpTiming,
-    Output, PlacedNode, Placement, Precision, Profiler, RunContext, RunLimits, Session, SessionMemory, Signature,
-    Support,
+    Output, Peak, PlacedNode, Placement, Precision, Profiler, RunContext, RunLimits, Session, SessionMemory, Signature,
+    Support, Work,
 };
 pub use cpu::{CpuOptions, MemoryUse, cpu};
 pub use error::{CompileError, ResourceError, RunError};

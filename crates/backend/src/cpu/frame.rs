@@ -145,18 +145,19 @@ impl Frame<'_> {
     }
 }
 
-/// Who runs a step: the thread's number, and its own memory.
+/// What of a step a thread runs, and its own memory.
 pub(super) struct Worker<'a> {
-    pub thread: usize,
-    pub threads: usize,
+    /// Of `parts`, each of which one thread runs.
+    pub part: usize,
+    pub parts: usize,
     /// Floats that nobody else uses.
     pub workspace: &'a mut [f32],
 }
 
 impl Worker<'_> {
-    /// This thread's part of `count` units.
+    /// This part of `count` units.
     pub fn share(&self, count: usize) -> std::ops::Range<usize> {
-        super::pool::share(count, self.thread, self.threads)
+        super::pool::share(count, self.part, self.parts)
     }
 
     /// The workspace, for positions.

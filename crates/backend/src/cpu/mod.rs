@@ -12,6 +12,7 @@ mod eager;
 mod executable;
 mod frame;
 mod lower;
+mod peak;
 mod plan;
 mod pool;
 mod program;
@@ -19,7 +20,7 @@ mod schedule;
 mod segment;
 mod weights;
 
-use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Support};
+use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak, Support};
 use cutover_graph::{Graph, Node, Plan};
 use cutover_kernels::cpu::IsaLevel;
 use std::sync::Arc;
@@ -116,6 +117,10 @@ impl Backend for Cpu {
             true => Support::Native { kernel: compose::KERNEL },
             false => lower::support(graph, node),
         }
+    }
+
+    fn measure_peak(&self) -> Option<Peak> {
+        Some(peak::measure(&self.device))
     }
 
     fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {

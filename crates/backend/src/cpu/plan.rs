@@ -3,10 +3,10 @@
 use super::{
     Device,
     frame::{Buffer, Place, Placed},
-    lower::{self, Lowered},
+    lower::{self, Lowered, attention::Attention},
     weights::{Packed, Recipe},
 };
-use crate::{CompileOptions, Numerics, Precision, ResourceError, RunError};
+use crate::{CompileOptions, Numerics, Precision, ResourceError, RunError, Work};
 use cutover_graph::{
     Constant, Fact, Graph, Node, NodeId, TensorFact, ValueId,
     ops::{Facts, InferContext},
@@ -16,6 +16,7 @@ use cutover_kernels::cpu::{half::HalfType, quantized::Quantization};
 use cutover_tensor::{DType, Shape, Tensor};
 use std::{
     collections::{HashMap, HashSet},
+    ops::Range,
     sync::Arc,
 };
 
@@ -69,6 +70,7 @@ pub(super) struct PlannedStep {
     pub lowered: Lowered,
     pub node: NodeId,
     pub kernel: &'static str,
+    pub work: Work,
 }
 
 /// How a value is held. Any of them may be made from another when a step asks for it.
@@ -158,6 +160,8 @@ pub(super) struct Builder<'a> {
     is_output: Vec<bool>,
     /// Nodes whose results the steps of others give.
     fused: HashSet<NodeId>,
+    /// By the node that ends it.
+    attentions: HashMap<NodeId, Attention>,
     workspace_len: usize,
     current: NodeId,
     kernel: &'static str,
@@ -194,6 +198,7 @@ pub(super) fn build(
         uses: vec![Vec::new(); count],
         is_output: vec![false; count],
         fused: HashSet::new(),
+        attentions: HashMap::new(),
         workspace_len: 0,
         current: region.nodes[0],
         kernel: "",
@@ -458,6 +463,31 @@ impl Builder<'_> {
         self.fused.extend(nodes);
     }
 
+    /// One more reader to come of `id`: a node whose step another node's lowering adds.
+    pub fn keep(&mut self, id: ValueId) {
+        self.readers[id.index()] += 1;
+    }
+
+    /// The end of a [`Builder::keep`].
+    pub fn release(&mut self, id: ValueId) {
+        self.readers[id.index()] -= 1;
+    }
+
+    /// Leaves an attention that the current node begins to `last`.
+    pub fn defer_attention(&mut self, last: NodeId, attention: Attention) {
+        self.attentions.insert(last, attention);
+    }
+
+    /// The attention that the current node ends.
+    pub fn take_attention(&mut self) -> Option<Attention> {
+        self.attentions.remove(&self.current)
+    }
+
+    /// Whether `buffer` is exactly as long as `id`.
+    pub fn is_all_of(&self, buffer: Buffer, id: ValueId) -> bool {
+        self.buffers[buffer.0 as usize].bytes == self.bytes(id)
+    }
+
     /// A constant of this plan that is no value's.
     pub fn new_constant(&mut self, tensor: Tensor) -> Buffer {
         let tensor = tensor.aligned();
@@ -663,17 +693,23 @@ impl Builder<'_> {
         Ok(buffer)
     }
 
-    /// As [`Builder::pack`], of one constant of f32s.
+    /// As [`Builder::pack`], of one constant of f32s, by the backend's threads: `fill` gets the constant, a range of `pieces` and their part of the
+    /// packed weights, in which every piece is as long.
     pub fn pack_floats(
         &mut self,
         constant: Constant,
         how: String,
         len: usize,
-        fill: impl FnOnce(&[f32], &mut [f32]),
+        pieces: usize,
+        fill: impl Fn(&[f32], Range<usize>, &mut [f32]) + Sync,
     ) -> Result<Buffer, NoPlan> {
         // So much of a file is in memory beside its aligned copy.
         const PART_LEN: usize = 1 << 18;
         let Constant { tensor, .. } = constant.clone();
+        let pool = &self.device.pool;
+        let fill = |floats: &[f32], packed: &mut [f32]| {
+            pool.share_out(packed, pieces, &|pieces, packed| fill(floats, pieces, packed));
+        };
         let mut aligned = std::mem::take(&mut self.aligned);
         let buffer = self.pack(Recipe { constants: vec![constant], how }, len, |packed| match tensor.as_slice() {
             Ok(floats) => fill(floats, packed),
@@ -712,7 +748,9 @@ impl Builder<'_> {
             let building = &mut self.buffers[buffer.0 as usize];
             building.first = building.first.min(step);
         }
-        self.steps.push(PlannedStep { lowered, node: self.current, kernel: self.kernel });
+        let bytes = reads.iter().chain(writes).map(|b| self.buffers[b.0 as usize].bytes as u64).sum();
+        let work = Work { operations: lowered.operations(), bytes };
+        self.steps.push(PlannedStep { lowered, node: self.current, kernel: self.kernel, work });
     }
 }
 

@@ -1,10 +1,15 @@
 //! Threads that walk a run's steps together: one wake per run, a barrier between steps.
 //!
+//! A step is cut into a part or more for each thread, by its outputs. A thread begins its own parts in order, and then those that others have not
+//! begun: one that was woken late, or whose core is somebody else's for a while, does not hold up the step. Which thread computes an output never
+//! shows in it.
+//!
 //! A run that finds the threads busy with another goes on alone: results do not depend on the number of threads, so only its time
 //! differs, and sessions never wait for each other.
 
 use crate::{CompileError, ResourceError};
 use std::{
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Condvar, Mutex, PoisonError, TryLockError,
@@ -17,12 +22,25 @@ use std::{
 /// its share of a core by the time what it waits for is there.
 const SPINS: usize = 4_000;
 
+/// Floats up to which filling memory takes less time than waking threads for it.
+const WORTH_WAKING_LEN: usize = 32 * 1024;
+
+/// Parts of a step for each thread. More of them even out more, but what is prepared for a part is prepared as often.
+const PARTS: usize = 2;
+
 pub(super) struct Pool {
+    /// By thread, how many of its parts of all steps of a run were begun.
+    begun: Box<[Line]>,
     shared: Arc<Shared>,
     workers: Vec<thread::JoinHandle<()>>,
     /// Held by the run that has the workers.
     busy: Mutex<()>,
 }
+
+/// A counter in a cache line of its own.
+#[repr(align(64))]
+#[derive(Default)]
+struct Line(AtomicUsize);
 
 struct Shared {
     job: Mutex<Job>,
@@ -69,11 +87,60 @@ impl Pool {
             })?;
             workers.push(worker);
         }
-        Ok(Pool { shared, workers, busy: Mutex::new(()) })
+        let begun = (0..threads.max(1)).map(|_| Line::default()).collect();
+        Ok(Pool { begun, shared, workers, busy: Mutex::new(()) })
     }
 
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Cuts `memory` into `pieces` of one length and calls `fill` for ranges of them, each with its part of the memory, on all threads where that is
+    /// worth waking them.
+    pub fn share_out(&self, memory: &mut [f32], pieces: usize, fill: &(dyn Fn(Range<usize>, &mut [f32]) + Sync)) {
+        let threads = if memory.len() < WORTH_WAKING_LEN { 1 } else { self.threads().min(pieces) };
+        if threads <= 1 {
+            return fill(0..pieces, memory);
+        }
+        let each = memory.len() / pieces;
+        let mut rest = memory;
+        let parts: Vec<_> = (0..threads)
+            .map(|part| {
+                let range = share(pieces, part, threads);
+                let (own, others) = std::mem::take(&mut rest).split_at_mut(range.len() * each);
+                rest = others;
+                Mutex::new(Some((range, own)))
+            })
+            .collect();
+        self.run(&|_, _| {
+            // Whoever comes takes what is left: a thread that is late holds up nobody.
+            for part in &parts {
+                let own = part.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some((range, memory)) = own {
+                    fill(range, memory);
+                }
+            }
+        });
+    }
+
+    /// Parts that a step is cut into at most.
+    pub fn most_parts(&self) -> usize {
+        parts(self.threads())
+    }
+
+    /// A part of step `step` that nobody has begun, for `thread` of `threads`; `None` where there is none left. All threads ask for the parts of a
+    /// step until they are told so, and meet before the next.
+    pub fn begin_part(&self, step: usize, thread: usize, threads: usize) -> Option<usize> {
+        if threads == 1 {
+            // A run that goes alone shares these counters with none, nor needs any.
+            return None;
+        }
+        let end = (step + 1) * PARTS;
+        (0..threads).map(|ahead| (thread + ahead) % threads).find_map(|owner| {
+            let begin = |begun: usize| (begun < end).then_some(begun + 1);
+            let begun = self.begun[owner].0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, begin).ok()?;
+            Some(owner * PARTS + begun - step * PARTS)
+        })
     }
 
     /// Calls `task(thread, threads)` once on each of `threads` threads, of which the calling one is 0, and returns when all are done. A
@@ -93,6 +160,7 @@ impl Pool {
                 *const (dyn Fn(usize, usize) + Sync + 'static),
             >(task)
         };
+        self.begun.iter().for_each(|begun| begun.0.store(0, Ordering::Relaxed));
         self.shared.running.store(self.workers.len(), Ordering::Relaxed);
         {
             let mut job = self.shared.job.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,9 +303,14 @@ impl Drop for BreakOnPanic<'_> {
     }
 }
 
-/// The part of `count` units that `thread` of `threads` computes.
-pub(super) fn share(count: usize, thread: usize, threads: usize) -> std::ops::Range<usize> {
-    count * thread / threads..count * (thread + 1) / threads
+/// Parts of a step of a run on so many threads.
+pub(super) fn parts(threads: usize) -> usize {
+    if threads == 1 { 1 } else { threads * PARTS }
+}
+
+/// Of `count` units those of one part.
+pub(super) fn share(count: usize, part: usize, parts: usize) -> Range<usize> {
+    count * part / parts..count * (part + 1) / parts
 }
 
 #[cfg(test)]
@@ -259,6 +332,40 @@ mod tests {
                 });
                 assert_eq!(after.load(Ordering::Relaxed), threads);
             }
+        }
+    }
+
+    #[test]
+    fn every_part_of_every_step_is_begun_once_whoever_is_late() {
+        for threads in [2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            let barrier = Barrier::default();
+            let counts: Vec<_> = (0..50 * pool.most_parts()).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(&|thread, threads| {
+                for step in 0..50 {
+                    while let Some(part) = pool.begin_part(step, thread, threads) {
+                        counts[step * parts(threads) + part].fetch_add(1, Ordering::Relaxed);
+                        if thread == step % threads {
+                            thread::yield_now();
+                        }
+                    }
+                    assert!(barrier.wait(threads));
+                }
+            });
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn memory_is_filled_whatever_the_pieces_and_threads() {
+        for (threads, pieces, each) in [(1, 3, 5), (2, 7, 10_000), (3, 2, 40_000), (8, 20, 4_096)] {
+            let mut memory = vec![0f32; pieces * each];
+            Pool::new(threads).unwrap().share_out(&mut memory, pieces, &|range, part| {
+                assert_eq!(part.len(), range.len() * each);
+                range.zip(part.chunks_mut(each)).for_each(|(piece, part)| part.fill(1.0 + piece as f32));
+            });
+            let right = memory.chunks(each).enumerate().all(|(i, part)| part.iter().all(|&x| x == 1.0 + i as f32));
+            assert!(right, "{pieces} pieces on {threads} threads");
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     segment::{Memory, Segment},
 };
 use crate::{
-    CompileOptions, Input, OpTiming, Output, PlacedNode, ResourceError, RunContext, RunError, Support, binding,
+    CompileOptions, Input, OpTiming, Output, PlacedNode, ResourceError, RunContext, RunError, Support, Work, binding,
 };
 use cutover_graph::{
     Bindings, Fact, GraphError, Node, NodeId, OpError, Plan, TensorFact, ValueId,
@@ -166,7 +166,10 @@ impl Program {
         let steps = plan.iter().flat_map(|plan| &plan.steps);
         let chosen = steps.filter_map(|step| match &step.lowered {
             lower::Lowered::Fallback(_) => Some((step.node, "reference")),
-            lower::Lowered::Conv(_) | lower::Lowered::Product(_) => Some((step.node, step.kernel)),
+            lower::Lowered::Conv(_)
+            | lower::Lowered::Product(_)
+            | lower::Lowered::Expanded(_)
+            | lower::Lowered::Attention(_) => Some((step.node, step.kernel)),
             _ => None,
         });
         // What was found first stays.
@@ -394,7 +397,13 @@ impl Program {
         }
         if let Some((profiler, start, inside)) = start {
             let duration = start.elapsed().saturating_sub(run.inside - inside);
-            profiler.record(OpTiming { node: name, op, kernel: eager::kernel(&node.op), duration });
+            profiler.record(OpTiming {
+                node: name,
+                op,
+                kernel: eager::kernel(&node.op),
+                duration,
+                work: Work::default(),
+            });
         }
         Ok(results)
     }

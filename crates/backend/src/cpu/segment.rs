@@ -3,8 +3,8 @@
 use super::{
     Device,
     frame::{Frame, Worker},
-    plan::{self, NoPlan, Region, Setting, ShapePlan, could_be_known},
-    pool::{Barrier, BreakOnPanic},
+    plan::{self, NoPlan, PlannedStep, Region, Setting, ShapePlan, could_be_known},
+    pool::{Barrier, BreakOnPanic, parts},
     program::{Names, Run},
     weights::pages,
 };
@@ -281,7 +281,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Every thread walks the steps, and meets the others after each.
+    /// Every thread walks the steps, computes parts of each, and meets the others after it.
     fn run(&self, frame: &Frame<'_>, workspace_bytes: usize) {
         let Walk { plan, device, names, context } = *self;
         let barrier = Barrier::default();
@@ -292,8 +292,8 @@ impl Walk<'_> {
                 let start = frame.arena.add(plan.arena_bytes + thread * workspace_bytes);
                 std::slice::from_raw_parts_mut(start.cast::<f32>(), workspace_bytes / size_of::<f32>())
             };
-            let mut worker = Worker { thread, threads, workspace };
-            for step in &plan.steps {
+            let mut worker = Worker { part: 0, parts: parts(threads), workspace };
+            for (index, step) in plan.steps.iter().enumerate() {
                 if thread == 0
                     && (context.deadline.is_some() || context.cancellation.is_some())
                     && let Err(error) = context.check(&names.of(step.node).node)
@@ -301,15 +301,21 @@ impl Walk<'_> {
                     frame.fail(error, &barrier);
                 }
                 let start = context.profiler.filter(|_| thread == 0).map(|profiler| (profiler, Instant::now()));
-                if let Err(error) = step.lowered.run(frame, &mut worker, device.level) {
-                    frame.fail(error, &barrier);
+                let mut begun = if threads == 1 { Some(0) } else { device.pool.begin_part(index, thread, threads) };
+                while let Some(part) = begun {
+                    worker.part = part;
+                    if let Err(error) = step.lowered.run(frame, &mut worker, device.level) {
+                        frame.fail(error, &barrier);
+                    }
+                    begun = device.pool.begin_part(index, thread, threads);
                 }
                 if !barrier.wait(threads) {
                     return;
                 }
                 if let Some((profiler, start)) = start {
                     let (name, duration) = (names.of(step.node), start.elapsed());
-                    profiler.record(OpTiming { node: &name.node, op: &name.op, kernel: step.kernel, duration });
+                    let PlannedStep { kernel, work, .. } = *step;
+                    profiler.record(OpTiming { node: &name.node, op: &name.op, kernel, duration, work });
                 }
             }
         };

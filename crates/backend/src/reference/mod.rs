@@ -7,7 +7,7 @@ use crate::{
     Backend, CompileError, CompileOptions, DeviceInfo, Executable, Footprint, Input, Output, PlacedNode, Placement,
     Precision, ResourceError, RunContext, RunError, RunLimits, Session, SessionMemory, Signature, Support,
     binding::{bind_inputs, check_outputs, check_result, shape_of},
-    contract::OpTiming,
+    contract::{OpTiming, Work},
 };
 use cutover_graph::{
     Bindings, Fact, Graph, Node, NodeId, OpError, Plan, Source, TensorFact, ValueId,
@@ -202,7 +202,13 @@ impl Session for ReferenceSession {
             let start = context.profiler.map(|_| Instant::now());
             run.evaluate(node, &step.op)?;
             if let (Some(profiler), Some(start)) = (context.profiler, start) {
-                let timing = OpTiming { node: &node.name, op: &step.op, kernel: NAME, duration: start.elapsed() };
+                let timing = OpTiming {
+                    node: &node.name,
+                    op: &step.op,
+                    kernel: NAME,
+                    duration: start.elapsed(),
+                    work: Work::default(),
+                };
                 profiler.record(timing);
             }
             step.release.iter().for_each(|&id| run.release(id));

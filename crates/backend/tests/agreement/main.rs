@@ -2,6 +2,7 @@
 
 mod any_type;
 mod compositions;
+mod fusions;
 mod halves;
 mod models_of_rows;
 mod networks;

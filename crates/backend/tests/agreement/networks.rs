@@ -17,32 +17,32 @@ use cutover_tensor::{DType, Tensor, Value};
 use std::sync::Arc;
 
 /// A graph being drawn, and the inputs it will be run on.
-struct Drawing {
-    random: Random,
-    graph: Graph,
-    inputs: Vec<Value>,
-    said: Vec<String>,
+pub struct Drawing {
+    pub random: Random,
+    pub graph: Graph,
+    pub inputs: Vec<Value>,
+    pub said: Vec<String>,
 }
 
 impl Drawing {
-    fn new(seed: u64) -> Drawing {
+    pub fn new(seed: u64) -> Drawing {
         let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
         Drawing { random, graph: Graph::new("drawn"), inputs: Vec::new(), said: Vec::new() }
     }
 
-    fn input(&mut self, shape: &[usize]) -> ValueId {
+    pub fn input(&mut self, shape: &[usize]) -> ValueId {
         let tensor = self.random.tensor(shape);
         self.inputs.push(Value::Tensor(tensor));
         self.said.push(format!("input {shape:?}"));
         self.graph.add_input(format!("x{}", self.inputs.len()), TensorFact::of_constant_shape(DType::F32, shape))
     }
 
-    fn constant(&mut self, tensor: Tensor) -> ValueId {
+    pub fn constant(&mut self, tensor: Tensor) -> ValueId {
         let name = self.graph.unique_value_name("c");
         self.graph.add_constant(name, Constant::new(tensor))
     }
 
-    fn weights(&mut self, shape: &[usize]) -> ValueId {
+    pub fn weights(&mut self, shape: &[usize]) -> ValueId {
         let tensor = self.random.tensor(shape);
         self.constant(tensor)
     }
@@ -56,11 +56,11 @@ impl Drawing {
         self.graph.node(node).outputs.clone()
     }
 
-    fn node(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> ValueId {
+    pub fn node(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> ValueId {
         self.nodes(op, inputs, 1)[0]
     }
 
-    fn shape(&self, id: ValueId) -> Vec<usize> {
+    pub fn shape(&self, id: ValueId) -> Vec<usize> {
         self.graph.value(id).fact.as_tensor().unwrap().constant_shape().unwrap()
     }
 
@@ -295,13 +295,13 @@ impl Drawing {
 }
 
 /// One backend per rung of the ladder that this machine has and number of threads.
-fn backends(memory: MemoryUse) -> Vec<(&'static str, Vec<Arc<dyn Backend>>)> {
+pub fn backends(memory: MemoryUse) -> Vec<(&'static str, Vec<Arc<dyn Backend>>)> {
     let make = |isa: &str, threads| cpu(CpuOptions { threads, isa: Some(isa.to_string()), memory }).ok();
     let rung = |isa| Some((isa, [1, 2, 3, 7].into_iter().map(|t| make(isa, t)).collect::<Option<Vec<_>>>()?));
     rungs().into_iter().filter_map(rung).collect()
 }
 
-fn all_same_bits(a: &[Tensor], b: &[Tensor]) -> bool {
+pub fn all_same_bits(a: &[Tensor], b: &[Tensor]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_bits(a, b))
 }
 

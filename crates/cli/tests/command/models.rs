@@ -241,12 +241,15 @@ fn bench_takes_shapes_and_profiles() {
     assert_eq!(document["inputs"]["h"], serde_json::json!([1, 3, 12]));
     assert_eq!(document["assumed"], serde_json::json!({}));
     for key in ["ops", "nodes"] {
-        assert!(document["profile"][key].as_array().is_some_and(|rows| !rows.is_empty()), "{document}");
+        let rows = document["profile"][key].as_array().unwrap();
+        assert!(rows.iter().any(|row| row["of_peak"].as_f64().is_some_and(|share| share > 0.0)), "{document}");
     }
+    assert!(document["profile"]["peak"]["gflops_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{document}");
     cutover(arguments!["bench", digits("v1"), "--seconds", "0.01", "--profile"]).done().says(&[
         "median ms",
         "Conv",
         "share",
+        "of peak",
     ]);
 }
 

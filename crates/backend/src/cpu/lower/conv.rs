@@ -1,6 +1,6 @@
 //! Convolutions, on blocked images.
 
-use super::{activation, half, layout::per_image};
+use super::{activation, expanded, half, layout::per_image};
 use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::{Lowered, elementwise},
@@ -19,7 +19,6 @@ use cutover_kernels::cpu::{
     half::HalfType,
     winograd::{self, WinogradTile},
 };
-use cutover_tensor::Shape;
 
 type Axis = conv::Axis;
 
@@ -143,10 +142,7 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Conv) -
     }
     if op.group == channels_in && channels_out == channels_in && op.group > 1 {
         let shape = DepthwiseShape { channels: channels_in, height, width };
-        let filter =
-            pack(builder, w, &format!("depthwise {w_shape}"), depthwise::packed_depthwise_len(&shape), |w, p| {
-                depthwise::pack_depthwise(&shape, w, p);
-            })?;
+        let filter = pack_depthwise(builder, w, &shape)?;
         let input = builder.blocked(x)?;
         let residual = residual.map(|r| builder.blocked(r)).transpose()?;
         let to = builder.new_blocked(output)?;
@@ -158,8 +154,14 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Conv) -
     if !shape.supported() {
         return Ok(false);
     }
+    if residual.is_none()
+        && half::of_weights(builder, w).is_none()
+        && expanded::lower(builder, &shape, images, [x, w, output], bias, fused)?
+    {
+        return Ok(true);
+    }
     let residual = residual.map(|r| builder.blocked(r)).transpose()?;
-    push_conv(builder, x, w, &w_shape, shape, images, bias, residual, fused, output)
+    push_conv(builder, x, w, shape, images, bias, residual, fused, output)
 }
 
 pub(in crate::cpu) fn lower_transposed(
@@ -190,14 +192,13 @@ pub(in crate::cpu) fn lower_transposed(
         return Ok(false);
     }
     let bias = input(node, 2).map(|b| builder.plain(b)).transpose()?;
-    push_conv(builder, x, w, &w_shape, shape, x_shape[0], bias, None, Activation::Identity, output)
+    push_conv(builder, x, w, shape, x_shape[0], bias, None, Activation::Identity, output)
 }
 
 fn push_conv(
     builder: &mut Builder<'_>,
     x: ValueId,
     w: ValueId,
-    w_shape: &Shape,
     shape: ConvShape,
     images: usize,
     bias: Option<Buffer>,
@@ -215,20 +216,18 @@ fn push_conv(
         Numerics::Default => winograd::choose(&shape, WinogradTile::Four),
         Numerics::Relaxed => winograd::choose(&shape, WinogradTile::Six),
     };
-    let filter = match tile {
-        None if let Some(of) = half => pack_half(builder, of, w, w_shape, &shape)?,
-        None => {
-            let how = format!("conv {w_shape} groups {} transposed {}", shape.groups, shape.transposed);
-            pack(builder, w, &how, conv::packed_filter_len(&shape), |w, p| conv::pack_filter(&shape, w, p))?
-        }
+    if let Some(tile) = tile {
+        builder.name_kernel("Winograd convolution");
+        builder.need_workspace(winograd::winograd_workspace_len(tile, &shape));
+    }
+    let filter = match tile.filter(|tile| tile.keeps_filter()) {
+        None if let Some(of) = half => pack_half(builder, of, w, &shape)?,
+        None => pack_direct(builder, w, &shape)?,
         Some(tile) => {
-            builder.name_kernel("Winograd convolution");
-            builder.need_workspace(winograd::winograd_workspace_len(tile, &shape));
             let (level, len) = (builder.device.level, winograd::packed_winograd_len(tile, &shape));
             // Rounding in `f64` is the same on every instruction set.
-            pack(builder, w, &format!("winograd {tile:?} {w_shape}"), len, |w, p| {
-                winograd::pack_winograd(level, tile, &shape, w, p);
-            })?
+            let how = format!("winograd {tile:?} {}", builder.shape(w));
+            pack_blocks(builder, w, how, &shape, len, |shape, w, p| winograd::pack_winograd(level, tile, shape, w, p))?
         }
     };
     let input = builder.blocked(x)?;
@@ -242,32 +241,59 @@ fn reads(always: [Buffer; 2], sometimes: [Option<Buffer>; 2]) -> Vec<Buffer> {
     always.into_iter().chain(sometimes.into_iter().flatten()).collect()
 }
 
+/// Packs the weights `w` of a direct convolution.
+pub(super) fn pack_direct(builder: &mut Builder<'_>, w: ValueId, shape: &ConvShape) -> Result<Buffer, NoPlan> {
+    let how = format!("conv {} groups {} transposed {}", builder.shape(w), shape.groups, shape.transposed);
+    if shape.groups == 1 && !shape.transposed {
+        return pack_blocks(builder, w, how, shape, conv::packed_filter_len(shape), conv::pack_filter);
+    }
+    pack(builder, w, &how, conv::packed_filter_len(shape), |w, p| conv::pack_filter(shape, w, p))
+}
+
+/// Packs the weights `w` of a depthwise convolution.
+pub(super) fn pack_depthwise(builder: &mut Builder<'_>, w: ValueId, shape: &DepthwiseShape) -> Result<Buffer, NoPlan> {
+    let how = format!("depthwise {}", builder.shape(w));
+    pack(builder, w, &how, depthwise::packed_depthwise_len(shape), |w, p| depthwise::pack_depthwise(shape, w, p))
+}
+
+/// Packs the weights `w`, of one group, by blocks of outputs: those of some are packed as the whole of a convolution with fewer outputs.
+fn pack_blocks(
+    builder: &mut Builder<'_>,
+    w: ValueId,
+    how: String,
+    shape: &ConvShape,
+    len: usize,
+    fill: impl Fn(&ConvShape, &[f32], &mut [f32]) + Sync,
+) -> Result<Buffer, NoPlan> {
+    let constant = builder.constant(w).expect("checked by the caller").clone();
+    let each = shape.channels_in * shape.height.kernel * shape.width.kernel;
+    builder.pack_floats(constant, how, len, shape.channels_out.div_ceil(BLOCK), |weights, blocks, packed| {
+        let outputs = blocks.start * BLOCK..shape.channels_out.min(blocks.end * BLOCK);
+        let part = ConvShape { channels_out: outputs.len(), ..*shape };
+        fill(&part, &weights[outputs.start * each..outputs.end * each], packed);
+    })
+}
+
 /// Packs the weights `w`, which is a constant.
 fn pack(
     builder: &mut Builder<'_>,
     w: ValueId,
     how: &str,
     len: usize,
-    fill: impl FnOnce(&[f32], &mut [f32]),
+    fill: impl Fn(&[f32], &mut [f32]) + Sync,
 ) -> Result<Buffer, NoPlan> {
     let constant = builder.constant(w).expect("checked by the caller").clone();
-    builder.pack_floats(constant, how.to_string(), len, fill)
+    builder.pack_floats(constant, how.to_string(), len, 1, |weights, _, packed| fill(weights, packed))
 }
 
 /// As [`pack`], of a filter that is held in 16 bits.
-fn pack_half(
-    builder: &mut Builder<'_>,
-    of: HalfType,
-    w: ValueId,
-    w_shape: &Shape,
-    shape: &ConvShape,
-) -> Result<Buffer, NoPlan> {
+fn pack_half(builder: &mut Builder<'_>, of: HalfType, w: ValueId, shape: &ConvShape) -> Result<Buffer, NoPlan> {
     builder.name_kernel(match of {
         HalfType::F16 => "convolution, weights in f16",
         HalfType::Bf16 => "convolution, weights in bf16",
     });
     builder.need_workspace(conv::packed_filter_len(&of_one_block(shape, 0)));
-    let how = format!("conv {w_shape} transposed {} {}", shape.transposed, half::name(Some(of)));
+    let how = format!("conv {} transposed {} {}", builder.shape(w), shape.transposed, half::name(Some(of)));
     let (level, len) = (builder.device.level, conv::packed_filter_len(shape));
     pack(builder, w, &how, half::len_in_floats(len), |w, packed| {
         let mut filter = vec![0.0; len];
@@ -282,6 +308,14 @@ fn of_one_block(shape: &ConvShape, block: usize) -> ConvShape {
 }
 
 impl ConvStep {
+    pub fn operations(&self) -> u64 {
+        let of_one = match self.tile {
+            None => self.shape.operations(),
+            Some(tile) => winograd::winograd_operations(tile, &self.shape),
+        };
+        self.images as u64 * of_one
+    }
+
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
         if let Some(of) = self.half {
             return self.run_widened(of, frame, worker, level);
@@ -346,6 +380,10 @@ impl ConvStep {
 }
 
 impl FirstStep {
+    pub fn operations(&self) -> u64 {
+        self.images as u64 * self.shape.operations()
+    }
+
     pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
         let (from, to) = (self.shape.input_len(), self.shape.output_len());
         for (image, units) in per_image(self.images, conv_first::conv_first_units(&self.shape), worker) {
@@ -362,6 +400,10 @@ impl FirstStep {
 }
 
 impl DepthwiseStep {
+    pub fn operations(&self) -> u64 {
+        self.images as u64 * self.shape.operations()
+    }
+
     pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
         let (from, to) = (self.shape.input_len(), self.shape.output_len());
         for (image, units) in per_image(self.images, depthwise::depthwise_units(&self.shape), worker) {

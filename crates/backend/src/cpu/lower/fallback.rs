@@ -42,7 +42,7 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node) -> Result<()
 
 impl FallbackStep {
     pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>) -> Result<(), RunError> {
-        if worker.thread != 0 {
+        if worker.part != 0 {
             return Ok(());
         }
         let failed = |source: OpError| RunError::Op { node: self.node.clone(), op: self.op.name(), source };

@@ -199,7 +199,7 @@ impl IndexedStep {
             return self.target.each(frame, worker.share(self.count), gather).map_err(failed);
         };
         // Two updates may be for one element: the last one stands, and sums have an order.
-        if worker.thread != 0 {
+        if worker.part != 0 {
             return Ok(());
         }
         let updates = frame.bytes(self.input);

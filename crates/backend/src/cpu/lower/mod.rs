@@ -1,7 +1,9 @@
 //! Which kernel runs which node: one file per family.
 
+pub(super) mod attention;
 pub(super) mod conv;
 pub(super) mod elementwise;
+pub(super) mod expanded;
 pub(super) mod fallback;
 pub(super) mod half;
 pub(super) mod indexing;
@@ -37,7 +39,9 @@ pub(super) enum Lowered {
     Conv(conv::ConvStep),
     FirstConv(conv::FirstStep),
     Depthwise(conv::DepthwiseStep),
+    Expanded(expanded::ExpandedStep),
     Unfolded(unfolded::UnfoldedStep),
+    Attention(attention::AttentionStep),
     PackB(product::PackB),
     Product(product::Product),
     Pool(pool::PoolStep),
@@ -88,13 +92,28 @@ impl Lowered {
         }
     }
 
+    /// Multiplications and additions of products, as [`crate::Work`] counts them.
+    pub fn operations(&self) -> u64 {
+        match self {
+            Lowered::Conv(step) => step.operations(),
+            Lowered::FirstConv(step) => step.operations(),
+            Lowered::Depthwise(step) => step.operations(),
+            Lowered::Expanded(step) => step.operations(),
+            Lowered::Attention(step) => step.operations(),
+            Lowered::Product(step) => step.operations(),
+            _ => 0,
+        }
+    }
+
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) -> Result<(), RunError> {
         match self {
             Lowered::Reorder(step) => step.run(frame, worker, level),
             Lowered::Conv(step) => step.run(frame, worker, level),
             Lowered::FirstConv(step) => step.run(frame, worker, level),
             Lowered::Depthwise(step) => step.run(frame, worker, level),
+            Lowered::Expanded(step) => step.run(frame, worker, level),
             Lowered::Unfolded(step) => step.run(frame, worker, level),
+            Lowered::Attention(step) => step.run(frame, worker, level),
             Lowered::PackB(step) => step.run(frame, worker, level),
             Lowered::Product(step) => step.run(frame, worker, level),
             Lowered::Pool(step) => step.run(frame, worker, level),

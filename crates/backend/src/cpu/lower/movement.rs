@@ -73,7 +73,7 @@ impl Copy {
         }
         let from = frame.bytes(self.from);
         // Few long rows are cut, so that every thread has some.
-        let pieces = (worker.threads * 4).div_ceil(self.rows.max(1)).min(self.width.div_ceil(4096)).max(1);
+        let pieces = (worker.parts * 4).div_ceil(self.rows.max(1)).min(self.width.div_ceil(4096)).max(1);
         for unit in worker.share(self.rows * pieces) {
             let (row, piece) = (unit / pieces, unit % pieces);
             let part = super::super::pool::share(self.width, piece, pieces);
@@ -178,8 +178,13 @@ pub(in crate::cpu) fn lower_transpose(builder: &mut Builder<'_>, node: &Node, op
         return Ok(false);
     }
     let from = view(builder, x)?;
-    let strides = permutation.iter().map(|&a| from.strides[a]).collect();
-    builder.hold_strided(output, Strided { strides, ..from });
+    let strides: Vec<usize> = permutation.iter().map(|&a| from.strides[a]).collect();
+    // Back to the order that it was written in.
+    if strides[..] == *builder.shape(output).strides() && builder.is_all_of(from.buffer, output) {
+        builder.hold_plain(output, from.buffer);
+    } else {
+        builder.hold_strided(output, Strided { strides, ..from });
+    }
     Ok(true)
 }
 

@@ -96,7 +96,7 @@ impl NBitsStep {
         let problem = Blocked { shape: *shape, a: frame.floats(*a), weights: frame.floats(*weights), bias };
         let panels = nbits::panels(level, shape);
         // Each thread reads its own part of the weights, unless there are too few panels to share.
-        let (rows, panels) = match panels < worker.threads && shape.rows > panels {
+        let (rows, panels) = match panels < worker.parts && shape.rows > panels {
             true => (worker.share(shape.rows), 0..panels),
             false => (0..shape.rows, worker.share(panels)),
         };

@@ -1,6 +1,6 @@
 //! Matrix products: MatMul and Gemm, weights packed once, everything else packed per run.
 
-use super::{activation, elementwise, half};
+use super::{activation, attention, elementwise, half};
 use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::Lowered,
@@ -15,12 +15,12 @@ use cutover_kernels::cpu::{
 use std::ops::Range;
 
 /// Where a batch of matrices lies: matrix `i` starts at `offset + starts[i]`.
-struct Operand {
-    buffer: Buffer,
-    offset: usize,
-    starts: Vec<usize>,
-    row_stride: usize,
-    column_stride: usize,
+pub(super) struct Operand {
+    pub buffer: Buffer,
+    pub offset: usize,
+    pub starts: Vec<usize>,
+    pub row_stride: usize,
+    pub column_stride: usize,
 }
 
 /// Packs every B of a batch.
@@ -71,14 +71,14 @@ enum Bound {
 }
 
 impl Operand {
-    fn matrix<'a>(&self, frame: &'a Frame<'_>, index: usize) -> Matrix<'a> {
+    pub fn matrix<'a>(&self, frame: &'a Frame<'_>, index: usize) -> Matrix<'a> {
         let data = &frame.floats(self.buffer)[self.offset + self.starts[index]..];
         Matrix { data, row_stride: self.row_stride, column_stride: self.column_stride }
     }
 }
 
 /// The strided view that `id` is, and its shape.
-fn view(builder: &mut Builder<'_>, id: ValueId) -> Result<(Strided, Vec<usize>), NoPlan> {
+pub(super) fn view(builder: &mut Builder<'_>, id: ValueId) -> Result<(Strided, Vec<usize>), NoPlan> {
     let shape = builder.shape(id).to_vec();
     let held = builder.held(id).clone();
     match held.strided.filter(|_| held.plain.is_none()) {
@@ -101,6 +101,12 @@ pub(in crate::cpu) fn lower_matmul(builder: &mut Builder<'_>, node: &Node, op: &
         || y_shape.element_count() == 0
     {
         return Ok(false);
+    }
+    if let Some(begun) = builder.take_attention() {
+        return attention::end(builder, node, begun);
+    }
+    if attention::begin(builder, node, op) {
+        return Ok(true);
     }
     let k = a_shape[a_shape.rank() - 1];
     let fused = activation(op.activation);
@@ -242,15 +248,21 @@ pub(super) fn pack_constant(
     let how = format!("b {k} {n} {transposed} {} {}", half::name(half), level.name());
     let len = gemm::packed_b_len(level, k, n);
     let Some(of) = half else {
-        let buffer = builder.pack_floats(constant, how, len, |data, packed| {
-            pack_matrix(level, data, k, n, transposed, packed);
+        let (panels, width) = (gemm::panel_count(level, n), gemm::panel_width(level));
+        let buffer = builder.pack_floats(constant, how, len, panels, |data, panels, packed| {
+            let columns = panels.start * width..n.min(panels.end * width);
+            let (first, stride) = if transposed { (columns.start * k, k) } else { (columns.start, n) };
+            let (row_stride, column_stride) = if transposed { (1, stride) } else { (stride, 1) };
+            // What begins past the end is read by nobody: there is nothing then.
+            let matrix = Matrix { data: data.get(first..).unwrap_or_default(), row_stride, column_stride };
+            gemm::pack_b(level, matrix, k, columns.len(), 0..panels.len(), Output::new(packed));
         })?;
         return Ok(Weights { buffer, form: Form::F32 });
     };
     if of == HalfType::Bf16 && level.has_bf16() {
         builder.name_kernel("matrix product in bf16");
         let (how, len) = (format!("pairs {how}"), bf16::packed_b_bf16_len(level, k, n));
-        let buffer = builder.pack_floats(constant, how, len, |data, packed| {
+        let buffer = builder.pack_floats(constant, how, len, 1, |data, _, packed| {
             let matrix = if transposed { Matrix::transposed(data, k) } else { Matrix::row_major(data, n) };
             bf16::pack_b_bf16(level, matrix, k, n, packed);
         })?;
@@ -260,7 +272,7 @@ pub(super) fn pack_constant(
         HalfType::F16 => "matrix product, weights in f16",
         HalfType::Bf16 => "matrix product, weights in bf16",
     });
-    let buffer = builder.pack_floats(constant, how, half::len_in_floats(len), |data, packed| {
+    let buffer = builder.pack_floats(constant, how, half::len_in_floats(len), 1, |data, _, packed| {
         let (width, row) = (gemm::panel_width(level), if transposed { k } else { 1 });
         let mut panel = vec![0.0; width * k];
         for first in (0..n).step_by(width) {
@@ -303,14 +315,14 @@ fn pack(builder: &mut Builder<'_>, b: Operand, k: usize, n: usize) -> Result<Buf
 }
 
 /// The broadcast of two batches' shapes, which inference has found to agree.
-fn batch_shape(a: &[usize], b: &[usize]) -> Vec<usize> {
+pub(super) fn batch_shape(a: &[usize], b: &[usize]) -> Vec<usize> {
     let rank = a.len().max(b.len());
     let at = |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
     (0..rank).map(|axis| if at(a, axis) == 1 { at(b, axis) } else { at(a, axis) }).collect()
 }
 
 /// Where each matrix of `batch` starts in an operand whose own batch is `shape`.
-fn starts(batch: &[usize], shape: &[usize], strides: &[usize]) -> Vec<usize> {
+pub(super) fn starts(batch: &[usize], shape: &[usize], strides: &[usize]) -> Vec<usize> {
     let lead = batch.len() - shape.len();
     let stride = |axis: usize| if axis < lead || shape[axis - lead] == 1 { 0 } else { strides[axis - lead] };
     let strides: Vec<usize> = (0..batch.len()).map(stride).collect();
@@ -328,18 +340,23 @@ impl PackB {
     }
 }
 
-/// Rows of a product in one unit of work: enough to read B's panels seldom, few enough to share out.
-const UNIT_ROWS: usize = 56;
+/// Rows of a part of a product at least: enough to read B's panels seldom.
+const PART_ROWS: usize = 24;
 
 impl Product {
+    pub fn operations(&self) -> u64 {
+        2 * (self.a.starts.len() * self.m * self.n * self.k) as u64
+    }
+
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
         let Product { m, n, k, .. } = *self;
         let panels = gemm::panel_count(level, n);
         let b_len = gemm::packed_b_len(level, k, n);
         let matrices = self.a.starts.len();
-        // Rows are shared where there are many, panels of columns otherwise; either way each output is one thread's.
-        let by_rows = matrices * m.div_ceil(UNIT_ROWS) >= 2 * worker.threads || m > n;
-        let (units, threads) = if by_rows { (m, worker.threads) } else { (panels, worker.threads) };
+        // Rows are shared where there are many, since every part packs its own; panels of columns otherwise.
+        let by_rows = matrices * m >= PART_ROWS * worker.parts || m > n;
+        let units = if by_rows { m } else { panels };
+        let mine = worker.share(matrices * units);
         let mut one = |index: usize, rows: Range<usize>, panels: Range<usize>| {
             if let Form::Half(of) = self.b.form {
                 return self.run_widened(of, frame, worker.workspace, level, index, rows, panels);
@@ -370,13 +387,11 @@ impl Product {
         };
         if k == 0 {
             // The kernel's A is empty then; the sum of nothing is what bias and residual leave.
-            if worker.thread == 0 {
+            if worker.part == 0 {
                 (0..matrices).for_each(|index| one(index, 0..m, 0..panels));
             }
             return;
         }
-        let total = matrices * units;
-        let mine = total * worker.thread / threads..total * (worker.thread + 1) / threads;
         let mut at = mine.start;
         while at < mine.end {
             let (index, first) = (at / units, at % units);

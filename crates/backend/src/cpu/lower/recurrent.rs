@@ -163,7 +163,7 @@ fn pack_direction(
     let matrix = |builder: &mut Builder<'_>, id: ValueId, k: usize, first: usize, rows: usize| {
         let constant = builder.constant(id).expect("checked by the caller").clone();
         let how = format!("recurrent {direction} {first} {rows} {k} {}", level.name());
-        builder.pack_floats(constant, how, gemm::packed_b_len(level, k, rows), |all, packed| {
+        builder.pack_floats(constant, how, gemm::packed_b_len(level, k, rows), 1, |all, _, packed| {
             pack_matrix(level, &all[(direction * gates + first) * k..][..rows * k], k, rows, true, packed);
         })
     };
@@ -173,10 +173,10 @@ fn pack_direction(
         true => Some(matrix(builder, r, hidden, 2 * hidden, hidden)?),
         false => None,
     };
-    let mut vector = |id: ValueId, how: &str, len: usize, make: &dyn Fn(&[f32]) -> Vec<f32>| {
+    let mut vector = |id: ValueId, how: &str, len: usize, make: &(dyn Fn(&[f32]) -> Vec<f32> + Sync)| {
         let constant = builder.constant(id).expect("checked by the caller").clone();
         let how = format!("{how} {direction} {hidden}");
-        builder.pack_floats(constant, how, len, |all, packed| packed.copy_from_slice(&make(all)))
+        builder.pack_floats(constant, how, len, 1, |all, _, packed| packed.copy_from_slice(&make(all)))
     };
     let own = |all: &[f32]| all[direction * 2 * gates..][..2 * gates].to_vec();
     // A GRU that resets after its product adds the candidate's recurrent bias inside the bracket.

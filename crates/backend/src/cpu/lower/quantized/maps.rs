@@ -279,7 +279,7 @@ pub(super) fn quantize_by_range(
     [to, scale, zero_point]: [Buffer; 3],
 ) -> Result<(), NoPlan> {
     let (from, len) = (builder.plain(x)?, builder.shape(x).element_count());
-    let ranges = builder.new_floats(2 * builder.device.pool.threads())?;
+    let ranges = builder.new_floats(2 * builder.device.pool.most_parts())?;
     builder.push(Lowered::Map(MapStep { map: Map::Range(from), len, output: ranges }), &[from], &[ranges]);
     let map = Map::Dynamic { input: from, ranges, scale, zero_point };
     let step = MapStep { map, len, output: to };
@@ -306,18 +306,18 @@ impl MapStep {
             }
             &Map::Range(input) => {
                 let (low, high) = quantized::range_of(level, frame.floats(input), range);
-                frame.write(self.output, worker.thread * 8, &low.to_ne_bytes());
-                frame.write(self.output, worker.thread * 8 + 4, &high.to_ne_bytes());
+                frame.write(self.output, worker.part * 8, &low.to_ne_bytes());
+                frame.write(self.output, worker.part * 8 + 4, &high.to_ne_bytes());
             }
             &Map::Dynamic { input, ranges, scale, zero_point } => {
-                let parts = &frame.floats(ranges)[..2 * worker.threads];
+                let parts = &frame.floats(ranges)[..2 * worker.parts];
                 let low = parts.iter().step_by(2).copied().fold(0.0, f32::min);
                 let high = parts.iter().skip(1).step_by(2).copied().fold(0.0, f32::max);
                 let step = if high == low { 1.0 } else { (high - low) / 255.0 };
                 let point = (-low / step).round_ties_even().clamp(0.0, 255.0) as u8;
                 let to = Quantization { scale: step, zero_point: point.into(), signed: false };
                 quantized::quantize(level, frame.floats(input), to, range, frame.words_output(self.output));
-                if worker.thread == 0 {
+                if worker.part == 0 {
                     frame.write(scale, 0, &step.to_ne_bytes());
                     frame.write(zero_point, 0, &[point]);
                 }

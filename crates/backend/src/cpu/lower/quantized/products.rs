@@ -619,7 +619,7 @@ impl ProductStep {
         let tile = product::cut(level).rows;
         let tiles = rows.div_ceil(tile);
         // Rows are shared where there are many, panels of columns otherwise; either way each output is one thread's.
-        let by_rows = self.shape.groups > 1 || tiles >= 4 * worker.threads || panels < worker.threads;
+        let by_rows = self.shape.groups > 1 || tiles >= 4 * worker.parts || panels < worker.parts;
         let (rows, panels) = if by_rows {
             let mine = worker.share(tiles);
             ((mine.start * tile).min(rows)..(mine.end * tile).min(rows), 0..panels)
