@@ -3,7 +3,7 @@
 //! Direct: weights as `[group][O/16][kh][kw][I/16][16 i][16 o]`, a register tile of neighbouring pixels by one block of
 //! outputs (four for single pixels), and the sum of an output kept in a register from its first term to its last, in the order tap row, tap column,
 //! channel. (Channels are innermost so that finding a tap's pixels, which is what costs, is done once for all of them.) Padding is a pointer to zeros (left, right) or a skipped tap row (above, below), never a copy. A
-//! pointwise convolution is the same code on one long row; images of narrow rows are *flat*: one row of all pixels, each tap's
+//! pointwise convolution is one long row of such sums (`pointwise.rs`); images of narrow rows are *flat*: one row of all pixels, each tap's
 //! inputs found pixel by pixel, so that tiles stay wide. One-dimensional operators have a height of [`Axis::UNIT`].
 //!
 //! Not here: depthwise convolution ([`super::depthwise`]), the first layer that reads plain `NCHW` ([`super::conv_first`]), and

@@ -2,7 +2,7 @@
 //!
 //! Exporters and compositions spell it `MatMul` → (`Mul` or `Div` by a number) → (`Add` of a mask) → `Softmax` → `MatMul`. A unit of work is a block of
 //! queries of one head: its scores stay in the cache from the product that makes them to the one that reads them. Values are those of the
-//! operators one by one.
+//! operators one by one, except that a division by what is no power of two is a multiplication by its inverse.
 
 use super::{
     Lowered,
