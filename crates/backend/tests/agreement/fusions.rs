@@ -2,7 +2,7 @@
 
 use super::{
     networks::{Drawing, all_same_bits, backends},
-    support::{run, soak},
+    support::{run, seeds},
 };
 use cutover_backend::{Backend, CompileOptions, MemoryUse, reference};
 use cutover_graph::{
@@ -23,7 +23,7 @@ fn has_kernel(backend: &Arc<dyn Backend>, plan: &Plan, kernel: &str) -> bool {
 /// its operators apart.
 fn check(kernel: &str, draw: impl Fn(&mut Drawing) -> (ValueId, ValueId)) {
     let backends = backends(MemoryUse::Fast);
-    for seed in 0..40 * soak() {
+    for seed in seeds(40) {
         let plan = |apart: bool| {
             let mut d = Drawing::new(seed);
             let (last, between) = draw(&mut d);
