@@ -302,10 +302,9 @@ fn streams_are_pinned_over_http() {
 fn packages_say_all_that_they_are_told() {
     let folder = Folder::new();
     let package = folder.path("2.cutover");
-    let labels = "probabilities=0,1,2,3,4,5,6,7,8,9";
+    let (model, labels) = (digits("v2"), "probabilities=0,1,2,3,4,5,6,7,8,9");
     let line = [
-        &["pack", &digits("v2"), "-o", &package, "--name", "digits", "--version", "2", "--description", "half as wide"]
-            [..],
+        &["pack", &model, "-o", &package, "--name", "digits", "--version", "2", "--description", "half as wide"][..],
         &["--security-epoch", "3", "--labels", labels, "--range", "image=0:1", "--tolerance", "cpu=1e-2:1e-3"],
         &["--gates", r#"{"accuracy_drop_max": 0.01}"#, "--latency-ms-max", "5000"],
     ]
@@ -348,5 +347,5 @@ fn a_swap_is_measured() {
     }
     assert!(found["pause_ms"]["p99"].is_number() && found["rollback_ms"]["p50"].is_number(), "{found:#}");
     cutover(&["bench", "--swap", &v1, &v1]).refuses(&["two versions"]);
-    cutover(&["bench", "--swap", &v1]).refuses(&["other"]);
+    cutover(&["bench", "--swap", &v1]).refuses(&["OTHER"]);
 }
