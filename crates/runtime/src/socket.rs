@@ -41,7 +41,7 @@ pub enum Call {
     Deploy {
         model: String,
         package: PathBuf,
-        strategy: Strategy,
+        strategy: Box<Strategy>,
     },
     Promote {
         model: String,
@@ -193,7 +193,7 @@ pub(crate) fn answer(host: &Inner, call: Call) -> Result<Json, String> {
         Call::History { model } => done(host.history(&model).map(|entries| json!(entries))),
         Call::Checklist { model } => done(host.checklist(&model).map(|list| json!(list))),
         Call::Deploy { model, package, strategy } => {
-            done(host.deploy(&model, &package, strategy).map(|id| json!({ "rollout": id })))
+            done(host.deploy(&model, &package, *strategy).map(|id| json!({ "rollout": id })))
         }
         Call::Promote { model } => done(host.promote_by_hand(&model).map(|()| active(&model))),
         Call::Rollback { model } => done(host.rollback(&model).map(|()| active(&model))),

@@ -356,7 +356,7 @@ fn other_processes_ask_the_holder() {
     let deploy = |package: &std::path::Path| Call::Deploy {
         model: MODEL.to_string(),
         package: package.to_path_buf(),
-        strategy: at_once(),
+        strategy: Box::new(at_once()),
     };
     let started: serde_json::Value = client.call(&deploy(&v1)).unwrap();
     assert_eq!(started["rollout"], "classifier#1");

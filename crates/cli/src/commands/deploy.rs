@@ -48,7 +48,7 @@ impl Deploy {
         if !package.exists() {
             bail!("there is no package at {}", package.display());
         }
-        let call = Call::Deploy { model: self.name.clone(), package, strategy };
+        let call = Call::Deploy { model: self.name.clone(), package, strategy: Box::new(strategy) };
         let document: Json = self.target.connect(true)?.call(&call)?;
         let id = document["rollout"].as_str().unwrap_or_default();
         printer.print(&document, || {
