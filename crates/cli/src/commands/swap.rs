@@ -24,8 +24,8 @@ use std::{
 
 /// Requests this near to a swap are compared with the rest.
 const NEAR: Duration = Duration::from_millis(100);
-/// Swaps before memory and descriptors are first looked at.
-const WARM_UP: u64 = 10;
+/// Memory and descriptors are first looked at after a tenth of the swaps, at least and at most these: by then what is bounded has filled.
+const WARM_UP: [u64; 2] = [10, 1000];
 /// What memory may grow by over all swaps: 2 % and 2 MiB.
 const GROWTH_SHARE: f64 = 0.02;
 const GROWTH_BYTES: f64 = 2.0 * 1024.0 * 1024.0;
@@ -124,7 +124,7 @@ impl Swap<'_> {
                             swaps.push(start.elapsed());
                         }
                     }
-                    if number == WARM_UP.min(self.swaps) {
+                    if number == (self.swaps / 10).clamp(WARM_UP[0], WARM_UP[1]).min(self.swaps) {
                         settled = Some(Usage::now(&store));
                     }
                 }

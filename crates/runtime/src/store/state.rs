@@ -34,6 +34,9 @@ const HISTORY: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("h
 /// Answers that labels may still come for, by the model's name.
 const ANSWERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("answers");
 
+/// Of the database's pages in memory: its own bound is a gigabyte, and all of a store's state is a few hundred kilobytes.
+const CACHE_BYTES: usize = 1 << 20;
+
 /// Entries kept for each model; the oldest go first.
 const HISTORY_MAX: u64 = 4096;
 
@@ -128,7 +131,7 @@ impl State {
     fn database(&self) -> Result<Database, StoreError> {
         let open = |path: &Path| {
             let file = self.disk.database(path).map_err(io_error(path))?;
-            let database = Builder::new().create_with_backend(file).map_err(failed)?;
+            let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(file).map_err(failed)?;
             prepare(&database, self.folder.display().to_string())?;
             Ok(database)
         };
