@@ -465,7 +465,7 @@ impl Search<'_> {
                 return Err(refuse("the model's first output is no tensor".to_string()));
             };
             let scores = scores.to_vec::<f32>().map_err(|e| refuse(format!("scores: {e}")))?;
-            if labels.is_empty() || scores.len() % labels.len() != 0 || scores.len() < 2 * labels.len() {
+            if labels.is_empty() || !scores.len().is_multiple_of(labels.len()) || scores.len() < 2 * labels.len() {
                 return Err(refuse(format!("{} labels for {} scores", labels.len(), scores.len())));
             }
             for (row, &label) in scores.chunks_exact(scores.len() / labels.len()).zip(labels) {

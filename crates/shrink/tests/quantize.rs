@@ -131,7 +131,7 @@ fn encoder(outlier: f32) -> Graph {
     let ids = m.graph.add_input("ids", TensorFact::new(DType::I64, vec![Dim::symbol("N"), Dim::symbol("T")]));
     let table = m.constant(&[WORDS, WIDTH], 1.0);
     let rows = m.node(Gather { axis: 0 }, &[table, ids]);
-    let gain = (0..WIDTH).map(|i| if i % 17 == 3 { outlier } else { 1.0 }).collect();
+    let gain = (0..WIDTH).map(|i| if i.is_multiple_of(17) { outlier } else { 1.0 }).collect();
     let gain = m.graph.add_constant("gain", Constant::new(Tensor::from_vec([WIDTH], gain).unwrap()));
     let shift = m.constant(&[WIDTH], 0.1);
     let norm = LayerNorm { axis: -1, epsilon: 1e-5, centred: true, with_deviation: false };
@@ -347,7 +347,7 @@ fn balancing_leaves_the_float_model_alone_and_helps_the_quantized() {
     for (at, axis) in [(0, 0), (2, 1)] {
         let tensor = graph.constant(products[at].weight).unwrap().tensor.clone();
         let channels = cutover_shrink::quantize::Channels::along(tensor.shape(), axis);
-        let power = |channel: usize| if channel % 3 == 0 { 20f32 } else { 1.0 };
+        let power = |channel: usize| if channel.is_multiple_of(3) { 20f32 } else { 1.0 };
         let mut values = tensor.to_vec::<f32>().unwrap();
         for (i, w) in values.iter_mut().enumerate() {
             let power = power(channels.of(i));

@@ -181,7 +181,7 @@ fn verify_says_no_where_outputs_disagree() {
     // What was rounded is never silent: the loss is there, and by what it was judged.
     save(&path, &[("probabilities", &right)]);
     let line = arguments!["verify", digits("v1"), "--inputs", &inputs, "--expect", &path, "--precision", "bf16"];
-    cutover(&line).done().says(&["yes", "SQNR of at least 25 dB", "precision bf16"]);
+    cutover(line).done().says(&["yes", "SQNR of at least 25 dB", "precision bf16"]);
     let line: Vec<&str> = line.iter().map(String::as_str).chain(["--json"]).collect();
     let document = cutover(&line).done().json();
     let loss = document["outputs"][0]["sqnr_db"].as_f64().unwrap();

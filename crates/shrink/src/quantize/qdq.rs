@@ -15,7 +15,7 @@ use cutover_graph::{
     ops::{DequantizeLinear, Granularity, QuantizeLinear},
 };
 use cutover_tensor::{Tensor, TensorError};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 /// How to quantize statically.
 #[derive(Clone, Debug)]
@@ -275,11 +275,10 @@ fn quantize_product(
     weights: &mut Weights,
 ) -> Result<(), ShrinkError> {
     let key = (product.weight, product.channel_axis);
-    if !weights.contains_key(&key) {
-        let made = quantize_weight(graph, product, options)?;
-        weights.insert(key, made);
-    }
-    let (weight, scales) = weights[&key].clone();
+    let (weight, scales) = match weights.entry(key) {
+        Entry::Occupied(known) => known.get().clone(),
+        Entry::Vacant(place) => place.insert(quantize_weight(graph, product, options)?).clone(),
+    };
     rewire(graph, product.node, product.weight, weight);
     let (Some(bias), ProductKind::Conv { .. } | ProductKind::Gemm) = (product.bias(graph), product.kind) else {
         return Ok(());
