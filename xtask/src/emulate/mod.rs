@@ -16,26 +16,29 @@ use std::{
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Machine {
-    /// 64-bit Arm processors, under QEMU: the oldest, one with dot products, and the newest that it knows.
+    /// 64-bit Arm processors, under QEMU: the oldest, and the newest that it knows.
     Neon,
     /// An x86 processor with AVX-VNNI, and AVX-512 with VNNI and BF16, under Bochs.
     Avx512,
 }
 
-/// A test program, and how many of its cases are run: one of `sample`.
+/// A test program, and of how many of its cases one is run.
 struct Suite {
     package: &'static str,
     target: &'static [&'static str],
-    sample: &'static str,
+    under_qemu: &'static str,
+    under_bochs: &'static str,
 }
 
 const SUITES: &[Suite] = &[
-    Suite { package: "cutover-kernels", target: &["--lib"], sample: "5" },
-    Suite { package: "cutover-backend", target: &["--test", "agreement"], sample: "30" },
+    Suite { package: "cutover-kernels", target: &["--lib"], under_qemu: "20", under_bochs: "5" },
+    Suite { package: "cutover-backend", target: &["--test", "agreement"], under_qemu: "50", under_bochs: "30" },
 ];
 
 /// Says to the tests which part of their cases to run.
 const SAMPLE: &str = "CUTOVER_SAMPLE";
+/// Says to them on which rungs of the ladder.
+const LEVELS: &str = "CUTOVER_LEVELS";
 
 /// Runs the tests whose names hold `only` on `machine`, all if it is empty.
 pub fn emulate(machine: Machine, only: &str) -> Result<()> {

@@ -296,6 +296,12 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V {
+        // SAFETY: the token; the caller vouches for eight halves.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, p: *mut u16, v: Self::V) {
         // SAFETY: the token; the caller vouches for eight halves.
         unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
@@ -548,6 +554,12 @@ impl<const VNNI: bool, const BF16: bool> Isa for Avx512<VNNI, BF16> {
     unsafe fn load_f16(self, p: *const u16) -> Self::V {
         // SAFETY: the token; the caller vouches for sixteen halves.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V {
+        // SAFETY: the token; the caller vouches for sixteen halves.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))) }
     }
 
     #[inline(always)]
