@@ -1,6 +1,6 @@
 //! What is measured of a version in service, and what may be concluded from it.
 //!
-//! Pure: no clock, no file, no randomness. [`Window`] counts; [`judge`] compares a candidate's window with the incumbent's under
+//! Pure: no clock, no file, no randomness. [`Window`] counts; [`judge()`] compares a candidate's window with the incumbent's under
 //! [`Gates`] and gives a [`Verdict`] with the numbers it rests on.
 
 mod gates;

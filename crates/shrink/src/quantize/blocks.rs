@@ -58,7 +58,7 @@ impl BlockOptions {
         }
     }
 
-    /// What GPTQ has to know of `graph`, for [`crate::observe`].
+    /// What GPTQ has to know of `graph`, for [`crate::observe()`].
     pub fn questions(&self, graph: &Graph) -> Vec<Question> {
         let products = Product::all(graph).into_iter().filter(|p| self.takes(graph, p).is_ok());
         let mut values: Vec<ValueId> = products.map(|p| p.input).collect();

@@ -150,7 +150,7 @@ fn last(graph: &Graph, uses: &[Vec<NodeId>], node: NodeId) -> ValueId {
     value
 }
 
-/// What [`quantize_static`] has to know of `graph`'s values, for [`crate::observe`].
+/// What [`quantize_static`] has to know of `graph`'s values, for [`crate::observe()`].
 pub fn static_questions(graph: &Graph, exclude: &HashSet<String>) -> Result<Vec<Question>, ShrinkError> {
     let placement = Placement::of(graph, exclude)?;
     let mut axes: HashMap<ValueId, i64> = HashMap::new();
