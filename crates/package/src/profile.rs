@@ -44,6 +44,10 @@ impl Profile {
     /// No valid profile.
     pub fn parse(text: &[u8]) -> Result<Profile, PackageError> {
         let corrupt = |message: String| PackageError::Corrupt { file: file::PROFILE.to_string(), message };
+        // An array would be read as the fields in their order.
+        if !text.trim_ascii_start().starts_with(b"{") {
+            return Err(corrupt("expected an object".to_string()));
+        }
         let profile: Profile = serde_json::from_slice(text).map_err(|e| corrupt(e.to_string()))?;
         let total: f64 = profile.classes.iter().sum();
         let shares = profile.classes.iter().all(|share| (0.0..=1.0).contains(share)) && (total - 1.0).abs() < 1e-2;
