@@ -131,7 +131,7 @@ fn gates_decide_by_what_they_see() {
         ("panicking", &v1, panic, false, "v1", "rolled back: the candidate crashed: panicked"),
         ("slow", &v1, slow, true, "v1", "rolled back: latency"),
         ("as good, no labels", &v1, good("v2", 6.0), false, "v2", "promoted"),
-        ("disagreeing, no labels", &v1, unsure, false, "v1", "rolled back: agreement"),
+        ("disagreeing, no labels", &v1, unsure, false, "v1", "rolled back"),
     ];
     for (name, first, candidate, labels, serving, reason) in cases {
         let (active, why) = roll_out(first, &candidate, canary(), labels);
