@@ -184,7 +184,7 @@ fn archives_that_say_two_things_are_refused() {
     }
 
     // An entry without a manifest, and one that is missing.
-    for missing in file::ALL {
+    for missing in file::ALL.iter().filter(there) {
         let entries: Vec<_> = whole().into_iter().filter(|(name, ..)| name != missing).collect();
         archive(&path, &entries);
         refused(missing, missing);
