@@ -77,15 +77,15 @@ fn a_shadow_is_judged_and_never_seen() {
     for (candidate, labels, expected) in [
         (good("v2", 6.0), false, "promoted: "),
         (good("v2", 6.0), true, "promoted: "),
-        // Which of its faults is seen first depends on the machine.
-        (bad("v3", 6.0), false, "rolled back: "),
-        (bad("v3", 6.0), true, "rolled back: "),
+        // Which of several signs is sure first depends on how fast the machine answers: any of those named, and no other.
+        (bad("v3", 6.0), false, "rolled back: agreement|confidence|entropy|drift"),
+        (bad("v3", 6.0), true, "rolled back: accuracy|agreement|confidence|entropy|drift"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let host = serving(&folder, &good("v1", 5.0), options());
         host.deploy(MODEL, &candidate.package(folder.path()), shadow()).unwrap();
         let (versions, last) = ask_until_decided(&host, labels);
-        assert!(last.starts_with(expected), "{}, labels {labels}: {last}", candidate.version);
+        assert!(says(&last, expected), "{}, labels {labels}: {last}", candidate.version);
         // Only after its promotion may it have answered.
         assert!(versions.len() == 1 && versions.contains("v1"), "{versions:?}");
     }

@@ -226,3 +226,10 @@ impl Session for FaultySession {
         self.inner.run(inputs, outputs, context)
     }
 }
+
+/// Whether the last word of a history begins as `expected` says: `EVENT: REASON`, where several reasons that would do are set apart by `|`.
+pub fn says(last: &str, expected: &str) -> bool {
+    let (event, reasons) = expected.split_once(": ").unwrap_or((expected, ""));
+    let reason = last.strip_prefix(event).map(|rest| rest.strip_prefix(": ").unwrap_or(rest));
+    reason.is_some_and(|reason| reasons.split('|').any(|one| reason.starts_with(one)))
+}
