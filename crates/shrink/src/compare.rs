@@ -1,8 +1,8 @@
 //! Two forms of one model, measured side by side on the same inputs.
 
-use crate::ShrinkError;
-use cutover_backend::{Backend, CompileOptions, Input, Output, RunContext, Session, SessionMemory, Signature};
-use cutover_graph::{Graph, Plan};
+use crate::{Sample, ShrinkError, runner::Runner};
+use cutover_backend::{Backend, Binding, RunContext, Signature};
+use cutover_graph::Graph;
 use cutover_tensor::{DType, Tensor, Value};
 use std::sync::Arc;
 
@@ -39,28 +39,21 @@ pub fn compare(
     before: &Graph,
     after: &Graph,
     backend: &Arc<dyn Backend>,
-    samples: &[Vec<(String, Value)>],
+    samples: &[Sample],
 ) -> Result<Comparison, ShrinkError> {
     let signature = Signature::of(before);
     check_signatures(&signature, &Signature::of(after))?;
-    let mut sessions = [session(before, backend)?, session(after, backend)?];
+    let (mut first, mut second) = (Runner::new(before, backend)?, Runner::new(after, backend)?);
     let mut sums: Vec<Sums> = signature.outputs.iter().map(|_| Sums::default()).collect();
-    for (sample, values) in samples.iter().enumerate() {
-        let refuse = |message| ShrinkError::Sample { sample, message };
-        let find = |name: &String| values.iter().find(|(n, _)| n == name).map(|(_, value)| Input::Value(value));
-        let inputs =
-            signature.inputs.iter().map(|b| find(&b.name).ok_or_else(|| refuse(format!("has no input '{}'", b.name))));
-        let inputs: Vec<Input<'_>> = inputs.collect::<Result<_, _>>()?;
-        let run = |session: &mut Box<dyn Session>| {
-            let mut outputs: Vec<Output<'_>> = signature.outputs.iter().map(|_| Output::Allocate(None)).collect();
-            let done = session.run(&inputs, &mut outputs, &RunContext::default());
-            done.map_err(|source| ShrinkError::Run { sample, source }).map(|()| outputs)
-        };
-        let [first, second] = &mut sessions;
-        let (expected, actual) = (run(first)?, run(second)?);
-        for ((sums, binding), (x, y)) in sums.iter_mut().zip(&signature.outputs).zip(expected.iter().zip(&actual)) {
-            if let (Some(x), Some(y)) = (tensor(x), tensor(y)) {
-                sums.add(x, y).map_err(|message| refuse(format!("output '{}': {message}", binding.name)))?;
+    for (number, sample) in samples.iter().enumerate() {
+        let context = RunContext::default();
+        let (expected, actual) = (first.run(sample, number, &context)?, second.run(sample, number, &context)?);
+        for ((sums, binding), pair) in sums.iter_mut().zip(&signature.outputs).zip(expected.iter().zip(&actual)) {
+            if let (Value::Tensor(x), Value::Tensor(y)) = pair {
+                sums.add(x, y).map_err(|message| {
+                    let message = format!("output '{}': {message}", binding.name);
+                    ShrinkError::Sample { sample: number, message }
+                })?;
             }
         }
     }
@@ -70,8 +63,8 @@ pub fn compare(
 }
 
 fn check_signatures(before: &Signature, after: &Signature) -> Result<(), ShrinkError> {
-    let describe = |bindings: &[cutover_backend::Binding]| {
-        let dtype = |b: &cutover_backend::Binding| b.fact.as_tensor().map_or("other", |f| f.dtype.name());
+    let describe = |bindings: &[Binding]| {
+        let dtype = |b: &Binding| b.fact.as_tensor().map_or("other", |f| f.dtype.name());
         bindings.iter().map(|b| format!("{} {}", dtype(b), b.name)).collect::<Vec<_>>().join(", ")
     };
     for (what, a, b) in [("inputs", &before.inputs, &after.inputs), ("outputs", &before.outputs, &after.outputs)] {
@@ -81,18 +74,6 @@ fn check_signatures(before: &Signature, after: &Signature) -> Result<(), ShrinkE
         }
     }
     Ok(())
-}
-
-pub(crate) fn session(graph: &Graph, backend: &Arc<dyn Backend>) -> Result<Box<dyn Session>, ShrinkError> {
-    let executable = backend.compile(&Plan::new(graph.clone())?, &CompileOptions::default())?;
-    Ok(executable.session(SessionMemory::default())?)
-}
-
-fn tensor<'a>(output: &'a Output<'_>) -> Option<&'a Tensor> {
-    match output {
-        Output::Allocate(Some(Value::Tensor(tensor))) => Some(tensor),
-        _ => None,
-    }
 }
 
 #[derive(Default)]

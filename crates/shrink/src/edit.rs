@@ -136,6 +136,21 @@ impl Product {
         graph.nodes().filter_map(|(id, _)| Product::of(graph, id)).collect()
     }
 
+    /// The weight's shape and elements.
+    ///
+    /// # Errors
+    /// One that is not finite.
+    pub(crate) fn weights(&self, graph: &Graph) -> Result<(Vec<usize>, Vec<f32>), ShrinkError> {
+        let (shape, values) = floats(graph, self.weight).expect("a weight of floats");
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok((shape, values)),
+            Some(at) => {
+                let message = format!("element {at} is {}", values[at]);
+                Err(ShrinkError::Weight { name: graph.value(self.weight).name.clone(), message })
+            }
+        }
+    }
+
     /// The axis of the input's channels.
     pub fn input_axis(&self) -> i64 {
         if matches!(self.kind, ProductKind::Conv { .. }) { 1 } else { -1 }

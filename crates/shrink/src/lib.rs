@@ -9,6 +9,7 @@ mod half;
 mod observe;
 mod pipeline;
 pub mod quantize;
+mod runner;
 #[cfg(feature = "train")]
 pub mod train;
 

@@ -1,8 +1,8 @@
 //! What the values of a model are like on real inputs: their ranges, how they are distributed, and what of it each channel has.
 
-use crate::ShrinkError;
-use cutover_backend::{Backend, CompileOptions, Input, Output, RunContext, Session, SessionMemory, Signature};
-use cutover_graph::{Graph, Plan, ValueId};
+use crate::{ShrinkError, runner::Runner};
+use cutover_backend::{Backend, RunContext};
+use cutover_graph::{Graph, ValueId};
 use cutover_tensor::{DType, Tensor, Value};
 use std::{collections::HashMap, sync::Arc};
 
@@ -15,10 +15,9 @@ pub type Progress<'a> = &'a dyn Fn(&str, usize, usize);
 /// Bins of a histogram. TensorRT's calibration takes as many.
 const BINS: usize = 2048;
 
-/// A session of a graph that also answers what some of its inner values are.
+/// Runs a graph for what some of its inner values are.
 pub(crate) struct Probe {
-    session: Box<dyn Session>,
-    signature: Signature,
+    runner: Runner,
     /// Outputs of the graph itself; the probed values follow.
     own: usize,
 }
@@ -29,27 +28,12 @@ impl Probe {
         let mut graph = graph.clone();
         let own = graph.outputs().len();
         graph.set_outputs([graph.outputs(), values].concat());
-        let executable = backend.compile(&Plan::new(graph)?, &CompileOptions::default())?;
-        let signature = executable.signature().clone();
-        Ok(Probe { session: executable.session(SessionMemory::default())?, signature, own })
+        Ok(Probe { runner: Runner::new(&graph, backend)?, own })
     }
 
-    /// The model's outputs by name, and the probed values.
-    pub fn run(&mut self, sample: &[(String, Value)], number: usize) -> Result<(Sample, Vec<Value>), ShrinkError> {
-        let refuse = |message| ShrinkError::Sample { sample: number, message };
-        let find = |name: &String| sample.iter().find(|(n, _)| n == name).map(|(_, value)| Input::Value(value));
-        let missing = |name: &String| refuse(format!("has no input '{name}'"));
-        let inputs = self.signature.inputs.iter().map(|b| find(&b.name).ok_or_else(|| missing(&b.name)));
-        let inputs: Vec<Input<'_>> = inputs.collect::<Result<_, _>>()?;
-        let mut outputs: Vec<Output<'_>> = self.signature.outputs.iter().map(|_| Output::Allocate(None)).collect();
-        let done = self.session.run(&inputs, &mut outputs, &RunContext::default());
-        done.map_err(|source| ShrinkError::Run { sample: number, source })?;
-        let mut values = outputs.into_iter().zip(&self.signature.outputs).map(|(output, binding)| match output {
-            Output::Allocate(Some(value)) => Ok((binding.name.clone(), value)),
-            _ => Err(refuse(format!("the run gave no '{}'", binding.name))),
-        });
-        let own = values.by_ref().take(self.own).collect::<Result<_, _>>()?;
-        Ok((own, values.map(|v| v.map(|(_, value)| value)).collect::<Result<_, _>>()?))
+    /// The probed values.
+    pub fn run(&mut self, sample: &Sample, number: usize) -> Result<Vec<Value>, ShrinkError> {
+        Ok(self.runner.run(sample, number, &RunContext::default())?.split_off(self.own))
     }
 }
 
@@ -173,7 +157,7 @@ pub fn observe(
     let rounds = 1 + usize::from(histograms);
     for round in 0..rounds {
         for (number, sample) in samples.iter().enumerate() {
-            let (_, probed) = probe.run(sample, number)?;
+            let probed = probe.run(sample, number)?;
             for ((observation, question), value) in observations.iter_mut().zip(questions).zip(&probed) {
                 let Value::Tensor(tensor) = value else { continue };
                 if tensor.dtype() != DType::F32 {

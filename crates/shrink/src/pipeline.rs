@@ -2,7 +2,7 @@
 
 use crate::{
     Comparison, HalfOptions, Kept, Observation, Product, Progress, Question, Sample, ShrinkError, compare,
-    compare::{largest, session},
+    compare::largest,
     constant_bytes, half_weights,
     observe::{Probe, observe},
     plain,
@@ -10,8 +10,9 @@ use crate::{
         BlockOptions, Calibration, DynamicOptions, QuantizeReport, Range, StaticOptions, correct_bias, equalize,
         quantize_dynamic, quantize_static, quantize_weights, smooth, static_questions,
     },
+    runner::Runner,
 };
-use cutover_backend::{Backend, Input, OpTiming, Output, Profiler, RunContext, Session, Signature};
+use cutover_backend::{Backend, OpTiming, Profiler, RunContext};
 use cutover_graph::{Graph, ValueId};
 use cutover_tensor::Value;
 use std::{
@@ -318,7 +319,7 @@ impl Search<'_> {
         for run in 0..TIMED_RUNS {
             let times = Times::default();
             let number = run % self.data.samples.len();
-            runner.run_with(
+            runner.run(
                 &self.data.samples[number],
                 number,
                 &RunContext { profiler: Some(&times), ..RunContext::default() },
@@ -394,7 +395,7 @@ impl Search<'_> {
         let mut after = Probe::new(graph, &of(&|layer| layer.2), self.backend)?;
         let mut sums = vec![(0f64, 0f64); layers.len()];
         for (number, sample) in self.data.samples.iter().take(SENSITIVITY_SAMPLES).enumerate() {
-            let (expected, actual) = (before.run(sample, number)?.1, after.run(sample, number)?.1);
+            let (expected, actual) = (before.run(sample, number)?, after.run(sample, number)?);
             for (sum, pair) in sums.iter_mut().zip(expected.iter().zip(&actual)) {
                 let (Value::Tensor(x), Value::Tensor(y)) = pair else { continue };
                 let (Ok(x), Ok(y)) = (x.as_slice::<f32>(), y.as_slice::<f32>()) else { continue };
@@ -459,7 +460,7 @@ impl Search<'_> {
         let mut runner = Runner::new(graph, self.backend)?;
         let (mut right, mut rows) = (0, 0);
         for (number, (sample, labels)) in self.data.samples.iter().zip(labels).enumerate() {
-            let outputs = runner.run(sample, number)?;
+            let outputs = runner.run(sample, number, &RunContext::default())?;
             let refuse = |message| ShrinkError::Sample { sample: number, message };
             let Some(Value::Tensor(scores)) = outputs.first() else {
                 return Err(refuse("the model's first output is no tensor".to_string()));
@@ -501,42 +502,6 @@ impl Search<'_> {
     }
 }
 
-/// Runs one graph.
-struct Runner {
-    session: Box<dyn Session>,
-    signature: Signature,
-}
-
-impl Runner {
-    fn new(graph: &Graph, backend: &Arc<dyn Backend>) -> Result<Runner, ShrinkError> {
-        Ok(Runner { session: session(graph, backend)?, signature: Signature::of(graph) })
-    }
-
-    fn run(&mut self, sample: &Sample, number: usize) -> Result<Vec<Value>, ShrinkError> {
-        self.run_with(sample, number, &RunContext::default())
-    }
-
-    fn run_with(
-        &mut self,
-        sample: &Sample,
-        number: usize,
-        context: &RunContext<'_>,
-    ) -> Result<Vec<Value>, ShrinkError> {
-        let find = |name: &String| sample.iter().find(|(n, _)| n == name).map(|(_, value)| Input::Value(value));
-        let missing = |name: &String| ShrinkError::Sample { sample: number, message: format!("has no input '{name}'") };
-        let inputs = self.signature.inputs.iter().map(|b| find(&b.name).ok_or_else(|| missing(&b.name)));
-        let inputs: Vec<Input<'_>> = inputs.collect::<Result<_, _>>()?;
-        let mut outputs: Vec<Output<'_>> = self.signature.outputs.iter().map(|_| Output::Allocate(None)).collect();
-        let done = self.session.run(&inputs, &mut outputs, context);
-        done.map_err(|source| ShrinkError::Run { sample: number, source })?;
-        let values = outputs.into_iter().filter_map(|output| match output {
-            Output::Allocate(value) => value,
-            _ => None,
-        });
-        Ok(values.collect())
-    }
-}
-
 /// How long the nodes of one run took.
 #[derive(Default)]
 struct Times(Mutex<HashMap<String, Duration>>);
@@ -567,7 +532,7 @@ pub fn latencies(
         let sample = samples.get(number).ok_or(ShrinkError::NoSamples)?;
         for (runner, times) in runners.iter_mut().zip(&mut times) {
             let start = Instant::now();
-            runner.run(sample, number)?;
+            runner.run(sample, number, &RunContext::default())?;
             if round > 0 {
                 times.push(start.elapsed());
             }

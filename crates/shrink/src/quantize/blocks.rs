@@ -147,12 +147,9 @@ struct Blocks {
 }
 
 fn multiply(graph: &mut Graph, product: &Product, gram: &[f32], options: &BlockOptions) -> Result<(), ShrinkError> {
-    let (shape, mut values) = floats(graph, product.weight).expect("a weight of floats");
+    let (shape, mut values) = product.weights(graph)?;
     let name = graph.value(product.weight).name.clone();
     let at = |source: TensorError| ShrinkError::Tensor { name: name.clone(), source };
-    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-        return Err(ShrinkError::Weight { name, message: format!("element {at} is {}", values[at]) });
-    }
     let (mut k, mut n) = (shape[0], shape[1]);
     if product.channel_axis == 0 {
         values = transposed(&values, shape[0], shape[1]);

@@ -313,10 +313,7 @@ fn quantize_weight(
 ) -> Result<(ValueId, Vec<f32>), ShrinkError> {
     let name = graph.value(product.weight).name.clone();
     let at = |source: TensorError| ShrinkError::Tensor { name: name.clone(), source };
-    let (shape, values) = floats(graph, product.weight).expect("a weight of floats");
-    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-        return Err(ShrinkError::Weight { name, message: format!("element {at} is {}", values[at]) });
-    }
+    let (shape, values) = product.weights(graph)?;
     let channels = if options.per_channel { Channels::along(&shape, product.channel_axis) } else { Channels::ONE };
     let QuantizedWeight { values, scales } = QuantizedWeight::new(&values, channels, options.weights);
     let stored = constant(graph, &format!("{name}.quantized"), Tensor::from_vec(shape, values).map_err(at)?);

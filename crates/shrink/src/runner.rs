@@ -1,0 +1,41 @@
+//! A compiled graph that is run on samples.
+
+use crate::{Sample, ShrinkError};
+use cutover_backend::{Backend, Binding, CompileOptions, Input, Output, RunContext, Session, SessionMemory, Signature};
+use cutover_graph::{Graph, Plan};
+use cutover_tensor::Value;
+use std::sync::Arc;
+
+pub(crate) struct Runner {
+    session: Box<dyn Session>,
+    signature: Signature,
+}
+
+impl Runner {
+    pub fn new(graph: &Graph, backend: &Arc<dyn Backend>) -> Result<Runner, ShrinkError> {
+        let executable = backend.compile(&Plan::new(graph.clone())?, &CompileOptions::default())?;
+        let signature = executable.signature().clone();
+        Ok(Runner { session: executable.session(SessionMemory::default())?, signature })
+    }
+
+    pub fn outputs(&self) -> &[Binding] {
+        &self.signature.outputs
+    }
+
+    /// The graph's outputs, in order. Errors name the sample by its `number`.
+    pub fn run(&mut self, sample: &Sample, number: usize, context: &RunContext<'_>) -> Result<Vec<Value>, ShrinkError> {
+        let refuse = |message| ShrinkError::Sample { sample: number, message };
+        let find = |name: &String| sample.iter().find(|(n, _)| n == name).map(|(_, value)| Input::Value(value));
+        let missing = |name: &String| refuse(format!("has no input '{name}'"));
+        let inputs = self.signature.inputs.iter().map(|b| find(&b.name).ok_or_else(|| missing(&b.name)));
+        let inputs: Vec<Input<'_>> = inputs.collect::<Result<_, _>>()?;
+        let mut outputs: Vec<Output<'_>> = self.outputs().iter().map(|_| Output::Allocate(None)).collect();
+        let done = self.session.run(&inputs, &mut outputs, context);
+        done.map_err(|source| ShrinkError::Run { sample: number, source })?;
+        let values = outputs.into_iter().zip(self.outputs()).map(|(output, binding)| match output {
+            Output::Allocate(Some(value)) => Ok(value),
+            _ => Err(refuse(format!("the run gave no '{}'", binding.name))),
+        });
+        values.collect()
+    }
+}
