@@ -5,13 +5,19 @@ use cutover_tests::{CLASSES, FEATURES, Random, classifier, deep, host, package, 
 use std::{
     fs,
     path::Path,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 const VERSIONS: usize = 6;
 const IMAGES: usize = 32;
 const CLIENTS: usize = 4;
+
+/// Both tests measure the memory of their process: one runs at a time.
+static MEMORY: Mutex<()> = Mutex::new(());
 
 /// One version's name and what it must answer to every input.
 struct Expected {
@@ -21,6 +27,7 @@ struct Expected {
 
 #[test]
 fn fifty_swaps_under_load_fail_no_request_mix_no_answer_and_leak_nothing() {
+    let _alone = MEMORY.lock();
     let folder = tempfile::tempdir().unwrap();
     let mut random = Random::new(1);
     let inputs: Vec<Tensor> = (0..IMAGES)
@@ -101,6 +108,7 @@ fn objects_of(_: &cutover::Host, resident: &[usize]) -> usize {
 /// Both versions are in memory while one is on trial: nine tenths of their weights are the same, packed and mapped once.
 #[test]
 fn versions_that_agree_in_nine_tenths_take_an_arena_and_a_tenth_more_than_one() {
+    let _alone = MEMORY.lock();
     let folder = tempfile::tempdir().unwrap();
     let input = Tensor::from_vec([1, FEATURES], vec![0.25f32; FEATURES]).unwrap();
     let packages = [1, 2].map(|seed| {
