@@ -1,7 +1,7 @@
 //! Softmax and layer normalization.
 //!
-//! Rows are contiguous runs, normalised each by itself; a row's result does not depend on the others. Sums run in `LANES` chains
-//! of every fourth vector each, added in a fixed order.
+//! Rows are contiguous runs, normalised each by itself; a row's result does not depend on the others. Sums run in 32 chains, one for every
+//! 32nd element, added as a tree, so that they do not depend on how many lanes a vector has.
 
 use std::ops::Range;
 
@@ -33,6 +33,29 @@ pub struct Softmax<'a> {
 /// Computes rows of a softmax over a contiguous last axis. Both memories are `[rows][width]`. A row of which every score is
 /// negative infinity gives NaN, as the definition does.
 pub fn softmax(level: IsaLevel, problem: &Softmax<'_>, rows: Range<usize>, output: Output<'_>) {
+    softmax_rows(level, problem, rows, output, None);
+}
+
+/// Computes only the exponentials of a softmax, the largest of a row being one, and the inverse of each row's sum: what reads the rows in
+/// a sum may multiply its result instead, which is one rounding fewer in every term. `inverses` has an element for each of `rows`.
+pub fn softmax_exponentials(
+    level: IsaLevel,
+    problem: &Softmax<'_>,
+    rows: Range<usize>,
+    output: Output<'_>,
+    inverses: &mut [f32],
+) {
+    assert!(!problem.logarithm && inverses.len() == rows.len(), "{} inverses of rows {rows:?}", inverses.len());
+    softmax_rows(level, problem, rows, output, Some(inverses));
+}
+
+fn softmax_rows(
+    level: IsaLevel,
+    problem: &Softmax<'_>,
+    rows: Range<usize>,
+    output: Output<'_>,
+    inverses: Option<&mut [f32]>,
+) {
     let (from, len) = problem.input.parts(&output);
     if rows.is_empty() || problem.width == 0 {
         return;
@@ -47,7 +70,7 @@ pub fn softmax(level: IsaLevel, problem: &Softmax<'_>, rows: Range<usize>, outpu
             problem.width
         );
     }
-    dispatch(level, SoftmaxRows { problem, rows, from, to: output.pointer() });
+    dispatch(level, SoftmaxRows { problem, rows, from, to: output.pointer(), inverses });
 }
 
 struct SoftmaxRows<'a> {
@@ -55,6 +78,7 @@ struct SoftmaxRows<'a> {
     rows: Range<usize>,
     from: *const f32,
     to: *mut f32,
+    inverses: Option<&'a mut [f32]>,
 }
 
 /// Calls a step for each vector of `0..width` in order, giving the offset and the lanes; the last may have fewer.
@@ -65,14 +89,15 @@ macro_rules! for_vectors {
             let $lanes = <$isa>::LANES.min($width - $at);
             $body
             $at += <$isa>::LANES;
-            $chain = ($chain + 1) % CHAINS;
+            $chain = ($chain + 1) % (SUMS / <$isa>::LANES);
         }
         let _ = $chain;
     }};
 }
 
-/// Independent chains of a sum.
-const CHAINS: usize = 4;
+/// Chains of a sum, and so many vectors of the fewest lanes hold them.
+const SUMS: usize = 32;
+const CHAINS: usize = SUMS / 4;
 
 /// # Safety
 /// `lanes` values at `p` are readable.
@@ -91,8 +116,15 @@ unsafe fn store<I: Isa>(isa: I, p: *mut f32, v: I::V, lanes: usize) {
 }
 
 #[inline(always)]
-fn fold<I: Isa>(isa: I, chains: [I::V; CHAINS]) -> f32 {
-    isa.reduce_sum(isa.add(isa.add(chains[0], chains[1]), isa.add(chains[2], chains[3])))
+fn fold<I: Isa>(isa: I, mut chains: [I::V; CHAINS]) -> f32 {
+    let mut width = SUMS / I::LANES;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            chains[i] = isa.add(chains[i], chains[i + width]);
+        }
+    }
+    isa.reduce_sum(chains[0])
 }
 
 /// Zeros in lanes from `lanes` on.
@@ -113,6 +145,7 @@ impl Kernel for SoftmaxRows<'_> {
     fn eval<I: Isa>(self, isa: I) {
         let Softmax { width, scale, addend, logarithm, .. } = *self.problem;
         let scale = isa.splat(scale);
+        let mut inverses = self.inverses.map(|inverses| inverses.iter_mut());
         for row in self.rows {
             // SAFETY: the entry checked that both memories hold the row.
             unsafe {
@@ -157,6 +190,8 @@ impl Kernel for SoftmaxRows<'_> {
                     for_vectors!(I, width, |at, lanes, chain| {
                         store(isa, to.add(at), isa.sub(load(isa, to.add(at), lanes), log), lanes);
                     });
+                } else if let Some(inverse) = inverses.as_mut().and_then(Iterator::next) {
+                    *inverse = 1.0 / sum;
                 } else {
                     let factor = isa.splat(1.0 / sum);
                     for_vectors!(I, width, |at, lanes, chain| {
@@ -164,6 +199,38 @@ impl Kernel for SoftmaxRows<'_> {
                     });
                 }
             }
+        }
+    }
+}
+
+/// Multiplies rows of `width` that lie `stride` apart, each by its factor.
+pub fn scale_rows(level: IsaLevel, factors: &[f32], width: usize, stride: usize, output: Output<'_>) {
+    let Some(last) = factors.len().checked_sub(1) else { return };
+    assert!(stride >= width && last * stride + width <= output.len(), "{} rows {stride} apart", factors.len());
+    dispatch(level, ScaleRows { factors, width, stride, to: output.pointer() });
+}
+
+struct ScaleRows<'a> {
+    factors: &'a [f32],
+    width: usize,
+    stride: usize,
+    to: *mut f32,
+}
+
+impl Kernel for ScaleRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        for (row, &factor) in self.factors.iter().enumerate() {
+            let factor = isa.splat(factor);
+            for_vectors!(I, self.width, |at, lanes, chain| {
+                // SAFETY: the entry checked that the memory holds every row.
+                unsafe {
+                    let to = self.to.add(row * self.stride + at);
+                    store(isa, to, isa.mul(load(isa, to, lanes), factor), lanes);
+                }
+            });
         }
     }
 }
@@ -306,8 +373,9 @@ impl Kernel for LayerNormRows<'_> {
                 });
                 let variance = fold(isa, squares) / width as f32;
                 let factor = isa.splat(1.0 / (variance + epsilon).sqrt());
+                let shift = isa.mul(mean, factor);
                 for_vectors!(I, width, |at, lanes, chain| {
-                    let mut x = isa.mul(isa.sub(load(isa, to.add(at), lanes), mean), factor);
+                    let mut x = isa.fma(load(isa, to.add(at), lanes), factor, isa.neg(shift));
                     if let Some(gamma) = gamma {
                         x = isa.mul(x, load(isa, gamma.as_ptr().add(at), lanes));
                     }
@@ -364,6 +432,18 @@ mod tests {
                 let mut in_place = input.clone();
                 softmax(level, &Softmax { input: Source::Output, ..problem }, 0..rows, Output::new(&mut in_place));
                 assert_same_bits(level, &width, &in_place, &output);
+                if !problem.logarithm {
+                    let mut inverses = vec![f32::NAN; rows];
+                    let (mut scaled, stride) = (vec![7.0; rows * (width + 3)], width + 3);
+                    softmax_exponentials(level, &problem, 0..rows, Output::new(&mut in_place), &mut inverses);
+                    for (to, from) in scaled.chunks_mut(stride).zip(in_place.chunks(width)) {
+                        to[..width].copy_from_slice(from);
+                    }
+                    scale_rows(level, &inverses, width, stride, Output::new(&mut scaled));
+                    let (rows, between): (Vec<_>, Vec<_>) = scaled.chunks(stride).map(|r| r.split_at(width)).unzip();
+                    assert_same_bits(level, &width, &rows.concat(), &output);
+                    assert!(between.concat().iter().all(|&x| x == 7.0), "what lies between rows stays");
+                }
             }
         }
     }

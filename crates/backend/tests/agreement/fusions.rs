@@ -1,4 +1,5 @@
-//! What runs several operators as one step gives the bits of the operators one by one, and nearly those of the reference.
+//! What runs several operators as one step gives the bits of the operators one by one, or nearly these where it rounds less, and nearly
+//! those of the reference.
 
 use super::{
     networks::{Drawing, all_same_bits, backends},
@@ -20,8 +21,8 @@ fn has_kernel(backend: &Arc<dyn Backend>, plan: &Plan, kernel: &str) -> bool {
 }
 
 /// Draws a graph whose last value is its output, and the same with another value on the way as an output too, which keeps
-/// its operators apart.
-fn check(kernel: &str, draw: impl Fn(&mut Drawing) -> (ValueId, ValueId)) {
+/// its operators apart. `difference` is how far the two may be apart, relative to values of one and more.
+fn check(kernel: &str, difference: f32, draw: impl Fn(&mut Drawing) -> (ValueId, ValueId)) {
     let backends = backends(MemoryUse::Fast);
     for seed in seeds(40) {
         let plan = |apart: bool| {
@@ -36,15 +37,18 @@ fn check(kernel: &str, draw: impl Fn(&mut Drawing) -> (ValueId, ValueId)) {
             assert!(has_kernel(&backends[0], &one, kernel), "seed {seed}, {isa}: {said}");
             assert!(!has_kernel(&backends[0], &several, kernel), "seed {seed}, {isa}: {said}");
             let apart = run(&backends[0], &several, &inputs, &said).swap_remove(0);
-            for backend in backends {
-                let together = run(backend, &one, &inputs, &said);
+            let together = run(&backends[0], &one, &inputs, &said);
+            for backend in &backends[1..] {
+                assert!(all_same_bits(&run(backend, &one, &inputs, &said), &together), "seed {seed}, {isa}: {said}");
+            }
+            if difference == 0.0 {
                 assert!(all_same_bits(&together, std::slice::from_ref(&apart)), "seed {seed}, {isa}: {said}");
             }
-            for (at, (a, e)) in apart.to_vec::<f32>().unwrap().iter().zip(&expected).enumerate() {
-                assert!(
-                    (a - e).abs() <= 2e-4 * e.abs().max(1.0),
-                    "seed {seed}, {isa}: [{at}] is {a}, expected {e}: {said}"
-                );
+            let [together, apart] = [&together[0], &apart].map(|values| values.to_vec::<f32>().unwrap());
+            for (at, ((t, a), e)) in together.iter().zip(&apart).zip(&expected).enumerate() {
+                let scale = e.abs().max(1.0);
+                assert!((t - a).abs() <= difference * scale, "seed {seed}, {isa}: [{at}] is {t}, apart {a}: {said}");
+                assert!((a - e).abs() <= 2e-4 * scale, "seed {seed}, {isa}: [{at}] is {a}, expected {e}: {said}");
             }
         }
     }
@@ -52,7 +56,7 @@ fn check(kernel: &str, draw: impl Fn(&mut Drawing) -> (ValueId, ValueId)) {
 
 #[test]
 fn a_pointwise_convolution_and_the_depthwise_one_behind_it_are_one_step() {
-    check("expanded depthwise convolution", |d| {
+    check("expanded depthwise convolution", 0.0, |d| {
         let (inputs, channels) = (9 + d.random.below(30), 2 + d.random.below(40));
         let (kernel, stride) = (d.random.pick(&[1, 3, 5]), 1 + d.random.below(2));
         let shape = [1 + d.random.below(2), inputs, kernel + d.random.below(20), kernel + d.random.below(20)];
@@ -74,7 +78,8 @@ fn a_pointwise_convolution_and_the_depthwise_one_behind_it_are_one_step() {
 
 #[test]
 fn products_around_a_softmax_are_one_step() {
-    check("attention", |d| {
+    // A sum of 140 products of what is at most one.
+    check("attention", 4e-6, |d| {
         let (batch, heads) = (1 + d.random.below(2), 1 + d.random.below(4));
         let (queries, keys) = (1 + d.random.below(150), 1 + d.random.below(140));
         let (width, size) = (1 + d.random.below(40), 1 + d.random.below(40));

@@ -1,8 +1,8 @@
 //! Attention: a product of queries and keys, its softmax, and the product with values, as one step that never holds all scores.
 //!
 //! Exporters and compositions spell it `MatMul` → (`Mul` or `Div` by a number) → (`Add` of a mask) → `Softmax` → `MatMul`. A unit of work is a block of
-//! queries of one head: its scores stay in the cache from the product that makes them to the one that reads them. Values are those of the
-//! operators one by one, except that a division by what is no power of two is a multiplication by its inverse.
+//! queries of one head: its scores stay in the cache from the product that makes them to the one that reads them. Rows are divided by the sums of
+//! their exponentials after the second product: the result differs from that of the operators one by one by rounding, and rounds less.
 
 use super::{
     Lowered,
@@ -215,11 +215,12 @@ impl AttentionStep {
         s.div_ceil(s.div_ceil(most))
     }
 
-    /// Floats of the workspace: scores, packed keys, packed values, and what products need.
-    fn parts(&self, level: IsaLevel) -> [usize; 4] {
+    /// Floats of the workspace: scores, the inverses of their rows' sums, packed keys, packed values, and what products need.
+    fn parts(&self, level: IsaLevel) -> [usize; 5] {
         let [_, t, h, width] = self.sizes;
         let products = gemm::gemm_workspace_len(h).max(gemm::gemm_workspace_len(t));
-        [self.unit_queries() * t, gemm::packed_b_len(level, h, t), gemm::packed_b_len(level, t, width), products]
+        let queries = self.unit_queries();
+        [queries * t, queries, gemm::packed_b_len(level, h, t), gemm::packed_b_len(level, t, width), products]
     }
 
     pub fn operations(&self) -> u64 {
@@ -232,8 +233,9 @@ impl AttentionStep {
         let (each, heads) = (self.unit_queries(), self.queries.starts.len());
         let blocks = s.div_ceil(each);
         let units = worker.share(heads * blocks);
-        let [scores, keys, values, _] = self.parts(level);
+        let [scores, inverses, keys, values, _] = self.parts(level);
         let (scores, rest) = worker.workspace.split_at_mut(scores);
+        let (inverses, rest) = rest.split_at_mut(inverses);
         let (keys, rest) = rest.split_at_mut(keys);
         let (values, workspace) = rest.split_at_mut(values);
         let mut packed = None;
@@ -274,12 +276,14 @@ impl AttentionStep {
                 }
             });
             let softmax = Softmax { width: t, input: Source::Output, scale: self.scale, addend, logarithm: false };
-            normalize::softmax(level, &softmax, 0..rows, Output::new(scores));
+            let inverses = &mut inverses[..rows];
+            normalize::softmax_exponentials(level, &softmax, 0..rows, Output::new(scores), inverses);
             let stride = self.output.row_stride;
             let problem = product(Matrix::row_major(scores, t), &*values, width, t, stride);
             let start = self.output.starts[head] + first * stride;
-            let output = frame.output_at(self.output.buffer, start, (rows - 1) * stride + width);
-            gemm::gemm(level, &problem, 0..rows, 0..gemm::panel_count(level, width), output, workspace);
+            let output = || frame.output_at(self.output.buffer, start, (rows - 1) * stride + width);
+            gemm::gemm(level, &problem, 0..rows, 0..gemm::panel_count(level, width), output(), workspace);
+            normalize::scale_rows(level, inverses, width, stride, output());
         }
     }
 }
