@@ -468,13 +468,14 @@ impl Inner {
     pub(crate) fn feedback(&self, model: &str, id: &str, label: &Label) -> Result<(), FeedbackError> {
         let found = self.models.load();
         let found = found.get(model).ok_or_else(|| FeedbackError::UnknownModel(model.to_string()))?;
-        let settled = lock(&found.predictions).settle(id, label)?;
         let routing = found.routing.load_full();
+        let shadow = routing.candidate.as_ref().filter(|candidate| candidate.shadow.is_some());
+        let settled = lock(&found.predictions).settle(id, label, shadow.is_some())?;
         // A version that is gone by now has no window to count for.
         if let Some(version) = routing.named(&settled.version) {
             version.count_labels(settled.window, &settled.right);
         }
-        if let Some(candidate) = routing.candidate.as_ref().filter(|candidate| candidate.shadow.is_some()) {
+        if let Some(candidate) = shadow {
             candidate.version.count_trial(|window| {
                 let both = settled.right.iter().zip(&settled.copy_right);
                 both.for_each(|(incumbent, candidate)| window.pairs.settle(*incumbent, *candidate));

@@ -48,7 +48,7 @@ fn under_way(host: &Host) -> bool {
     host.status().models[0].rollout.is_some()
 }
 
-/// Asks, and tells the truth a little later, until the rollout ends; gives the versions that answered and the last word of the history.
+/// Asks, and tells the truth, until the rollout ends; gives the versions that answered and the last word of the history.
 fn ask_until_decided(host: &Host, labels: bool) -> (BTreeSet<String>, String) {
     let mut versions = BTreeSet::new();
     let end = Instant::now() + Duration::from_secs(60);
@@ -59,12 +59,9 @@ fn ask_until_decided(host: &Host, labels: bool) -> (BTreeSet<String>, String) {
         assert!(Instant::now() < end, "undecided after a minute: {:#?}", host.status());
         let id = format!("r{number}");
         versions.insert(host.infer(MODEL, request(id, number % CLASSES)).unwrap().version);
-        // Copies are answered a moment later, on a thread that waits for everybody else: labels come some requests late.
-        const LATE: usize = 16;
-        if labels && number >= LATE {
+        if labels {
             thread::sleep(Duration::from_millis(1));
-            let known = number - LATE;
-            host.feedback(MODEL, &format!("r{known}"), &Label::class((known % CLASSES) as u32)).unwrap();
+            host.feedback(MODEL, &format!("r{number}"), &Label::class((number % CLASSES) as u32)).unwrap();
         }
     }
     let last = host.history(MODEL).unwrap().pop().unwrap();

@@ -37,6 +37,9 @@ struct Prediction {
     more: Box<[u32]>,
     /// What the candidate said of a copy.
     copy: Box<[u32]>,
+    /// What was right, where that came before the candidate's answer to the copy.
+    #[serde(default)]
+    truth: Box<[u32]>,
 }
 
 /// The part that outlives the process.
@@ -67,8 +70,15 @@ pub(crate) struct Settled {
     pub window: u64,
     /// For each sample, whether it was right.
     pub right: Vec<bool>,
-    /// Whether the candidate was right on a copy; empty where it saw none.
+    /// Whether the candidate was right on a copy; empty where it saw none, or has yet to answer.
     pub copy_right: Vec<bool>,
+}
+
+/// For each sample of a request that a shadow saw too, whether the version that answered was right, and the candidate.
+pub(crate) type Pairs = Vec<(bool, bool)>;
+
+fn right(said: impl IntoIterator<Item = u32>, truth: &[u32]) -> Vec<bool> {
+    said.into_iter().zip(truth).map(|(said, truth)| said == *truth).collect()
 }
 
 impl Predictions {
@@ -131,7 +141,7 @@ impl Predictions {
         let Some((&class, more)) = classes.split_first() else { return };
         let (hash, version, number) = (self.hash(id), self.number_of(version), self.next);
         self.next += 1;
-        self.place(Prediction { hash, number, version, window, class, more: more.into(), copy: Box::default() });
+        self.place(Prediction { hash, number, version, window, class, more: more.into(), ..Prediction::default() });
     }
 
     /// The number of a version's name. Answers of two versions alternate while both serve.
@@ -162,35 +172,43 @@ impl Predictions {
         }
     }
 
-    /// Adds what the candidate said of a copy of request `id`.
-    pub fn add_copy(&mut self, id: &str, classes: Vec<u32>) {
+    /// Adds what the candidate said of a copy of request `id`; gives the pairs if what was right is known already.
+    pub fn add_copy(&mut self, id: &str, classes: Vec<u32>) -> Option<Pairs> {
         let hash = self.hash(id);
-        if let Some(found) = self.set(hash).iter_mut().find(|p| p.number > 0 && p.hash == hash) {
+        let found = self.set(hash).iter_mut().find(|p| p.number > 0 && p.hash == hash)?;
+        if found.truth.is_empty() {
             found.copy = classes.into();
+            return None;
         }
+        let Prediction { class, more, truth, .. } = std::mem::take(found);
+        let answered = right([class].into_iter().chain(more), &truth);
+        Some(answered.into_iter().zip(right(classes, &truth)).collect())
     }
 
-    /// Compares the answer to `id` with the truth. A label counts once.
-    pub fn settle(&mut self, id: &str, label: &Label) -> Result<Settled, FeedbackError> {
+    /// Compares the answer to `id` with the truth. A label counts once; where a copy is still to be answered (`has_shadow`), it is kept for that.
+    pub fn settle(&mut self, id: &str, label: &Label, has_shadow: bool) -> Result<Settled, FeedbackError> {
         let unknown = || FeedbackError::UnknownId(id.to_string());
         let hash = self.hash(id);
         let newest = self.version;
-        let found = self.set(hash).iter_mut().find(|p| p.number > 0 && p.hash == hash).ok_or_else(unknown)?;
+        let found = self.set(hash).iter_mut().find(|p| p.number > 0 && p.hash == hash && p.truth.is_empty());
+        let found = found.ok_or_else(unknown)?;
         let (classes, labels) = (1 + found.more.len(), label.classes.len());
         if classes != labels {
             return Err(FeedbackError::Count { id: id.to_string(), classes, labels });
         }
         let prediction = std::mem::take(found);
+        if has_shadow && prediction.copy.is_empty() {
+            *found = Prediction { truth: label.classes.as_slice().into(), ..prediction.clone() };
+        }
         if prediction.version + VERSIONS as u64 <= newest {
             return Err(unknown());
         }
-        let right = |said: &mut dyn Iterator<Item = u32>| said.zip(&label.classes).map(|(a, b)| a == *b).collect();
         let version = self.versions.get(prediction.version as usize % VERSIONS).cloned().ok_or_else(unknown)?;
         Ok(Settled {
             version,
             window: prediction.window,
-            right: right(&mut [prediction.class].into_iter().chain(prediction.more)),
-            copy_right: right(&mut prediction.copy.into_iter()),
+            right: right([prediction.class].into_iter().chain(prediction.more), &label.classes),
+            copy_right: right(prediction.copy, &label.classes),
         })
     }
 }
@@ -210,14 +228,29 @@ mod tests {
             remember(&mut predictions, id, "v1", 7, vec![class]);
         }
         predictions.add_copy("b", vec![9]);
-        assert_eq!(predictions.settle("a", &Label::class(1)), Err(FeedbackError::UnknownId("a".to_string())));
+        assert_eq!(predictions.settle("a", &Label::class(1), false), Err(FeedbackError::UnknownId("a".to_string())));
         let right = Settled { version: "v1".to_string(), window: 7, right: vec![true], copy_right: vec![false] };
-        assert_eq!(predictions.settle("b", &Label::class(3)), Ok(right));
-        assert!(predictions.settle("b", &Label::class(3)).is_err());
+        assert_eq!(predictions.settle("b", &Label::class(3), false), Ok(right));
+        assert!(predictions.settle("b", &Label::class(3), false).is_err());
         let count = FeedbackError::Count { id: "c".to_string(), classes: 1, labels: 2 };
-        assert_eq!(predictions.settle("c", &Label { classes: vec![4, 4] }), Err(count));
+        assert_eq!(predictions.settle("c", &Label { classes: vec![4, 4] }, false), Err(count));
         assert_eq!(predictions.places.len(), 2);
-        assert!(Predictions::new(0, [7; 32]).settle("a", &Label::class(1)).is_err());
+        assert!(Predictions::new(0, [7; 32]).settle("a", &Label::class(1), false).is_err());
+    }
+
+    #[test]
+    fn a_label_that_comes_before_the_copys_answer_waits_for_it() {
+        let mut predictions = Predictions::new(64, [7; 32]);
+        remember(&mut predictions, "a", "v1", 7, vec![1, 2]);
+        let label = Label { classes: vec![1, 3] };
+        let settled = predictions.settle("a", &label, true).unwrap();
+        assert_eq!((settled.right, settled.copy_right), (vec![true, false], vec![]));
+        assert!(predictions.settle("a", &label, true).is_err(), "it has counted");
+        assert_eq!(predictions.add_copy("a", vec![2, 3]), Some(vec![(true, false), (false, true)]));
+        assert_eq!(predictions.add_copy("a", vec![2, 3]), None, "the pair has counted");
+        remember(&mut predictions, "b", "v1", 7, vec![1]);
+        predictions.settle("b", &Label::class(1), false).unwrap();
+        assert_eq!(predictions.add_copy("b", vec![1]), None, "nobody waited for it");
     }
 
     #[test]
@@ -229,13 +262,13 @@ mod tests {
         }
         let label = Label { classes: vec![1, 0] };
         let last = 2 * VERSIONS - 1;
-        let settled = predictions.settle(&format!("{last}"), &label).unwrap();
+        let settled = predictions.settle(&format!("{last}"), &label, false).unwrap();
         assert_eq!(
             (settled.version, settled.window, settled.right),
             (format!("v{last}"), last as u64, vec![true, false])
         );
-        assert_eq!(predictions.settle(&format!("{last} again"), &Label::class(3)).unwrap().version, "v0");
-        assert!(predictions.settle("1", &label).is_err(), "its version is forgotten");
+        assert_eq!(predictions.settle(&format!("{last} again"), &Label::class(3), false).unwrap().version, "v0");
+        assert!(predictions.settle("1", &label, false).is_err(), "its version is forgotten");
     }
 
     #[test]
@@ -246,9 +279,9 @@ mod tests {
         assert!(predictions.save().is_none(), "nothing new");
         let mut restored = Predictions::restore(64, &saved).unwrap();
         remember(&mut restored, "thursday", "v2", 4, vec![6]);
-        let settled = restored.settle("monday", &Label::class(5)).unwrap();
+        let settled = restored.settle("monday", &Label::class(5), false).unwrap();
         assert_eq!((settled.version.as_str(), settled.window, settled.right), ("v1", 3, vec![true]));
-        assert_eq!(restored.settle("thursday", &Label::class(6)).unwrap().version, "v2");
+        assert_eq!(restored.settle("thursday", &Label::class(6), false).unwrap().version, "v2");
         assert!(Predictions::restore(64, b"{}").is_err());
     }
 }
