@@ -1,5 +1,7 @@
 //! The three versions of digits, deployed in every order: only the gates know which one is bad.
 
+mod raw_requests;
+
 use cutover::{
     Host, HostOptions, Label, Request, Strategy, Tensor, Value,
     graph::onnx::{ImportOptions, import},

@@ -131,7 +131,8 @@ pub fn package(
         Golden { inputs: vec![(input.0.to_string(), input.1.clone())], outputs: vec![(output.to_string(), expected)] };
     let manifest = Manifest::of(graph, name, version).expect("a valid name");
     let path = folder.join(format!("{name}-{version}.cutover"));
-    write(&Contents { graph, manifest, golden: &golden, profile: None }, &path).expect("a package can be written");
+    write(&Contents { graph, manifest, golden: &golden, profile: None, tokenizer: None }, &path)
+        .expect("a package can be written");
     path
 }
 

@@ -4,6 +4,7 @@ mod commands;
 mod made_up;
 mod output;
 mod pickle;
+mod raw;
 mod report;
 pub mod tensors;
 

@@ -27,6 +27,7 @@ mod model;
 
 pub use cutover_backend as backend;
 pub use cutover_graph as graph;
+pub use cutover_input as input;
 pub use cutover_monitor as monitor;
 pub use cutover_package as package;
 pub use cutover_runtime as runtime;
@@ -47,6 +48,8 @@ pub enum Error {
     Graph(#[from] graph::GraphError),
     #[error(transparent)]
     Package(#[from] package::PackageError),
+    #[error(transparent)]
+    Preprocessing(#[from] input::InputError),
     #[error(transparent)]
     Compile(#[from] backend::CompileError),
     #[error(transparent)]

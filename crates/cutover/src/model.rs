@@ -10,6 +10,7 @@ use cutover_graph::{
     onnx::{self, ImportOptions},
     passes::{PassOptions, PassReport, declutter},
 };
+use cutover_input::{Preprocessing, Preprocessor};
 use cutover_package::{Manifest, Package};
 use cutover_tensor::{Tensor, TensorView, TensorViewMut, Value};
 use std::{fmt, path::Path, str::FromStr, sync::Arc};
@@ -20,6 +21,7 @@ pub struct Model {
     plan: Plan,
     report: PassReport,
     manifest: Option<Manifest>,
+    preprocessor: Option<Preprocessor>,
 }
 
 /// How to open a model.
@@ -42,13 +44,30 @@ impl Model {
             return Model::from_graph(onnx::import(path, &options.import)?, &options.passes);
         }
         let package = Package::open(path)?;
+        let tokenizer = package.tokenizer()?;
         let model = Model::from_graph(package.graph(&options.import)?, &options.passes)?;
+        let preprocessing = package.manifest.preprocessing.clone();
+        let model = match preprocessing.is_empty() {
+            true => model,
+            false => model.with_preprocessing(preprocessing, tokenizer.as_deref())?,
+        };
         Ok(Model { manifest: Some(package.manifest), ..model })
     }
 
     pub fn from_graph(graph: Graph, options: &PassOptions) -> Result<Model, Error> {
         let (graph, report) = declutter(graph, options)?;
-        Ok(Model { plan: Plan::new(graph)?, report, manifest: None })
+        Ok(Model { plan: Plan::new(graph)?, report, manifest: None, preprocessor: None })
+    }
+
+    /// Says how pictures and texts become the model's inputs; `tokenizer` is a `tokenizer.json`.
+    pub fn with_preprocessing(self, described: Preprocessing, tokenizer: Option<&[u8]>) -> Result<Model, Error> {
+        let signature = self.signature();
+        let dtype = |name: &str| {
+            let binding = signature.inputs.iter().find(|binding| binding.name == name)?;
+            Some(binding.fact.as_tensor()?.dtype)
+        };
+        let preprocessor = Preprocessor::new(described, tokenizer, dtype)?;
+        Ok(Model { preprocessor: Some(preprocessor), ..self })
     }
 
     pub fn plan(&self) -> &Plan {
@@ -67,6 +86,11 @@ impl Model {
     /// Of a package.
     pub fn manifest(&self) -> Option<&Manifest> {
         self.manifest.as_ref()
+    }
+
+    /// What makes the model's inputs of pictures and texts, where a package or [`Model::with_preprocessing`] says how.
+    pub fn preprocessor(&self) -> Option<&Preprocessor> {
+        self.preprocessor.as_ref()
     }
 
     pub fn signature(&self) -> Signature {

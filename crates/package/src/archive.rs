@@ -20,7 +20,7 @@ pub(crate) fn pack(folder: &Path, path: &Path) -> Result<(), PackageError> {
     let mut archive = ZipWriter::new(BufWriter::new(File::create(path).map_err(|e| io(path, e))?));
     for name in file::ALL {
         let from = folder.join(name);
-        if *name == file::PROFILE && !from.exists() {
+        if file::OPTIONAL.contains(name) && !from.exists() {
             continue;
         }
         let mut source = File::open(&from).map_err(|e| io(&from, e))?;

@@ -2,12 +2,13 @@
 
 use crate::{PackageError, file};
 use cutover_graph::{Fact, Graph, ValueId};
+use cutover_input::Preprocessing;
 use cutover_monitor::Gates;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Packages of a newer major version are refused; fields of a newer minor version are skipped.
-const FORMAT: &str = "1.1";
+const FORMAT: &str = "1.2";
 /// Longest name or version.
 const NAME_BYTES: usize = 128;
 
@@ -43,6 +44,9 @@ pub struct Manifest {
     /// What a rollout of this version is judged by; the strategy's own where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gates: Option<Gates>,
+    /// How pictures and texts become inputs.
+    #[serde(default, skip_serializing_if = "Preprocessing::is_empty")]
+    pub preprocessing: Preprocessing,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +129,7 @@ impl Manifest {
             golden_on: BTreeMap::new(),
             resources: None,
             gates: None,
+            preprocessing: Preprocessing::default(),
         })
     }
 

@@ -5,6 +5,7 @@ use cutover_graph::{
     Graph, ImportError,
     onnx::{self, ExportError, ImportOptions, Weights},
 };
+use cutover_input::{InputError, Preprocessor};
 use std::{
     fs::{self, File},
     io::{self, Read},
@@ -31,6 +32,8 @@ pub enum PackageError {
     Import(#[from] ImportError),
     #[error(transparent)]
     Export(#[from] ExportError),
+    #[error(transparent)]
+    Input(#[from] InputError),
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PackageError + '_ {
@@ -129,6 +132,14 @@ impl Package {
         }
     }
 
+    /// By which texts become inputs, where they do.
+    pub fn tokenizer(&self) -> Result<Option<Vec<u8>>, PackageError> {
+        match self.manifest.files.contains_key(file::TOKENIZER) {
+            true => Ok(Some(read_small(&self.folder.join(file::TOKENIZER))?)),
+            false => Ok(None),
+        }
+    }
+
     /// Where the files lie.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -142,6 +153,8 @@ pub struct Contents<'a> {
     pub manifest: Manifest,
     pub golden: &'a Golden,
     pub profile: Option<&'a Profile>,
+    /// A `tokenizer.json`, which `manifest.preprocessing` of texts needs.
+    pub tokenizer: Option<&'a [u8]>,
 }
 
 /// Writes a package as one file at `path`; what is there already is replaced only once all of it is written.
@@ -168,7 +181,17 @@ pub fn write_folder(contents: &Contents<'_>, folder: &Path) -> Result<Manifest, 
     manifest.tensors = found.tensors;
     manifest.inputs = described(found.inputs, &manifest.inputs);
     manifest.outputs = described(found.outputs, &manifest.outputs);
+    let dtype = |name: &str| {
+        let id = contents.graph.inputs().iter().find(|&&id| contents.graph.value(id).name == name);
+        Some(contents.graph.value(*id?).fact.as_tensor()?.dtype)
+    };
+    Preprocessor::new(manifest.preprocessing.clone(), contents.tokenizer, dtype)?;
     let mut names = vec![file::MODEL, file::WEIGHTS, file::GOLDEN];
+    if let Some(tokenizer) = contents.tokenizer {
+        let path = folder.join(file::TOKENIZER);
+        fs::write(&path, tokenizer).map_err(io_error(&path))?;
+        names.push(file::TOKENIZER);
+    }
     if let Some(profile) = contents.profile {
         let path = folder.join(file::PROFILE);
         let text = serde_json::to_vec_pretty(profile).expect("a profile is plain data");

@@ -33,7 +33,7 @@ fn model() -> (Graph, Golden) {
 }
 
 fn contents<'a>(graph: &'a Graph, golden: &'a Golden) -> Contents<'a> {
-    Contents { graph, manifest: Manifest::of(graph, "m", "v1").unwrap(), golden, profile: None }
+    Contents { graph, manifest: Manifest::of(graph, "m", "v1").unwrap(), golden, profile: None, tokenizer: None }
 }
 
 /// Opens all that there is to open.

@@ -6,7 +6,7 @@ use cutover_backend::{
     SessionMemory, Signature,
 };
 use cutover_graph::{Graph, Plan, passes};
-use cutover_package::{Golden, GoldenTolerance};
+use cutover_package::{Golden, GoldenTolerance, input::Preprocessing};
 use cutover_tensor::{Tensor, Value};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -54,6 +54,21 @@ pub(crate) fn same_signature(serving: &Signature, candidate: &Signature) -> Resu
         return Err(AdmissionError::Signature(format!("outputs {}, serving {}", candidate.1, serving.1)));
     }
     Ok(())
+}
+
+/// Whether clients that send pictures and texts can go on to do so.
+pub(crate) fn same_raw_inputs(
+    serving: Option<&Preprocessing>,
+    candidate: Option<&Preprocessing>,
+) -> Result<(), AdmissionError> {
+    let is_known = |name: &str| candidate.is_some_and(|candidate| candidate.names().any(|known| known == name));
+    match serving.and_then(|serving| serving.names().find(|name| !is_known(name))) {
+        Some(name) => {
+            let message = format!("it makes no input of what is called '{name}', as the version in service does");
+            Err(AdmissionError::Signature(message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What running the golden inputs showed.

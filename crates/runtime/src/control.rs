@@ -164,7 +164,8 @@ impl Inner {
         let began = Instant::now();
         let executable = admission::compile(self.store.load(record)?, &self.options.backends).map_err(refused)?;
         let instances = Instances::new(self.options.instances(), self.options.waiting_max);
-        Ok(Arc::new(Version::new(version.to_string(), executable, instances, began.elapsed())))
+        let preprocessor = self.store.preprocessor(record, executable.signature())?;
+        Ok(Arc::new(Version::new(version.to_string(), executable, instances, preprocessor, began.elapsed())))
     }
 
     /// Bytes of every version that may take requests, what they share counted once, and the addresses of what was counted; without the
@@ -253,7 +254,11 @@ impl Inner {
                     model.crashed(&comparison.candidate, &message);
                 }
                 if let Some(classes) = compared.classes.filter(|_| comparison.shadow.is_some()) {
-                    lock(&model.predictions).add_copy(&comparison.id, classes);
+                    let labelled = lock(&model.predictions).add_copy(&comparison.id, classes);
+                    comparison.candidate.count_trial(|window| {
+                        let pairs = labelled.into_iter().flatten();
+                        pairs.for_each(|(incumbent, candidate)| window.pairs.settle(incumbent, candidate));
+                    });
                 }
                 rest = match is_busy(&model) {
                     true => (rest * 2).min(COMPARISON_REST_MAX),

@@ -120,8 +120,7 @@ impl Inner {
     fn admit(&self, model: &str, package: &Package) -> Result<(Arc<Version>, VersionRecord), HostError> {
         let version = &package.manifest.version;
         let refused = |source| HostError::Admission { model: model.to_string(), version: version.clone(), source };
-        let mut added =
-            self.store.add(&package.graph(&Default::default())?, &package.manifest, self.options.store_bytes)?;
+        let mut added = self.add(&package)?;
         let serving = self.models.load().get(model).map(|m| m.routing.load_full());
         self.make_room(model, version, &added, serving.as_deref())?;
         let loaded = self.load(model, version, &added)?;
@@ -137,6 +136,11 @@ impl Inner {
 
     /// Refuses what surely does not fit before any of it is in memory; where it fits without the version before, which is kept in memory for
     /// a quick way back only, that one goes.
+    fn add(&self, package: &Package) -> Result<VersionRecord, HostError> {
+        let (graph, tokenizer) = (package.graph(&Default::default())?, package.tokenizer()?);
+        Ok(self.store.add(&graph, &package.manifest, tokenizer.as_deref(), self.options.store_bytes)?)
+    }
+
     fn make_room(
         &self,
         model: &str,
@@ -209,6 +213,7 @@ impl Inner {
         let signature = executable.signature();
         if let Some(serving) = serving {
             admission::same_signature(serving.active.executable.signature(), signature)?;
+            admission::same_raw_inputs(serving.active.preprocessing(), loaded.preprocessing())?;
             let same = format!("the same as version {}'s", serving.active.name);
             checks.push(Check::passed(Item::Validation, "signature", same));
         }
@@ -240,8 +245,7 @@ impl Inner {
         let version = package.manifest.version.clone();
         let refused = |source| HostError::Admission { model: model.to_string(), version: version.clone(), source };
         // All that can be done while the old one still answers.
-        let mut added =
-            self.store.add(&package.graph(&Default::default())?, &package.manifest, self.options.store_bytes)?;
+        let mut added = self.add(&package)?;
         let record_now = || lock(&self.changing).get(model).map(|o| o.record.clone()).unwrap_or_default();
         let record = record_now();
         may_deploy(model, &package.manifest, &record)?;
@@ -259,6 +263,7 @@ impl Inner {
         let began = Instant::now();
         found.outage.store(Some(Arc::new(Outage { version: version.clone(), expected, began })));
         let signature = before.active.executable.signature().clone();
+        let preprocessing = before.active.preprocessing().cloned();
         let (absent, old) = (Absent::of(&before.active.name, signature.clone()), Arc::downgrade(&before.active));
         self.route(model, |_| Routing { active: absent, candidate: None, previous: None });
         *lock(&found.streams) = Default::default();
@@ -271,6 +276,7 @@ impl Inner {
             let needed = bytes_beside(&*loaded.executable, loaded.instances.max(), &mut counted);
             self.fits(model, &version, resident, needed, None)?;
             admission::same_signature(&signature, loaded.executable.signature()).map_err(refused)?;
+            admission::same_raw_inputs(preprocessing.as_ref(), loaded.preprocessing()).map_err(refused)?;
             added.checks = self.show(&loaded, package, None).map_err(refused)?;
             let footprint = format!("{needed} bytes beside the {resident} in use, swapped sequentially");
             added.checks.push(Check::passed(Item::Benchmarks, "footprint", footprint));
@@ -478,7 +484,7 @@ struct Absent {
 impl Absent {
     fn of(name: &str, signature: Signature) -> Arc<Version> {
         let absent = Absent { signature, placement: Placement::default() };
-        Arc::new(Version::new(name.to_string(), Arc::new(absent), Instances::new(1, 0), Duration::ZERO))
+        Arc::new(Version::new(name.to_string(), Arc::new(absent), Instances::new(1, 0), None, Duration::ZERO))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use cutover_backend::{CompileError, ResourceError, RunError};
 use cutover_graph::{GraphError, ImportError, onnx::ExportError};
-use cutover_package::PackageError;
+use cutover_package::{PackageError, input::InputError};
 
 /// What keeps a host from doing as it was told. Whatever was served before is still served.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +80,8 @@ pub enum StoreError {
     Quota { needed: u64, stored: u64, quota: u64 },
     #[error("object {digest} in the store is damaged: {message}")]
     Damaged { digest: String, message: String },
+    #[error(transparent)]
+    Input(#[from] InputError),
     #[error(transparent)]
     Export(#[from] ExportError),
     #[error(transparent)]

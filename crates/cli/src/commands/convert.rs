@@ -121,7 +121,7 @@ pub(crate) fn convert(source: &Source<'_>, output: &Path) -> Result<Converted> {
             Some(Half { report, comparison })
         }
     };
-    let manifest = write(&Contents { graph, manifest, golden: &golden, profile: None }, output)?;
+    let manifest = write(&Contents { graph, manifest, golden: &golden, profile: None, tokenizer: None }, output)?;
     Ok(Converted { manifest, note, half })
 }
 

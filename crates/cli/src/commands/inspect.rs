@@ -171,6 +171,13 @@ fn package_table(manifest: &Manifest, profile: Option<&Profile>) -> String {
     if let Some(gates) = &manifest.gates {
         rows.push(row("gates", serde_json::to_string(gates).unwrap_or_default()));
     }
+    for name in manifest.preprocessing.names() {
+        let picture = manifest.preprocessing.pictures.iter().any(|picture| picture.input == name);
+        rows.push(row(
+            &format!("made of a {}", if picture { "picture" } else { "text" }),
+            format!("{name}, as the manifest describes"),
+        ));
+    }
     if let Some(profile) = profile {
         rows.push(row("training data", format!("{} samples, {} classes", profile.samples, profile.classes.len())));
         for (name, d) in &profile.inputs {

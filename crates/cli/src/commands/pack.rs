@@ -4,6 +4,7 @@ use super::convert::golden;
 use crate::{
     Verdict,
     output::{Printer, bytes},
+    raw::PreprocessArguments,
     tensors::{self, Named},
 };
 use anyhow::{Context, Result, bail};
@@ -67,6 +68,8 @@ pub(crate) struct Arguments {
     /// Training data by input name, to be summed up in profile.json; a tensor called `label` holds the classes.
     #[arg(long)]
     profile: Option<PathBuf>,
+    #[command(flatten)]
+    preprocess: PreprocessArguments,
 }
 
 fn tolerance(text: &str) -> Result<(Option<String>, GoldenTolerance), String> {
@@ -103,7 +106,7 @@ impl Arguments {
         let before = self.unpacked()?;
         let path = if self.model.is_dir() { self.model.join(file::MODEL) } else { self.model.clone() };
         let graph = import(&path, &ImportOptions::default())?;
-        let manifest = self.manifest(&graph, before.as_ref())?;
+        let mut manifest = self.manifest(&graph, before.as_ref())?;
         let kept = self.model.join(file::GOLDEN);
         let (golden, note) = match &self.golden {
             // Answers are kept where the weights they were given by are.
@@ -111,7 +114,18 @@ impl Arguments {
             inputs => golden(&graph, inputs.as_deref()).context("golden vectors")?,
         };
         let profile = self.profile(&graph)?;
-        let contents = Contents { graph: &graph, manifest, golden: &golden, profile: profile.as_ref() };
+        let tokenizer = match self.preprocess.read()? {
+            Some((described, tokenizer)) => {
+                manifest.preprocessing = described;
+                tokenizer
+            }
+            None => {
+                let kept = self.model.join(file::TOKENIZER);
+                if kept.is_file() { Some(fs::read(kept)?) } else { None }
+            }
+        };
+        let (profile, tokenizer) = (profile.as_ref(), tokenizer.as_deref());
+        let contents = Contents { graph: &graph, manifest, golden: &golden, profile, tokenizer };
         let manifest = write(&contents, &self.output)?;
         // As a device will find it.
         let package = Package::open(&self.output)?;
@@ -155,6 +169,7 @@ impl Arguments {
             (manifest.security_epoch, manifest.golden, manifest.gates) =
                 (before.security_epoch, before.golden, before.gates);
             manifest.golden_on.clone_from(&before.golden_on);
+            manifest.preprocessing.clone_from(&before.preprocessing);
             for schema in manifest.inputs.iter_mut().chain(&mut manifest.outputs) {
                 if let Some(old) = before.inputs.iter().chain(&before.outputs).find(|old| old.name == schema.name) {
                     (schema.range, schema.labels) = (old.range, old.labels.clone());

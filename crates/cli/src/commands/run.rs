@@ -4,6 +4,7 @@ use super::{DeviceArguments, ModelArguments};
 use crate::{
     Verdict,
     output::Printer,
+    raw::{self, PreprocessArguments},
     tensors::{self, Named},
 };
 use anyhow::{Result, bail};
@@ -15,15 +16,20 @@ use serde_json::{Map, Value as Json};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
-#[command(after_help = "Example: cutover run model.onnx --inputs in.npz --outputs out.npz")]
+#[command(
+    after_help = "Examples: cutover run model.onnx --inputs in.npz --outputs out.npz\n          cutover run classifier.cutover --inputs photo.jpg"
+)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
     #[command(flatten)]
     device: DeviceArguments,
-    /// Tensors by name: .npz, .npy (a model of one input), .safetensors or .json.
+    /// Tensors by name: .npz, .npy (a model of one input), .safetensors, .json or .csv. Or what they are made of, where a package or
+    /// --preprocess says how: a picture, a folder of pictures, or a .txt with a text to a line.
     #[arg(long)]
     inputs: PathBuf,
+    #[command(flatten)]
+    preprocess: PreprocessArguments,
     /// Where to write the outputs, in any of those formats; printed if left out.
     #[arg(long)]
     outputs: Option<PathBuf>,
@@ -37,8 +43,18 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
-        let model = self.model.open()?.compile_with(self.device.backend, &self.device.options())?;
-        let inputs = read_inputs(&model, &self.inputs)?;
+        let mut opened = self.model.open()?;
+        if let Some((described, tokenizer)) = self.preprocess.read()? {
+            opened = opened.with_preprocessing(described, tokenizer.as_deref())?;
+        }
+        let model = opened.compile_with(self.device.backend, &self.device.options())?;
+        let inputs = match raw::is_raw(&self.inputs) {
+            true => {
+                let samples = raw::read(&self.inputs, usize::MAX)?;
+                samples.inputs(opened.preprocessor(), 0..samples.samples.len())?
+            }
+            false => read_inputs(&model, &self.inputs)?,
+        };
         let (arena_bytes, trips) = (self.max_memory_bytes, self.max_trips);
         let limits = RunLimits { arena_bytes, trips, ..RunLimits::default() };
         let answers = run_within(&mut model.session()?, &inputs, limits)?;
@@ -83,7 +99,10 @@ pub(super) fn read_inputs(model: &CompiledModel, path: &Path) -> Result<Named> {
         [one] => Some(one.name.as_str()),
         _ => None,
     };
-    let inputs = tensors::read(path, only)?;
+    let inputs = match path.extension().is_some_and(|ending| ending == "csv") {
+        true => raw::table(path, model.signature())?.into_iter().filter(|(name, _)| name != "labels").collect(),
+        false => tensors::read(path, only)?,
+    };
     let names = || expected.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ");
     if let Some((name, _)) = inputs.iter().find(|(name, _)| !expected.iter().any(|b| b.name == *name)) {
         bail!("{} holds '{name}', which is no input of the model; it has {}", path.display(), names());

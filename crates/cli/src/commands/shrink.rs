@@ -4,6 +4,7 @@ use super::DeviceArguments;
 use crate::{
     Verdict,
     output::{Printer, bytes, table},
+    raw::{self, PreprocessArguments},
     report, tensors,
 };
 use anyhow::{Context, Result, bail};
@@ -14,6 +15,7 @@ use cutover::{
         Graph,
         onnx::{ImportOptions, Weights, export, import},
     },
+    input::Preprocessor,
 };
 use cutover_shrink::{
     Budget, Data, Evaluation, Method, Recipe, Sample, ShrinkReport, Target, latencies,
@@ -36,9 +38,12 @@ use std::{
 pub(crate) struct Arguments {
     /// The ONNX model.
     model: PathBuf,
-    /// Inputs by name, samples along the first axis: .npz, .npy, .safetensors or .json. An array called 'labels' holds the class of each sample.
+    /// Inputs by name, samples along the first axis: .npz, .npy, .safetensors, .json or .csv; 'labels' holds the class of each sample. Or, with
+    /// --preprocess, a folder of pictures (in a folder for each class, where classes are known) or a .txt with a text to a line.
     #[arg(long)]
     data: PathBuf,
+    #[command(flatten)]
+    preprocess: PreprocessArguments,
     /// The ONNX file to write; an existing one is replaced.
     #[arg(short, long)]
     output: PathBuf,
@@ -102,7 +107,7 @@ impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
         let graph = import(&self.model, &ImportOptions::default())
             .with_context(|| format!("cannot read {}", self.model.display()))?;
-        let data = read_data(&graph, &self.data, self.batch, self.samples)?;
+        let data = self.read_data(&graph)?;
         let recipe = self.recipe(&graph)?;
         let backend = self.device.backend.backend(&self.device.options())?;
         let bar = Bar::new(printer.json);
@@ -123,6 +128,39 @@ impl Arguments {
         }
         printer.print(&result.json(), || result.text())?;
         Ok(if shrunk.report.within_budget { Verdict::Yes } else { Verdict::No })
+    }
+
+    fn read_data(&self, graph: &Graph) -> Result<Data> {
+        let (batch, most) = (self.batch.max(1), self.samples.unwrap_or(usize::MAX));
+        if !raw::is_raw(&self.data) {
+            return read_data(graph, &self.data, batch, most);
+        }
+        let signature = Signature::of(graph);
+        let dtype = |name: &str| {
+            let binding = signature.inputs.iter().find(|binding| binding.name == name)?;
+            Some(binding.fact.as_tensor()?.dtype)
+        };
+        let preprocessor = match self.preprocess.read()? {
+            Some((described, tokenizer)) => Some(Preprocessor::new(described, tokenizer.as_deref(), dtype)?),
+            None => None,
+        };
+        let made = raw::read(&self.data, most)?;
+        let runs = made.samples.len() / batch;
+        if runs == 0 {
+            bail!("{} holds {} samples, a run takes {batch}", self.data.display(), made.samples.len());
+        }
+        let sample = |run: usize| -> Result<Sample> {
+            let inputs = made.inputs(preprocessor.as_ref(), run * batch..(run + 1) * batch)?;
+            for binding in &signature.inputs {
+                if !inputs.iter().any(|(name, _)| *name == binding.name) {
+                    bail!("--preprocess does not say what input '{}' ({}) is made of", binding.name, binding.fact);
+                }
+            }
+            Ok(inputs.into_iter().map(|(name, tensor)| (name, tensor.into())).collect())
+        };
+        let samples = (0..runs).map(sample).collect::<Result<Vec<_>>>()?;
+        let labels = made.labels.map(|all| all.chunks_exact(batch).take(runs).map(<[i64]>::to_vec).collect());
+        Ok(Data { samples, labels })
     }
 
     fn recipe(&self, graph: &Graph) -> Result<Recipe> {
@@ -204,13 +242,16 @@ fn write(graph: &Graph, output: &Path) -> Result<()> {
 }
 
 /// The samples in `path`, `batch` to a run where the model leaves that open, and their labels.
-fn read_data(graph: &Graph, path: &Path, batch: usize, most: Option<usize>) -> Result<Data> {
+fn read_data(graph: &Graph, path: &Path, mut batch: usize, most: usize) -> Result<Data> {
     let signature = Signature::of(graph);
     let only = match &signature.inputs[..] {
         [one] => Some(one.name.as_str()),
         _ => None,
     };
-    let arrays = tensors::read(path, only)?;
+    let arrays = match path.extension().is_some_and(|ending| ending == "csv") {
+        true => raw::table(path, &signature)?,
+        false => tensors::read(path, only)?,
+    };
     let is_input = |name: &String| signature.inputs.iter().any(|b| b.name == *name);
     if let Some((name, _)) = arrays.iter().find(|(name, _)| !is_input(name) && name != "labels") {
         let names = signature.inputs.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -220,7 +261,6 @@ fn read_data(graph: &Graph, path: &Path, batch: usize, most: Option<usize>) -> R
         );
     }
     let mut count: Option<(usize, String)> = None;
-    let mut batch = batch.max(1);
     for binding in &signature.inputs {
         let Some((name, array)) = arrays.iter().find(|(name, _)| *name == binding.name) else {
             bail!("{} does not hold input '{}' ({})", path.display(), binding.name, binding.fact);
@@ -238,7 +278,7 @@ fn read_data(graph: &Graph, path: &Path, batch: usize, most: Option<usize>) -> R
             _ => count = Some((rows, name.clone())),
         }
     }
-    let rows = count.map_or(0, |(rows, _)| rows).min(most.unwrap_or(usize::MAX));
+    let rows = count.map_or(0, |(rows, _)| rows).min(most);
     let runs = rows / batch;
     if runs == 0 {
         bail!("{} holds {rows} samples, a run takes {batch}", path.display());

@@ -3,6 +3,7 @@
 mod hostile;
 mod models;
 mod protocol;
+mod raw;
 mod rollouts;
 mod server;
 mod shrink;

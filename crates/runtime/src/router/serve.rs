@@ -108,6 +108,13 @@ impl Version {
     ) -> Result<(Vec<(String, Value)>, Duration), InferError> {
         let signature = self.executable.signature();
         let failed = |message: String| InferError::Failed { version: self.name.clone(), message };
+        let prepared = match &self.preprocessor {
+            Some(preprocessor) if preprocessor.is_raw(given) => {
+                Some(preprocessor.prepare(given).map_err(|error| InferError::Input(error.to_string()))?)
+            }
+            _ => None,
+        };
+        let given = prepared.as_deref().unwrap_or(given);
         if let Some((unknown, _)) = given.iter().find(|(name, _)| !signature.inputs.iter().any(|b| b.name == *name)) {
             let names: Vec<_> = signature.inputs.iter().map(|b| b.name.as_str()).collect();
             let message = format!("input '{unknown}' is not one of the model's: {}", names.join(", "));

@@ -50,7 +50,7 @@ impl Store {
         for (name, record) in &models {
             for (version, files) in &record.versions {
                 check.versions += 1;
-                for digest in files.objects.iter().chain([&files.model]) {
+                for digest in files.all_objects() {
                     users.entry(digest.clone()).or_default().push(format!("{name} {version}"));
                     check.bytes_unshared += self.objects.size(digest);
                 }
@@ -102,7 +102,7 @@ pub(crate) fn strip_lost(name: &str, record: &mut ModelRecord, lost: &[Lost], se
     let without: Vec<String> = record
         .versions
         .iter()
-        .filter(|(_, files)| files.objects.iter().chain([&files.model]).any(|digest| digests.contains(digest)))
+        .filter(|(_, files)| files.all_objects().any(|digest| digests.contains(digest)))
         .map(|(version, _)| version.clone())
         .collect();
     let mut changes = Vec::new();

@@ -17,11 +17,12 @@ pub use maintenance::{Lost, StoreCheck, StoreRepair, check_store, repair_store};
 pub(crate) use state::{CandidateRecord, ModelRecord, Trials, VersionRecord};
 
 use crate::{error::StoreError, status::HistoryEntry};
+use cutover_backend::Signature;
 use cutover_graph::{
     Graph,
     onnx::{self, ImportOptions},
 };
-use cutover_package::Manifest;
+use cutover_package::{Manifest, input::Preprocessor};
 use disk::{Disk, Local};
 use objects::Objects;
 use state::State;
@@ -100,7 +101,13 @@ impl Store {
 
     /// Writes what the store does not have yet of `graph`, and gives the record to keep. What would exceed `quota`, in bytes of all objects
     /// together, is refused before any of it is written.
-    pub fn add(&self, graph: &Graph, manifest: &Manifest, quota: Option<u64>) -> Result<VersionRecord, StoreError> {
+    pub fn add(
+        &self,
+        graph: &Graph,
+        manifest: &Manifest,
+        tokenizer: Option<&[u8]>,
+        quota: Option<u64>,
+    ) -> Result<VersionRecord, StoreError> {
         let large = || {
             let constants = graph.values().filter_map(|(id, _)| graph.constant(id));
             constants.map(|constant| constant.tensor.bytes()).filter(|bytes| bytes.len() >= LARGE_BYTES)
@@ -113,6 +120,7 @@ impl Store {
         if let Some(quota) = quota {
             let missing: BTreeMap<String, u64> = large()
                 .chain([&model[..]])
+                .chain(tokenizer)
                 .map(|bytes| (objects::digest(bytes), bytes.len() as u64))
                 .filter(|(digest, bytes)| self.objects.size(digest) != *bytes)
                 .collect();
@@ -123,8 +131,9 @@ impl Store {
         }
         let objects = large().map(|bytes| self.objects.put(bytes)).collect::<Result<BTreeSet<_>, _>>()?;
         let model = self.objects.put(&model)?;
+        let tokenizer = tokenizer.map(|bytes| self.objects.put(bytes)).transpose()?;
         self.objects.sync()?;
-        Ok(VersionRecord { model, objects, manifest: manifest.clone(), checks: Vec::new() })
+        Ok(VersionRecord { model, objects, tokenizer, manifest: manifest.clone(), checks: Vec::new() })
     }
 
     /// Bytes of one object; 0 where it is not there.
@@ -139,12 +148,31 @@ impl Store {
 
     /// The model of `record`, its tensors mapped; versions share the mappings of what they have in common.
     pub fn load(&self, record: &VersionRecord) -> Result<Graph, StoreError> {
-        for digest in record.objects.iter().chain([&record.model]) {
+        for digest in record.all_objects() {
             self.objects.check(digest)?;
         }
         let path = self.objects.path(&record.model);
         let model = self.objects.map(&record.model).map_err(io_error(&path))?;
         Ok(onnx::import_files(model, &|name| self.objects.map(name), &ImportOptions::default())?)
+    }
+
+    /// How raw requests become inputs of the version of `record`, whose model has the inputs of `signature`.
+    pub fn preprocessor(
+        &self,
+        record: &VersionRecord,
+        signature: &Signature,
+    ) -> Result<Option<Preprocessor>, StoreError> {
+        let described = &record.manifest.preprocessing;
+        if described.is_empty() {
+            return Ok(None);
+        }
+        let map = |digest: &String| self.objects.map(digest).map_err(io_error(&self.objects.path(digest)));
+        let tokenizer = record.tokenizer.as_ref().map(map).transpose()?;
+        let dtype = |name: &str| {
+            let binding = signature.inputs.iter().find(|binding| binding.name == name)?;
+            Some(binding.fact.as_tensor()?.dtype)
+        };
+        Ok(Some(Preprocessor::new(described.clone(), tokenizer.as_ref().map(|bytes| &bytes[..]), dtype)?))
     }
 
     pub fn models(&self) -> Result<BTreeMap<String, ModelRecord>, StoreError> {
@@ -179,7 +207,7 @@ impl Store {
     fn used(&self) -> Result<BTreeSet<String>, StoreError> {
         let models = self.models()?;
         let versions = models.values().flat_map(|m| m.versions.values());
-        Ok(versions.flat_map(|v| v.objects.iter().chain([&v.model]).cloned()).collect())
+        Ok(versions.flat_map(|v| v.all_objects().cloned()).collect())
     }
 }
 

@@ -394,7 +394,7 @@ fn check_state(case: &str, store: &Store, acknowledged: &[String], under_way: Op
         "{case}: {active:?} serves, acknowledged {acknowledged:?}, under way {under_way:?}"
     );
     for (version, files) in &record.versions {
-        for object in files.objects.iter().chain([&files.model]) {
+        for object in files.all_objects() {
             store.objects.check(object).unwrap_or_else(|e| panic!("{case}: version {version}: {e}"));
         }
     }

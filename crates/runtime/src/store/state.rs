@@ -88,10 +88,20 @@ pub(crate) struct VersionRecord {
     pub model: String,
     /// Digests of its large tensors.
     pub objects: BTreeSet<String>,
+    /// Digest of the tokenizer, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
     pub manifest: Manifest,
     /// What its admission showed.
     #[serde(default)]
     pub checks: Vec<Check>,
+}
+
+impl VersionRecord {
+    /// Digests of all it needs.
+    pub fn all_objects(&self) -> impl Iterator<Item = &String> {
+        self.objects.iter().chain([&self.model]).chain(&self.tokenizer)
+    }
 }
 
 impl ModelRecord {

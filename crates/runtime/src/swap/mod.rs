@@ -15,6 +15,7 @@ pub(crate) use instances::{Instances, NoInstance};
 
 use cutover_backend::Executable;
 use cutover_monitor::{Seen, Window};
+use cutover_package::input::{Preprocessing, Preprocessor};
 use drain::Drain;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -35,6 +36,8 @@ pub(crate) struct Version {
     pub name: String,
     pub executable: Arc<dyn Executable>,
     pub instances: Instances,
+    /// How raw requests become inputs, where the package says so.
+    pub preprocessor: Option<Preprocessor>,
     /// What it took to read, compile and pack it.
     pub load: Duration,
     pub in_flight: AtomicUsize,
@@ -54,7 +57,13 @@ pub(crate) struct Trial {
 }
 
 impl Version {
-    pub fn new(name: String, executable: Arc<dyn Executable>, instances: Instances, load: Duration) -> Version {
+    pub fn new(
+        name: String,
+        executable: Arc<dyn Executable>,
+        instances: Instances,
+        preprocessor: Option<Preprocessor>,
+        load: Duration,
+    ) -> Version {
         // Steps of different starts of the host are told apart by when they began: labels come across restarts.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let number = u64::try_from(now.as_millis()).unwrap_or(0);
@@ -62,11 +71,16 @@ impl Version {
             name,
             executable,
             instances,
+            preprocessor,
             load,
             in_flight: AtomicUsize::new(0),
             total: Mutex::default(),
             trial: Mutex::new(Trial { number, first: number, window: Window::default() }),
         }
+    }
+
+    pub fn preprocessing(&self) -> Option<&Preprocessing> {
+        self.preprocessor.as_ref().map(Preprocessor::described)
     }
 
     /// Counts, and gives the step's number; for the rollout only where the request is one of its `trial`.

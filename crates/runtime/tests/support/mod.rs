@@ -109,7 +109,11 @@ impl Recipe {
         };
         let file = if name == MODEL { String::new() } else { format!("{name}-") };
         let path = folder.join(format!("{file}{}-{}.cutover", self.version, self.scale));
-        cutover_package::write(&Contents { graph: &graph, manifest, golden: &golden, profile: None }, &path).unwrap();
+        cutover_package::write(
+            &Contents { graph: &graph, manifest, golden: &golden, profile: None, tokenizer: None },
+            &path,
+        )
+        .unwrap();
         path
     }
 }
