@@ -23,7 +23,7 @@ const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": nul
 /// `y = -x`.
 fn negation(input: &str, dtype: DType, dims: &[Dim]) -> Graph {
     let mut graph = Graph::new("negation");
-    let x = graph.add_input(input, TensorFact::new(dtype, dims.iter().cloned()));
+    let x = graph.add_input(input, TensorFact::new(dtype, dims.to_vec()));
     let op = Unary { function: UnaryFunction::Neg };
     let node = graph.add_node("negate", op.into(), vec![Some(x)], vec!["y".to_string()]).unwrap();
     let output = graph.node(node).outputs[0];

@@ -503,7 +503,10 @@ impl Inner {
                     RolloutStatus {
                         id: format!("{name}#{}", ongoing.record.rollouts),
                         strategy: record.rollout.strategy.name().to_string(),
-                        candidate: VersionStatus::of(&candidate.version),
+                        candidate: match candidate.shadow.is_some() {
+                            true => VersionStatus::of_shadow(&candidate.version),
+                            false => VersionStatus::of(&candidate.version),
+                        },
                         step: record.rollout.step + 1,
                         share: candidate.share,
                         serving_s: record.serving_s,

@@ -149,6 +149,18 @@ impl VersionStatus {
             shared_bytes: footprint.shared_bytes,
         }
     }
+
+    /// Of a version that callers never see: what it did with copies of requests.
+    pub(crate) fn of_shadow(version: &Version) -> VersionStatus {
+        let copies = version.window();
+        VersionStatus {
+            requests: copies.requests(),
+            errors: copies.errors.count,
+            latency_p50_ms: copies.latency.quantile_ms(0.5),
+            latency_p99_ms: copies.latency.quantile_ms(0.99),
+            ..VersionStatus::of(version)
+        }
+    }
 }
 
 impl VersionMetrics {

@@ -9,7 +9,12 @@ use crate::{
     output::{Printer, bytes, table},
 };
 use anyhow::{Context, Result, bail};
-use cutover::{Device, DeviceOptions, Host, Request, Strategy, Value, package::Package, runtime::BlueGreen};
+use cutover::{
+    Device, DeviceOptions, Host, Request, Strategy, Value,
+    monitor::Gates,
+    package::Package,
+    runtime::{BlueGreen, Shadow},
+};
 use serde_json::json;
 use std::{
     collections::BTreeSet,
@@ -136,6 +141,9 @@ impl Swap<'_> {
             swapped
         });
         outcome?;
+        // The version that is in service by now, and the other as its shadow.
+        let other = &packages[(self.swaps as usize + 1) % 2];
+        let shadow = if self.swaps > 0 { self.shadow(&host, &name, other, &request)? } else { Default::default() };
         let mut answers = seen.answers.into_inner().unwrap_or_default();
         answers.sort_by_key(|(_, end)| *end);
         let (near, far): (Vec<f64>, Vec<f64>) = split(&answers, &swaps);
@@ -155,6 +163,9 @@ impl Swap<'_> {
             "pause_ms": { "p50": quantile(&pauses, 0.5), "p99": quantile(&pauses, 0.99), "max": quantile(&pauses, 1.0) },
             "latency_ms_within_100_ms_of_a_swap": { "p50": quantile(&near, 0.5), "p99": quantile(&near, 0.99), "p999": quantile(&near, 0.999) },
             "latency_ms_steady": { "p50": quantile(&far, 0.5), "p99": quantile(&far, 0.99), "p999": quantile(&far, 0.999) },
+            "latency_ms_alone": { "p50": quantile(&shadow.alone, 0.5), "p99": quantile(&shadow.alone, 0.99), "p999": quantile(&shadow.alone, 0.999) },
+            "latency_ms_beside_a_shadow": { "p50": quantile(&shadow.beside, 0.5), "p99": quantile(&shadow.beside, 0.99), "p999": quantile(&shadow.beside, 0.999) },
+            "shadow_copies_share": shadow.copies_share,
             "rollback_ms": { "p50": quantile(&rollbacks, 0.5), "max": quantile(&rollbacks, 1.0) },
             "memory_bytes_settled": settled.memory, "memory_bytes_end": ends.memory, "memory_flat": flat,
             "peak_memory_bytes": peak_rss_bytes(),
@@ -174,6 +185,9 @@ impl Swap<'_> {
                 row("pause p50 / p99 / max, ms", [0.5, 0.99, 1.0].map(|q| ms(quantile(&pauses, q))).join(" / ")),
                 row("p99.9 within 100 ms of a swap, ms", ms(quantile(&near, 0.999))),
                 row("p99.9 steady, ms", ms(quantile(&far, 0.999))),
+                row("alone p50 / p99, ms", [0.5, 0.99].map(|q| ms(quantile(&shadow.alone, q))).join(" / ")),
+                row("beside a shadow p50 / p99, ms", [0.5, 0.99].map(|q| ms(quantile(&shadow.beside, q))).join(" / ")),
+                row("requests that the shadow saw", format!("{:.1} %", 100.0 * shadow.copies_share)),
                 row("rollback p50 / max, ms", [0.5, 1.0].map(|q| ms(quantile(&rollbacks, q))).join(" / ")),
                 row("memory after warm-up", bytes(settled.memory)),
                 row("memory at the end", bytes(ends.memory)),
@@ -191,6 +205,77 @@ impl Swap<'_> {
             )
         })?;
         Ok(if good { Verdict::Yes } else { Verdict::No })
+    }
+}
+
+/// Latencies in milliseconds of the version in service, alone and while another is its shadow.
+#[derive(Default)]
+struct Shadowed {
+    alone: Vec<f64>,
+    beside: Vec<f64>,
+    /// Of the requests beside a shadow, how many it was given too.
+    copies_share: f64,
+}
+
+impl Swap<'_> {
+    /// Clients ask without pause while the package `other` is a shadow, and is none, in turn.
+    fn shadow(
+        &self,
+        host: &Host,
+        name: &str,
+        other: &Path,
+        request: &(dyn Fn() -> Request + Sync),
+    ) -> Result<Shadowed> {
+        const TURNS: usize = 8;
+        const TURN: Duration = Duration::from_secs(1);
+        // Nothing ends it but us: the comparison is not what is measured.
+        let gates = Gates { requests_min: u64::MAX, labels_wait_s: 1e9, latency_ratio_max: 1e9, ..Gates::default() };
+        let undecided = || Strategy::Shadow(Shadow { observe_s: 1e9, deadline_s: 1e9, then: None, gates });
+        let start = Instant::now();
+        let seen = Seen {
+            answers: Mutex::default(),
+            answered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        };
+        let (mut turns, mut copies) = (Vec::new(), 0);
+        std::thread::scope(|scope| -> Result<()> {
+            for client in 0..self.clients {
+                let seen = &seen;
+                scope.spawn(move || ask(host, name, request, seen, start, client));
+            }
+            let measured = (|| {
+                for turn in 0..TURNS {
+                    let beside = turn % 2 == 1;
+                    if beside {
+                        host.deploy(name, other, undecided())?;
+                    }
+                    // What loading and dropping a version costs is told elsewhere.
+                    std::thread::sleep(NEAR * 2);
+                    let began = start.elapsed();
+                    std::thread::sleep(TURN);
+                    turns.push((began, start.elapsed(), beside));
+                    if beside {
+                        let status = host.status();
+                        let rollout = status.models.iter().find_map(|model| model.rollout.as_ref());
+                        copies += rollout.map_or(0, |rollout| rollout.candidate.requests);
+                        host.rollback(name)?;
+                    }
+                }
+                Ok(())
+            })();
+            seen.stop.store(true, Ordering::Relaxed);
+            measured
+        })?;
+        let mut shadowed = Shadowed::default();
+        for (asked, answered) in seen.answers.into_inner().unwrap_or_default() {
+            let turn = turns.iter().find(|(began, ended, _)| *began <= asked && answered <= *ended);
+            if let Some((_, _, beside)) = turn {
+                if *beside { &mut shadowed.beside } else { &mut shadowed.alone }.push(ms(answered - asked));
+            }
+        }
+        shadowed.copies_share = copies as f64 / shadowed.beside.len().max(1) as f64;
+        Ok(shadowed)
     }
 }
 
