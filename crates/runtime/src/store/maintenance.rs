@@ -159,7 +159,7 @@ mod tests {
         let store = Store::open(folder).unwrap();
         let mut record = ModelRecord::default();
         for number in 1..=versions {
-            let added = store.add(&graph(number), &manifest(number), None).unwrap();
+            let added = store.add(&graph(number), &manifest(number), None, None).unwrap();
             record.previous = record.active.replace(format!("v{number}"));
             record.versions.insert(format!("v{number}"), added);
         }
@@ -209,12 +209,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store_of(folder.path(), 1);
         let before = store.stored_bytes().unwrap();
-        let error = store.add(&graph(2), &manifest(2), Some(before + 1000)).unwrap_err();
+        let error = store.add(&graph(2), &manifest(2), None, Some(before + 1000)).unwrap_err();
         let StoreError::Quota { needed, stored, quota } = error else { panic!("{error}") };
         assert_eq!((stored, quota, store.stored_bytes().unwrap()), (before, before + 1000, before));
         // The shared tensor is not counted again.
         assert!(needed < before * 7 / 10, "{needed} of {before}");
-        store.add(&graph(2), &manifest(2), Some(before + needed)).unwrap();
+        store.add(&graph(2), &manifest(2), None, Some(before + needed)).unwrap();
         assert_eq!(store.stored_bytes().unwrap(), before + needed);
     }
 

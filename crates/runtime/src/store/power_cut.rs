@@ -359,7 +359,7 @@ pub(super) fn manifest(version: u8) -> Manifest {
 /// One version comes into service, and is loaded as the next start would.
 fn serve(store: &Store, number: u8) -> Result<(), StoreError> {
     let version = format!("v{number}");
-    let added = store.add(&graph(number), &manifest(number), None)?;
+    let added = store.add(&graph(number), &manifest(number), Some(version.as_bytes()), None)?;
     store.load(&added)?;
     let mut record = store.models()?.remove("m").unwrap_or_default();
     record.previous = record.active.replace(version.clone());
@@ -415,7 +415,7 @@ fn check(case: &str, store: &Store, acknowledged: &[String], under_way: Option<&
     assert!(history.windows(2).all(|pair| pair[0] != pair[1]), "{case}: twice in {history:?}");
     let record = store.models().unwrap().remove("m").unwrap_or_default();
     store.collect_garbage().unwrap_or_else(|e| panic!("{case}: {e}"));
-    let used: BTreeSet<&String> = record.versions.values().flat_map(|v| v.objects.iter().chain([&v.model])).collect();
+    let used: BTreeSet<&String> = record.versions.values().flat_map(|v| v.all_objects()).collect();
     let left = store.objects.names().unwrap();
     assert!(left.iter().collect::<BTreeSet<_>>() == used, "{case}: {left:?} on the disk, {used:?} in use");
 }
