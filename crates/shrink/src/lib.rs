@@ -8,6 +8,7 @@ mod edit;
 mod half;
 mod observe;
 mod pipeline;
+pub mod prune;
 pub mod quantize;
 mod runner;
 #[cfg(feature = "train")]
