@@ -11,7 +11,6 @@ mod pipeline;
 pub mod prune;
 pub mod quantize;
 mod runner;
-#[cfg(feature = "train")]
 pub mod train;
 
 pub use compare::{Comparison, OutputComparison, compare};
