@@ -13,7 +13,7 @@ pub mod ranking;
 
 pub use cutover_input as input;
 pub use golden::{Golden, numbers};
-pub use manifest::{FileEntry, GoldenTolerance, Manifest, Resources, TensorSchema, check_name};
+pub use manifest::{FileEntry, GoldenTolerance, Manifest, Resources, ShrinkSummary, TensorSchema, check_name};
 pub use package::{Contents, Package, PackageError, write, write_folder};
 pub use profile::{Distribution, Profile};
 

@@ -47,6 +47,36 @@ pub struct Manifest {
     /// How pictures and texts become inputs.
     #[serde(default, skip_serializing_if = "Preprocessing::is_empty")]
     pub preprocessing: Preprocessing,
+    /// How it was made smaller, and what that changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrink: Option<ShrinkSummary>,
+}
+
+/// What was done to a model to make it smaller, and what that changed: each pair is before and after, as measured where it was done.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShrinkSummary {
+    /// In order: `prune`, `quantize` and the like.
+    pub steps: Vec<String>,
+    /// Samples that it was measured on.
+    pub samples: u64,
+    pub weight_bytes: [u64; 2],
+    pub parameters: [u64; 2],
+    /// Multiplications of all products in a run.
+    pub operations: [u64; 2],
+    /// Of the compiled model with one session.
+    pub memory_bytes: [u64; 2],
+    pub latency_ms: [f64; 2],
+    /// Against the labels, where there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<[f64; 2]>,
+    /// Of the worst output against the original's; absent where nothing differs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqnr_db: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<f64>,
+    /// Share of rows whose largest element is where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +160,7 @@ impl Manifest {
             resources: None,
             gates: None,
             preprocessing: Preprocessing::default(),
+            shrink: None,
         })
     }
 

@@ -4,10 +4,11 @@ use crate::{Sample, ShrinkError, runner::Runner};
 use cutover_backend::{Backend, Binding, RunContext, Signature};
 use cutover_graph::Graph;
 use cutover_tensor::{DType, Tensor, Value};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// How far the answers of one graph are from those of another.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     pub samples: usize,
     /// The floating-point outputs, in the order of the signature.
@@ -15,14 +16,16 @@ pub struct Comparison {
 }
 
 /// One output over all samples.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OutputComparison {
     pub name: String,
     /// Largest `|after − before|`.
+    #[serde(with = "crate::number")]
     pub absolute_error_max: f64,
     /// Largest magnitude of an element before.
     pub magnitude_max: f64,
     /// Signal to quantization noise, `10 · log₁₀(Σ before² / Σ (after − before)²)`: infinite where nothing differs.
+    #[serde(with = "crate::number")]
     pub sqnr_db: f64,
     /// Of the rows along the last axis, the share whose largest element is at the same place, counting a row of scores as a class;
     /// `None` where the last axis has fewer than two elements.

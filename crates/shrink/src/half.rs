@@ -6,6 +6,7 @@
 use crate::{ShrinkError, constant_bytes};
 use cutover_graph::{Constant, Graph, ValueId, ops::Cast};
 use cutover_tensor::{DType, Tensor, f16};
+use serde::{Deserialize, Serialize};
 
 /// What to convert.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +36,7 @@ pub struct HalfReport {
 }
 
 /// A constant that stays f32.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     pub name: String,
     pub reason: String,

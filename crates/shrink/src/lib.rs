@@ -6,10 +6,12 @@
 mod compare;
 mod edit;
 mod half;
+mod number;
 mod observe;
 mod pipeline;
 pub mod prune;
 pub mod quantize;
+pub mod recipe;
 mod runner;
 pub mod train;
 
@@ -20,8 +22,8 @@ pub use half::{HalfOptions, HalfReport, Kept, half_weights};
 pub use observe::{Observation, Progress, Question, Sample, observe};
 
 pub use pipeline::{
-    Budget, CalibratedRange, Data, Evaluation, Method, Recipe, Sensitivity, ShrinkReport, Shrunk, Target, latencies,
-    shrink,
+    Budget, CalibratedRange, Data, Evaluation, Method, Quantization, Sensitivity, ShrinkReport, Shrunk, Target,
+    evaluate, latencies, shrink,
 };
 
 use cutover_backend::{CompileError, ResourceError, RunError};
@@ -53,6 +55,10 @@ pub enum ShrinkError {
     /// The graphs are not two forms of one model.
     #[error("the graphs to compare differ in their signatures: {0}")]
     Signature(String),
+    #[error("step {number} ({name}): {source}")]
+    Step { number: usize, name: &'static str, source: Box<ShrinkError> },
+    #[error(transparent)]
+    Package(#[from] cutover_package::PackageError),
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error(transparent)]

@@ -15,6 +15,7 @@ use crate::{
 use cutover_backend::{Backend, OpTiming, Profiler, RunContext};
 use cutover_graph::{Graph, ValueId};
 use cutover_tensor::Value;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
@@ -34,9 +35,9 @@ pub enum Method {
     Weights(BlockOptions),
 }
 
-/// What is done, in this order.
+/// How a model is quantized: balanced, calibrated, converted, and measured, in this order.
 #[derive(Clone, Debug)]
-pub struct Recipe {
+pub struct Quantization {
     pub method: Method,
     /// SmoothQuant's strength.
     pub smooth: Option<f32>,
@@ -54,7 +55,8 @@ pub struct Recipe {
 }
 
 /// What is to be won.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Target {
     /// Every layer is quantized.
     #[default]
@@ -64,7 +66,8 @@ pub enum Target {
 }
 
 /// What a shrunk model has to keep, over all samples.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Budget {
     /// Accuracy on labels may change by no less than this: −0.005 for half a point.
     AccuracyChange(f64),
@@ -100,6 +103,31 @@ impl std::str::FromStr for Budget {
     }
 }
 
+impl TryFrom<String> for Budget {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Budget, String> {
+        text.parse()
+    }
+}
+
+impl From<Budget> for String {
+    fn from(budget: Budget) -> String {
+        budget.to_string()
+    }
+}
+
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Budget::AccuracyChange(least) => write!(f, "accuracy>={}%", least * 100.0),
+            Budget::Agreement(least) => write!(f, "agreement>={}%", least * 100.0),
+            Budget::SqnrDb(least) => write!(f, "sqnr>={least}"),
+            Budget::Cosine(least) => write!(f, "cosine>={least}"),
+        }
+    }
+}
+
 /// Samples, and the class of every row where that is known.
 #[derive(Clone, Debug, Default)]
 pub struct Data {
@@ -115,7 +143,7 @@ pub struct Shrunk {
 }
 
 /// The evidence.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShrinkReport {
     pub bytes_before: u64,
     pub bytes_after: u64,
@@ -131,14 +159,15 @@ pub struct ShrinkReport {
     pub tried: Vec<(usize, u64, Evaluation)>,
     /// Whether the budget is met; `true` where there is none.
     pub within_budget: bool,
-    /// With [`Recipe::detail`], of static quantization: what activations were like, in the order of the model.
+    /// With [`Quantization::detail`], of static quantization: what activations were like, in the order of the model.
     pub ranges: Vec<CalibratedRange>,
-    /// With [`Recipe::detail`]: products in the order of the model, and the signal to noise of what they give, all that comes before included, in dB.
+    /// With [`Quantization::detail`]: products in the order of the model, and the signal to noise of what they give, all that comes before included, in
+    /// dB; those that give what they gave are left out.
     pub layer_sqnr_db: Vec<(String, f64)>,
 }
 
 /// An activation and the range chosen for it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CalibratedRange {
     pub value: String,
     pub seen: Range,
@@ -148,15 +177,16 @@ pub struct CalibratedRange {
 }
 
 /// The model with one layer quantized, against the original.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sensitivity {
     pub node: String,
     /// Of the worst output.
+    #[serde(with = "crate::number")]
     pub sqnr_db: f64,
 }
 
 /// What was lost.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     pub comparison: Comparison,
     /// Share of rows whose largest element is the label's, before and after.
@@ -169,7 +199,11 @@ impl Evaluation {
         self.comparison.outputs.iter().map(|o| o.sqnr_db).fold(f64::INFINITY, f64::min)
     }
 
-    fn meets(&self, budget: Budget) -> Result<bool, ShrinkError> {
+    /// Whether that is within `budget`.
+    ///
+    /// # Errors
+    /// A metric that was not measured.
+    pub fn meets(&self, budget: Budget) -> Result<bool, ShrinkError> {
         let outputs = &self.comparison.outputs;
         let none = |what: &str| ShrinkError::Option(format!("a budget of {what} needs {what} to be measured"));
         Ok(match budget {
@@ -190,13 +224,13 @@ impl Evaluation {
 /// Samples that a layer's sensitivity is measured on: the search runs the model once for every layer and sample.
 const SENSITIVITY_SAMPLES: usize = 8;
 
-/// Carries out `recipe` on `original`, measured on `backend`.
+/// Carries out `quantization` on `original`, measured on `backend`.
 ///
 /// # Errors
 /// Data that does not fit; options out of range; a budget whose metric can't be measured. A budget that can't be met is no error: the report says so.
 pub fn shrink(
     original: &Graph,
-    recipe: &Recipe,
+    quantization: &Quantization,
     data: &Data,
     backend: &Arc<dyn Backend>,
     progress: Progress<'_>,
@@ -206,8 +240,8 @@ pub fn shrink(
     }
     let bytes_before = constant_bytes(original);
     let mut prepared = plain(original.clone())?;
-    let equalized = if recipe.equalize { equalize(&mut prepared)? } else { 0 };
-    let smoothed = match recipe.smooth {
+    let equalized = if quantization.equalize { equalize(&mut prepared)? } else { 0 };
+    let smoothed = match quantization.smooth {
         None => 0,
         Some(alpha) => {
             let questions = product_inputs(&prepared);
@@ -215,14 +249,14 @@ pub fn shrink(
             smooth(&mut prepared, &observations, alpha)?
         }
     };
-    let observations = observations(&prepared, recipe, backend, data, progress)?;
-    if let (Method::Static(options), true) = (&recipe.method, recipe.correct_bias) {
+    let observations = observations(&prepared, quantization, backend, data, progress)?;
+    if let (Method::Static(options), true) = (&quantization.method, quantization.correct_bias) {
         correct_bias(&mut prepared, &observations, options.per_channel, options.weights)?;
     }
     let slower = HashSet::new();
     let mut search =
-        Search { original, prepared: &prepared, observations: &observations, recipe, data, backend, slower };
-    if recipe.target == Target::Latency {
+        Search { original, prepared: &prepared, observations: &observations, quantization, data, backend, slower };
+    if quantization.target == Target::Latency {
         search.slower = search.slower_in_integers(progress)?;
     }
     let (graph, report, tried) = search.first()?;
@@ -243,13 +277,13 @@ pub fn shrink(
             layer_sqnr_db: Vec::new(),
         },
     };
-    if let Some(budget) = recipe.budget {
+    if let Some(budget) = quantization.budget {
         shrunk.report.within_budget = tried.2.meets(budget)?;
         if !shrunk.report.within_budget {
             search.give_back(&mut shrunk, budget, progress)?;
         }
     }
-    if recipe.detail {
+    if quantization.detail {
         shrunk.report.layer_sqnr_db = search.layer_noise(&shrunk.graph)?;
     }
     Ok(shrunk)
@@ -264,16 +298,17 @@ fn product_inputs(graph: &Graph) -> Vec<Question> {
 
 fn observations(
     graph: &Graph,
-    recipe: &Recipe,
+    quantization: &Quantization,
     backend: &Arc<dyn Backend>,
     data: &Data,
     progress: Progress<'_>,
 ) -> Result<HashMap<ValueId, Observation>, ShrinkError> {
-    let (questions, histograms) = match &recipe.method {
-        Method::Static(options) => {
-            (static_questions(graph, &options.exclude)?, recipe.detail || options.calibration != Calibration::MinMax)
-        }
-        Method::Weights(options) if recipe.gptq => (options.questions(graph), false),
+    let (questions, histograms) = match &quantization.method {
+        Method::Static(options) => (
+            static_questions(graph, &options.exclude)?,
+            quantization.detail || options.calibration != Calibration::MinMax,
+        ),
+        Method::Weights(options) if quantization.gptq => (options.questions(graph), false),
         _ => return Ok(HashMap::new()),
     };
     observe(graph, &questions, histograms, backend, &data.samples, progress)
@@ -283,7 +318,7 @@ struct Search<'a> {
     original: &'a Graph,
     prepared: &'a Graph,
     observations: &'a HashMap<ValueId, Observation>,
-    recipe: &'a Recipe,
+    quantization: &'a Quantization,
     data: &'a Data,
     backend: &'a Arc<dyn Backend>,
     /// Layers that stay in floats because integers are no faster.
@@ -333,7 +368,7 @@ impl Search<'_> {
 
     fn first(&self) -> Result<(Graph, QuantizeReport, (usize, u64, Evaluation)), ShrinkError> {
         let (graph, report) = self.quantize(&HashSet::new())?;
-        let evaluation = self.evaluate(&graph)?;
+        let evaluation = evaluate(self.original, &graph, self.data, self.backend)?;
         let tried = (0, report.bytes_after, evaluation);
         Ok((graph, report, tried))
     }
@@ -348,7 +383,7 @@ impl Search<'_> {
             let count = few + (many - few) / 2;
             let exclude: HashSet<String> = sensitivity[..count].iter().map(|s| s.node.clone()).collect();
             let (graph, report) = self.quantize(&exclude)?;
-            let tried = (count, report.bytes_after, self.evaluate(&graph)?);
+            let tried = (count, report.bytes_after, evaluate(self.original, &graph, self.data, self.backend)?);
             shrunk.report.tried.push(tried.clone());
             progress("search", (shrunk.report.tried.len() - 1).min(rounds), rounds);
             if !tried.2.meets(budget)? {
@@ -368,14 +403,14 @@ impl Search<'_> {
 
     /// What was chosen for every activation, where a report wants to draw it.
     fn ranges(&self) -> Result<Vec<CalibratedRange>, ShrinkError> {
-        let Method::Static(options) = &self.recipe.method else { return Ok(Vec::new()) };
+        let Method::Static(options) = &self.quantization.method else { return Ok(Vec::new()) };
         let range = |(&value, observation): (&ValueId, &Observation)| CalibratedRange {
             value: self.prepared.value(value).name.clone(),
             seen: Range { low: observation.low, high: observation.high },
             chosen: Range::of(observation, options.calibration),
             histogram: observation.histogram.clone(),
         };
-        let mut observed: Vec<_> = self.observations.iter().filter(|_| self.recipe.detail).collect();
+        let mut observed: Vec<_> = self.observations.iter().filter(|_| self.quantization.detail).collect();
         observed.sort_by_key(|(value, _)| **value);
         Ok(observed.into_iter().map(range).collect())
     }
@@ -405,9 +440,9 @@ impl Search<'_> {
                 }
             }
         }
-        let sqnr =
-            |(signal, noise): (f64, f64)| if noise > 0.0 { 10.0 * (signal / noise).log10() } else { f64::INFINITY };
-        Ok(layers.into_iter().zip(sums).map(|((node, ..), sums)| (node, sqnr(sums))).collect())
+        // A layer that nothing changed has no noise to speak of.
+        let noisy = layers.into_iter().zip(sums).filter(|(_, (_, noise))| *noise > 0.0);
+        Ok(noisy.map(|((node, ..), (signal, noise))| (node, 10.0 * (signal / noise).log10())).collect())
     }
 
     /// The prepared graph with all layers quantized but those.
@@ -425,7 +460,7 @@ impl Search<'_> {
 
     fn quantize_all_but(&self, exclude: &HashSet<String>) -> Result<(Graph, QuantizeReport), ShrinkError> {
         let all = |own: &HashSet<String>| own.iter().chain(exclude).chain(&self.slower).cloned().collect();
-        match &self.recipe.method {
+        match &self.quantization.method {
             Method::Half => {
                 let (graph, report) = half_weights(self.prepared.clone(), &HalfOptions::default())?;
                 let (bytes_before, bytes_after) = (report.bytes_before, report.bytes_after);
@@ -445,39 +480,6 @@ impl Search<'_> {
                 quantize_weights(self.prepared.clone(), self.observations, &options)
             }
         }
-    }
-
-    fn evaluate(&self, graph: &Graph) -> Result<Evaluation, ShrinkError> {
-        let comparison = compare(self.original, graph, self.backend, &self.data.samples)?;
-        let accuracy = match &self.data.labels {
-            None => None,
-            Some(labels) => Some((self.accuracy(self.original, labels)?, self.accuracy(graph, labels)?)),
-        };
-        Ok(Evaluation { comparison, accuracy })
-    }
-
-    fn accuracy(&self, graph: &Graph, labels: &[Vec<i64>]) -> Result<f64, ShrinkError> {
-        let mut runner = Runner::new(graph, self.backend)?;
-        let (mut right, mut rows) = (0, 0);
-        for (number, (sample, labels)) in self.data.samples.iter().zip(labels).enumerate() {
-            let outputs = runner.run(sample, number, &RunContext::default())?;
-            let refuse = |message| ShrinkError::Sample { sample: number, message };
-            let Some(Value::Tensor(scores)) = outputs.first() else {
-                return Err(refuse("the model's first output is no tensor".to_string()));
-            };
-            let scores = scores.to_vec::<f32>().map_err(|e| refuse(format!("scores: {e}")))?;
-            if labels.is_empty() || !scores.len().is_multiple_of(labels.len()) || scores.len() < 2 * labels.len() {
-                return Err(refuse(format!("{} labels for {} scores", labels.len(), scores.len())));
-            }
-            for (row, &label) in scores.chunks_exact(scores.len() / labels.len()).zip(labels) {
-                if usize::try_from(label).map_or(true, |l| l >= row.len()) {
-                    return Err(refuse(format!("a label of {label}, the model has classes 0 to {}", row.len() - 1)));
-                }
-                right += usize::from(largest(row) as i64 == label);
-                rows += 1;
-            }
-        }
-        Ok(right as f64 / rows.max(1) as f64)
     }
 
     /// What each of `layers` does when it alone is quantized, the worst first.
@@ -500,6 +502,49 @@ impl Search<'_> {
         all.sort_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
         Ok(all)
     }
+}
+
+/// What `graph` lost against `original`, over all samples.
+///
+/// # Errors
+/// Samples or labels that do not fit.
+pub fn evaluate(
+    original: &Graph,
+    graph: &Graph,
+    data: &Data,
+    backend: &Arc<dyn Backend>,
+) -> Result<Evaluation, ShrinkError> {
+    let comparison = compare(original, graph, backend, &data.samples)?;
+    let accuracy = match data.labels {
+        None => None,
+        Some(_) => Some((accuracy(original, data, backend)?, accuracy(graph, data, backend)?)),
+    };
+    Ok(Evaluation { comparison, accuracy })
+}
+
+/// Share of rows whose largest element is the label's.
+fn accuracy(graph: &Graph, data: &Data, backend: &Arc<dyn Backend>) -> Result<f64, ShrinkError> {
+    let mut runner = Runner::new(graph, backend)?;
+    let (mut right, mut rows) = (0, 0);
+    for (number, (sample, labels)) in data.samples.iter().zip(data.labels.iter().flatten()).enumerate() {
+        let outputs = runner.run(sample, number, &RunContext::default())?;
+        let refuse = |message| ShrinkError::Sample { sample: number, message };
+        let Some(Value::Tensor(scores)) = outputs.first() else {
+            return Err(refuse("the model's first output is no tensor".to_string()));
+        };
+        let scores = scores.to_vec::<f32>().map_err(|e| refuse(format!("scores: {e}")))?;
+        if labels.is_empty() || !scores.len().is_multiple_of(labels.len()) || scores.len() < 2 * labels.len() {
+            return Err(refuse(format!("{} labels for {} scores", labels.len(), scores.len())));
+        }
+        for (row, &label) in scores.chunks_exact(scores.len() / labels.len()).zip(labels) {
+            if usize::try_from(label).map_or(true, |l| l >= row.len()) {
+                return Err(refuse(format!("a label of {label}, the model has classes 0 to {}", row.len() - 1)));
+            }
+            right += usize::from(largest(row) as i64 == label);
+            rows += 1;
+        }
+    }
+    Ok(right as f64 / rows.max(1) as f64)
 }
 
 /// How long the nodes of one run took.

@@ -1,8 +1,8 @@
 //! A compiled graph that is run on samples.
 
-use crate::{Sample, ShrinkError};
+use crate::{Sample, ShrinkError, prune::bindings};
 use cutover_backend::{Backend, Binding, CompileOptions, Input, Output, RunContext, Session, SessionMemory, Signature};
-use cutover_graph::{Graph, Plan};
+use cutover_graph::{Dim, Fact, Graph, Plan, TensorFact};
 use cutover_tensor::Value;
 use std::sync::Arc;
 
@@ -38,4 +38,24 @@ impl Runner {
         });
         values.collect()
     }
+}
+
+/// Bytes of the compiled graph with one session, at the shapes of `sample`.
+pub(crate) fn memory(graph: &Graph, sample: &Sample, backend: &Arc<dyn Backend>) -> Result<u64, ShrinkError> {
+    let bindings = bindings(graph, sample);
+    let mut graph = graph.clone();
+    for input in graph.inputs().to_vec() {
+        if let Fact::Tensor(TensorFact { shape: Some(shape), .. }) = &mut graph.value_mut(input).fact {
+            shape.iter_mut().for_each(|dim| *dim = dim.substitute(&|s| bindings.get(s).copied().map(Dim::Const)));
+        }
+    }
+    for id in graph.topological_order()? {
+        let node = graph.node(id);
+        let facts = graph.infer(&node.name, &node.op, &node.inputs, node.outputs.len())?;
+        for (output, fact) in node.outputs.clone().into_iter().zip(facts) {
+            graph.value_mut(output).fact = fact;
+        }
+    }
+    let footprint = backend.compile(&Plan::new(graph)?, &CompileOptions::default())?.footprint();
+    Ok(footprint.weight_bytes + footprint.session_bytes)
 }

@@ -12,7 +12,8 @@ use cutover_graph::{
     },
 };
 use cutover_shrink::{
-    Budget, Comparison, Data, Method, Recipe, Sample, ShrinkError, Target, compare, constant_bytes, observe, plain,
+    Budget, Comparison, Data, Method, Quantization, Sample, ShrinkError, Target, compare, constant_bytes, observe,
+    plain,
     quantize::{
         ActivationType, BlockOptions, Calibration, DynamicOptions, StaticOptions, WeightRange, correct_bias, equalize,
         quantize_dynamic, quantize_static, quantize_weights, smooth, static_questions,
@@ -398,7 +399,7 @@ fn corrected_biases_bring_the_mean_back() {
 #[test]
 fn a_budget_gives_layers_back_until_it_is_met() {
     let (graph, samples) = (network(), images(4));
-    let recipe = |budget| Recipe {
+    let recipe = |budget| Quantization {
         method: Method::Static(StaticOptions { per_channel: false, ..StaticOptions::default() }),
         smooth: None,
         equalize: false,
@@ -440,7 +441,7 @@ fn a_budget_gives_layers_back_until_it_is_met() {
 fn layers_that_win_nothing_in_integers_can_stay() {
     // Which those are depends on the machine: that they are named and that the rest is quantized does not.
     let (graph, samples) = (network(), images(3));
-    let recipe = Recipe {
+    let recipe = Quantization {
         method: Method::Static(StaticOptions::default()),
         smooth: None,
         equalize: false,
@@ -466,7 +467,7 @@ fn layers_that_win_nothing_in_integers_can_stay() {
 #[test]
 fn bad_data_and_weights_are_named() {
     let graph = network();
-    let recipe = Recipe {
+    let recipe = Quantization {
         method: Method::Static(StaticOptions::default()),
         smooth: None,
         equalize: true,

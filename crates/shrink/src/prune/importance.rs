@@ -5,13 +5,15 @@ use crate::{Progress, Sample, ShrinkError, observe::Probe};
 use cutover_backend::Backend;
 use cutover_graph::{Op, ValueId};
 use cutover_tensor::{DType, Value};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
 };
 
 /// What says that a channel or a head matters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Criterion {
     /// Σ|w| over all weights that go with it (Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; over coupled layers as in
     /// DepGraph).

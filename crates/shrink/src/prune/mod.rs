@@ -19,6 +19,7 @@ pub use sparse::{Sparsity, SparsityReport, sparsify};
 use crate::{Progress, Sample, ShrinkError, latencies, plain};
 use cutover_backend::Backend;
 use cutover_graph::{Bindings, Graph};
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// How much goes.
@@ -56,7 +57,7 @@ impl Default for PruneOptions {
 }
 
 /// What went.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PruneReport {
     pub groups: Vec<PrunedGroup>,
     /// Elements of all constants.
@@ -70,7 +71,7 @@ pub struct PruneReport {
 }
 
 /// A group before and after.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PrunedGroup {
     /// The layers that make it.
     pub nodes: Vec<String>,

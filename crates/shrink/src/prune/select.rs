@@ -3,15 +3,17 @@
 use super::{
     axes::{AxisId, KeptIndices},
     dependency::Dependencies,
-    importance::{Group, is_product},
+    importance::Group,
 };
 use crate::Sample;
 use cutover_graph::{Bindings, Dim, Graph, Op};
 use cutover_tensor::Value;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Whose importance is compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Scope {
     /// Every group loses the same share.
     #[default]
@@ -71,20 +73,22 @@ fn step(group: &Group, multiple: usize) -> usize {
 }
 
 impl Dependencies {
-    /// Multiplications of all products of weights or activations, in one run, where open extents are as in `bindings` (1 where that
+    /// Multiplications of all products, of floats and of integers, in one run, where open extents are as in `bindings` (1 where that
     /// does not say) and groups have lost what `kept` says.
     pub fn operations(&self, kept: &KeptIndices, bindings: &Bindings) -> u64 {
         let count = |atom: AxisId| kept.get(&atom).map(Vec::len);
         let extent = |axis: AxisId| known(&self.axes.extent_with(axis, &count), bindings);
         let all = |axes: &[AxisId]| axes.iter().map(|&axis| extent(axis)).product::<f64>();
         let mut sum = 0.0;
-        for (_, node) in self.graph.nodes().filter(|(_, node)| is_product(&node.op)) {
+        for (_, node) in self.graph.nodes() {
             let axes = |index: usize| node.inputs.get(index).copied().flatten().and_then(|v| self.of.get(&v));
             let (Some(a), Some(b), Some(y)) = (axes(0), axes(1), self.of.get(&node.outputs[0])) else { continue };
             sum += match &node.op {
-                Op::Conv(_) => all(y) * all(&b[1..]),
+                Op::Conv(_) | Op::ConvInteger(_) => all(y) * all(&b[1..]),
                 Op::ConvTranspose(_) => all(a) * all(&b[1..]),
-                Op::MatMul(_) => all(y) * a.last().map_or(1.0, |&inner| extent(inner)),
+                Op::MatMul(_) | Op::MatMulInteger(_) | Op::MatMulNBits(_) => {
+                    all(y) * a.last().map_or(1.0, |&inner| extent(inner))
+                }
                 Op::Gemm(gemm) => all(y) * a.get(usize::from(!gemm.transpose_a)).map_or(1.0, |&inner| extent(inner)),
                 Op::Einsum(einsum) => self.letters(&einsum.equation, a, b).map_or(0.0, |axes| all(&axes)),
                 _ => 0.0,

@@ -3,6 +3,7 @@
 use crate::{Product, ProductKind, ShrinkError, prune::rewrite::set_constant};
 use cutover_graph::Graph;
 use cutover_tensor::Tensor;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// Which weights of products become zero.
@@ -18,7 +19,7 @@ pub enum Sparsity {
 }
 
 /// What became zero.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SparsityReport {
     /// For each layer: its name, weights, and how many of them are zero now.
     pub layers: Vec<(String, usize, usize)>,

@@ -1,6 +1,7 @@
 //! From what was seen of a value to the range that its integers cover.
 
 use crate::Observation;
+use serde::{Deserialize, Serialize};
 
 /// How much of what was seen the range covers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,7 +18,7 @@ pub enum Calibration {
 }
 
 /// An interval of real numbers.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Range {
     pub low: f32,
     pub high: f32,
