@@ -58,7 +58,8 @@ enum Task {
     },
     /// Writes docs/operators.md: what the cases show of every operator, on every backend.
     Operators,
-    /// Converts a model to a package, as `cutover convert` does. Example: cargo xtask convert in.onnx -o out.cutover
+    /// Converts a model to a package, as `cutover convert` does, shrinking it on the way where --data is given.
+    /// Example: cargo xtask convert in.onnx -o out.cutover --data calib.npz --recipe recipe.toml
     #[command(disable_help_flag = true)]
     Convert {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -88,7 +89,14 @@ fn run(task: Task) -> Result<()> {
         Task::Operators => {
             hand_on(&["--package", "cutover-tests", "--bin", "conformance", "--"], &["--operators".to_string()])
         }
-        Task::Convert { arguments } => hand_on(&["--package", "cutover-cli", "--", "convert"], &arguments),
+        Task::Convert { arguments } => {
+            // A recipe may train, which takes minutes more to build.
+            let trains = arguments.iter().any(|argument| argument == "--recipe" || argument == "--fine-tune");
+            match trains {
+                true => hand_on(&["--package", "cutover-cli", "--features", "train", "--", "convert"], &arguments),
+                false => hand_on(&["--package", "cutover-cli", "--", "convert"], &arguments),
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Everything the `cutover` command does. Exit codes: 0 done, 1 the answer is no, 2 an error.
 
 mod commands;
+mod evidence;
 mod made_up;
 mod output;
 mod pickle;

@@ -1,7 +1,13 @@
 //! The page that `cutover shrink --report` writes: tables and plots in one file that needs nothing else.
 
+use crate::evidence::Evidence;
 use anyhow::{Result, anyhow};
-use cutover_shrink::{CalibratedRange, ShrinkReport};
+use cutover_shrink::{
+    CalibratedRange, ShrinkReport,
+    prune::{PruneReport, PrunedGroup},
+    recipe::Detail,
+    train::Point,
+};
 use plotters::prelude::*;
 
 const BLUE: RGBColor = RGBColor(38, 98, 176);
@@ -9,17 +15,73 @@ const RED: RGBColor = RGBColor(196, 58, 49);
 
 /// Histograms that are drawn; a network has hundreds of activations, and the first and widest tell most.
 const HISTOGRAMS_MAX: usize = 12;
+/// Groups of channels that are drawn, and how many side by side.
+const GROUPS_MAX: usize = 160;
+const GROUPS_IN_A_PLOT: usize = 40;
+/// Reasons that are listed.
+const REASONS_MAX: usize = 20;
 
-/// The page. `rows` are what, before, after, and how they compare.
-pub(crate) fn page(title: &str, rows: &[Vec<String>], report: &ShrinkReport) -> Result<String> {
-    let mut body = String::new();
-    body += &table(&["", "before", "after", ""], rows);
-    let outputs = report.evaluation.comparison.outputs.iter().map(|o| {
+/// The page.
+pub(crate) fn page(evidence: &Evidence<'_>) -> Result<String> {
+    let mut body = table(&["", "before", "after", ""], &evidence.rows());
+    body += "<h2>Steps</h2>";
+    body += &table(&["step", "time", ""], &evidence.step_rows());
+    let outputs = evidence.outcome.measured.evaluation.comparison.outputs.iter().map(|o| {
         let agreement = o.top1_agreement.map_or("–".to_string(), |share| format!("{:.1} %", share * 100.0));
         vec![o.name.clone(), decibels(o.sqnr_db), format!("{:.5}", o.cosine_mean), agreement]
     });
     body += "<h2>What was lost</h2>";
     body += &table(&["output", "SQNR dB", "mean cosine", "same largest"], &outputs.collect::<Vec<_>>());
+    for step in &evidence.outcome.steps {
+        match &step.detail {
+            Detail::Prune(report) => body += &pruned(report)?,
+            Detail::FineTune { curve, metric_name, .. } => body += &tuned(curve, metric_name)?,
+            Detail::Quantize(report) => body += &quantized(report)?,
+            _ => {}
+        }
+    }
+    let title = format!("{} shrunk", evidence.model.display());
+    let title = escaped(&title);
+    Ok(format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>\
+         body{{font:16px system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}\
+         table{{border-collapse:collapse}}td,th{{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}}\
+         td:first-child,th:first-child{{text-align:left}}svg{{max-width:100%;height:auto}}</style><h1>{title}</h1>{body}</html>\n"
+    ))
+}
+
+/// What pruning left of every group, and what it could not touch.
+fn pruned(report: &PruneReport) -> Result<String> {
+    let mut body = "<h2>Channels</h2><p>What each group of layers had, pale, and what is left; heads and neurons are groups too.</p>".to_string();
+    for groups in report.groups.chunks(GROUPS_IN_A_PLOT).take(GROUPS_MAX / GROUPS_IN_A_PLOT) {
+        body += &bars(groups)?;
+    }
+    let rest = report.groups.len().saturating_sub(GROUPS_MAX);
+    if rest > 0 {
+        body += &format!("<p>{rest} more are not drawn.</p>");
+    }
+    let whole = report.frozen.iter().take(REASONS_MAX).map(|(reason, axes)| vec![reason.clone(), axes.to_string()]);
+    body += "<h2>Not pruned</h2>";
+    body += &table(&["why", "axes of weights"], &whole.collect::<Vec<_>>());
+    Ok(body)
+}
+
+fn tuned(curve: &[Point], metric_name: &str) -> Result<String> {
+    let of = |pick: &dyn Fn(&Point) -> Option<f64>| -> Vec<(f64, f64)> {
+        curve.iter().filter_map(|p| Some((p.step as f64, pick(p)?))).filter(|p| p.1.is_finite()).collect()
+    };
+    let (losses, metrics) = (of(&|p| Some(p.loss)), of(&|p| p.metric));
+    let mut body = "<h2>Fine-tuning</h2>".to_string();
+    for (name, points) in [("loss", losses), (metric_name, metrics)] {
+        if points.len() > 1 {
+            body += &plot("step", name, &points, true)?;
+        }
+    }
+    Ok(body)
+}
+
+fn quantized(report: &ShrinkReport) -> Result<String> {
+    let mut body = String::new();
     let noise: Vec<f64> = report.layer_sqnr_db.iter().map(|(_, sqnr)| *sqnr).filter(|s| s.is_finite()).collect();
     if noise.len() > 1 {
         body += "<h2>Noise from layer to layer</h2><p>Signal to noise of what each layer gives, with all before it quantized. \
@@ -54,13 +116,7 @@ pub(crate) fn page(title: &str, rows: &[Vec<String>], report: &ShrinkReport) -> 
         let rows: Vec<_> = report.kept.iter().map(|k| vec![k.name.clone(), k.reason.clone()]).collect();
         body += &table(&["layer", "why"], &rows);
     }
-    let title = escaped(title);
-    Ok(format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>\
-         body{{font:16px system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}\
-         table{{border-collapse:collapse}}td,th{{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}}\
-         td:first-child,th:first-child{{text-align:left}}svg{{max-width:100%;height:auto}}</style><h1>{title}</h1>{body}</html>\n"
-    ))
+    Ok(body)
 }
 
 fn decibels(value: f64) -> String {
@@ -118,6 +174,52 @@ fn spread(values: impl Iterator<Item = f64> + Clone) -> std::ops::Range<f64> {
     let (low, high) = (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max));
     let room = ((high - low) * 0.05).max(high.abs() * 0.01).max(1e-6);
     low - room..high + room
+}
+
+/// Channels before and after, a bar for each group.
+fn bars(groups: &[PrunedGroup]) -> Result<String> {
+    let most = groups.iter().map(|g| g.before * g.width).max().unwrap_or(1) as f64;
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (800, 260)).into_drawing_area();
+        let mut chart = ChartBuilder::on(&area)
+            .margin(10)
+            .x_label_area_size(36)
+            .y_label_area_size(60)
+            .build_cartesian_2d(0.0..groups.len() as f64, 0.0..most * 1.05)
+            .map_err(failed)?;
+        let name = |x: &f64| match groups.get(*x as usize).filter(|_| x.fract() == 0.0) {
+            Some(group) => short(group),
+            None => String::new(),
+        };
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(WHITE)
+            .y_desc("channels")
+            .x_labels(groups.len().min(8))
+            .x_label_formatter(&name)
+            .draw()
+            .map_err(failed)?;
+        for (color, of) in [(BLUE.mix(0.25), true), (BLUE.mix(0.9), false)] {
+            let bar = |(i, group): (usize, &PrunedGroup)| {
+                let height = (if of { group.before } else { group.after } * group.width) as f64;
+                Rectangle::new([(i as f64 + 0.1, 0.0), (i as f64 + 0.9, height)], color.filled())
+            };
+            chart.draw_series(groups.iter().enumerate().map(bar)).map_err(failed)?;
+        }
+        area.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+/// The end of the name of the first layer.
+fn short(group: &PrunedGroup) -> String {
+    const LENGTH: usize = 14;
+    let name = group.nodes.first().map_or("", String::as_str).trim_matches('/');
+    let count = name.chars().count();
+    let end: String = name.chars().skip(count.saturating_sub(LENGTH)).collect();
+    escaped(&if count > LENGTH { format!("…{end}") } else { end })
 }
 
 fn histogram(range: &CalibratedRange) -> Result<String> {

@@ -1,12 +1,13 @@
 //! `cutover convert`.
 
+use super::shrink;
 use crate::{
     Verdict,
     made_up::{Extents, first_that_runs},
     output::{Printer, bytes},
     tensors::Named,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use cutover::{
     Device, DeviceOptions, Model, Value,
     graph::{
@@ -23,7 +24,9 @@ use std::{
 };
 
 #[derive(clap::Args)]
-#[command(after_help = "Example: cutover convert model.onnx -o model.cutover --version 2.1.0 --golden in.npz")]
+#[command(after_help = "Examples:\n  cutover convert model.onnx -o model.cutover --version 2.1.0 --golden in.npz\n  \
+    cutover convert model.onnx -o small.cutover --version 2 --data calib.npz --prune-operations 0.5 --method static\n\
+    With --data the model is shrunk on the way, as `cutover shrink` does; golden answers are then the original's.")]
 pub(crate) struct Arguments {
     /// The ONNX model.
     model: PathBuf,
@@ -39,12 +42,26 @@ pub(crate) struct Arguments {
     #[arg(long)]
     golden: Option<PathBuf>,
     /// Stores weights in half precision, and reports what that changes: half the bytes, computed with as before.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "data")]
     f16: bool,
+    /// Samples to shrink the model with, as `cutover shrink` takes them; golden inputs are then the first of them.
+    #[arg(long, conflicts_with = "golden")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    work: shrink::Work,
 }
 
 impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
+        match self.data {
+            Some(data) => {
+                let Arguments { model, output, name, version, work, .. } = self;
+                let source = shrink::Source { model, data, output: Some(output), name, version: Some(version) };
+                return work.run(&source, printer);
+            }
+            None if self.work.is_asked() => bail!("shrinking needs --data: samples to calibrate and to compare on"),
+            None => {}
+        }
         let name = match &self.name {
             Some(name) => name.clone(),
             None => self.model.file_stem().and_then(|s| s.to_str()).context("give the model's --name")?.to_string(),

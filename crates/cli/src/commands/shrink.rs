@@ -1,12 +1,7 @@
 //! `cutover shrink`.
 
 use super::DeviceArguments;
-use crate::{
-    Verdict,
-    output::{Printer, bytes, table},
-    raw::{self, PreprocessArguments},
-    report, tensors,
-};
+use crate::{Verdict, evidence::Evidence, output::Printer, report, tensors};
 use anyhow::{Context, Result, bail};
 use cutover::{
     Tensor,
@@ -15,60 +10,128 @@ use cutover::{
         Graph,
         onnx::{ImportOptions, Weights, export, import},
     },
-    input::Preprocessor,
 };
 use cutover_shrink::{
-    Budget, Data, Evaluation, Method, Recipe, Sample, ShrinkReport, Target, latencies,
-    quantize::{ActivationType, BlockOptions, Calibration, DynamicOptions, StaticOptions, WeightRange},
+    Budget, Data, Sample,
+    recipe::{Cache, PackStep, Recipe, Step, run},
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Value as Json, json};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value as Json, json};
 use std::{
     cell::RefCell,
-    collections::HashSet,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: cutover shrink model.onnx --data calib.npz --method static --budget \"accuracy>=-0.5%\" -o small.onnx\n\
-    Exits with 1 if the budget is not met; the nearest that was found is written all the same."
+    after_help = "Examples:\n  cutover shrink model.onnx --data calib.npz --method static --budget \"accuracy>=-0.5%\" -o small.onnx\n  \
+    cutover shrink model.onnx --data calib.npz --prune-operations 0.5 --method static -o small.cutover --name model --version 2\n  \
+    cutover shrink model.onnx --data calib.npz --recipe recipe.toml -o small.onnx\n\
+    Exits with 1 if a budget is not met; the nearest that was found is written all the same."
 )]
 pub(crate) struct Arguments {
     /// The ONNX model.
     model: PathBuf,
-    /// Inputs by name, samples along the first axis: .npz, .npy, .safetensors, .json or .csv; 'labels' holds the class of each sample. Or, with
-    /// --preprocess, a folder of pictures (in a folder for each class, where classes are known) or a .txt with a text to a line.
+    /// Inputs by name, samples along the first axis: .npz, .npy, .safetensors or .json. An array called 'labels' holds the class of each sample.
     #[arg(long)]
     data: PathBuf,
+    /// What to write, an ONNX file or, where it is called .cutover, a package; an existing one is replaced. A recipe that packs needs none.
+    #[arg(short, long, required_unless_present = "recipe")]
+    output: Option<PathBuf>,
+    /// The model's name in a package; the file's if left out.
+    #[arg(long)]
+    name: Option<String>,
+    /// The version in a package.
+    #[arg(long)]
+    version: Option<String>,
     #[command(flatten)]
-    preprocess: PreprocessArguments,
-    /// The ONNX file to write; an existing one is replaced.
-    #[arg(short, long)]
-    output: PathBuf,
+    work: Work,
+}
+
+/// What is done, and on what device: as `shrink` and `convert` take it.
+#[derive(clap::Args)]
+pub(super) struct Work {
+    /// The steps, as TOML, in place of all options about them. docs/shrink.md has them.
+    #[arg(long, value_name = "TOML", conflicts_with = "Steps")]
+    recipe: Option<PathBuf>,
+    #[command(flatten)]
+    steps: Steps,
     /// Writes a page with plots, all in one HTML file.
     #[arg(long, value_name = "HTML")]
     report: Option<PathBuf>,
+    /// Keeps what steps made in this folder; by default in the user's cache.
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// Neither looks up what was done before nor keeps it.
+    #[arg(long, conflicts_with = "cache")]
+    no_cache: bool,
+    /// Samples in a run, where the model leaves that open.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Uses the first so many samples only.
+    #[arg(long)]
+    samples: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+/// Steps as options: they come in the order prune, sparsify, fine-tune, quantize. Without any, static quantization.
+#[derive(clap::Args, Default, PartialEq)]
+struct Steps {
+    /// Removes this share of channels, heads and neurons, e.g. 0.5.
+    #[arg(long, value_name = "SHARE")]
+    prune_channels: Option<f64>,
+    /// Removes as many as leave at most this share of multiplications.
+    #[arg(long, value_name = "SHARE", conflicts_with = "prune_channels")]
+    prune_operations: Option<f64>,
+    /// Removes as many as leave at most this share of the latency on this device.
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["prune_channels", "prune_operations"])]
+    prune_latency: Option<f64>,
+    /// What says that a channel matters: l1 or l2 of its weights, or its activation on the data.
+    #[arg(long, value_parser = ["l1", "l2", "activation"])]
+    criterion: Option<String>,
+    /// uniform: every layer loses the same share; global: the least of all.
+    #[arg(long, value_parser = ["uniform", "global"])]
+    scope: Option<String>,
+    /// Channels come out as multiples of this, where layers are large enough.
+    #[arg(long, value_name = "N")]
+    multiple: Option<usize>,
+    /// Prunes channels that layer norms take their mean over, too: what stays is then not what it was, and needs fine-tuning.
+    #[arg(long)]
+    through_norms: bool,
+    /// Sets this share of each layer's weights to zero; of all together with --scope global. Nothing is faster for it.
+    #[arg(long, value_name = "SHARE")]
+    zeros: Option<f64>,
+    /// Keeps the largest weights of every few in a row, e.g. 2:4.
+    #[arg(long, value_name = "N:M", conflicts_with = "zeros")]
+    pattern: Option<String>,
+    /// Trains for so many passes over the data to answer as the original does; the program has to be built with the feature 'train'.
+    #[arg(long, value_name = "EPOCHS")]
+    fine_tune: Option<usize>,
+    /// Of all that is drawn at random.
+    #[arg(long)]
+    seed: Option<u64>,
     /// static: integers, ranges from the data; dynamic: integers, ranges in every run; int8 or int4: weights in blocks, activations in
     /// floats; f16: weights in half precision.
-    #[arg(long, default_value = "static", value_parser = ["static", "dynamic", "int8", "int4", "f16"])]
-    method: String,
+    #[arg(long, value_parser = ["static", "dynamic", "int8", "int4", "f16"])]
+    method: Option<String>,
     /// size: every layer; latency: a layer that is no faster in integers on this device stays in floats.
-    #[arg(long, default_value = "size", value_parser = ["size", "latency"])]
-    target: String,
-    /// What must be kept: accuracy>=-0.5%, agreement>=99%, sqnr>=20 or cosine>=0.995. The most sensitive layers go back to floats until it is.
+    #[arg(long, value_parser = ["size", "latency"])]
+    target: Option<String>,
+    /// What must be kept: accuracy>=-0.5%, agreement>=99%, sqnr>=20 or cosine>=0.995. Where something is quantized, the most sensitive layers
+    /// go back to floats until it is.
     #[arg(long)]
     budget: Option<Budget>,
     /// How ranges of activations are found: minmax, percentile (with --percentile), entropy or mse.
-    #[arg(long, default_value = "minmax", value_parser = ["minmax", "percentile", "entropy", "mse"])]
-    calibration: String,
-    /// Share of values within the range, in percent.
-    #[arg(long, default_value_t = 99.99)]
-    percentile: f64,
+    #[arg(long, value_parser = ["minmax", "percentile", "entropy", "mse"])]
+    calibration: Option<String>,
+    /// Share of values within the range, in percent; 99.99 if left out.
+    #[arg(long)]
+    percentile: Option<f64>,
     /// Integers of activations: u8, i8, or i8 with zero point 0.
-    #[arg(long, default_value = "u8", value_parser = ["u8", "i8", "i8-symmetric"])]
-    activations: String,
+    #[arg(long, value_parser = ["u8", "i8", "i8-symmetric"])]
+    activations: Option<String>,
     /// One scale for a whole weight instead of one for each output channel.
     #[arg(long)]
     per_tensor: bool,
@@ -87,143 +150,191 @@ pub(crate) struct Arguments {
     /// GPTQ: rounds weights in blocks by what the data shows.
     #[arg(long)]
     gptq: bool,
-    /// Weights in a block, of int8 and int4.
-    #[arg(long, default_value_t = 32)]
-    block: usize,
-    /// A node that stays in floats; may be given several times.
+    /// Weights in a block, of int8 and int4; 32 if left out.
+    #[arg(long)]
+    block: Option<usize>,
+    /// A node that stays as it is; may be given several times.
     #[arg(long, value_name = "NODE")]
     exclude: Vec<String>,
-    /// Samples in a run, where the model leaves that open.
-    #[arg(long, default_value_t = 1)]
-    batch: usize,
-    /// Uses the first so many samples only.
-    #[arg(long)]
-    samples: Option<usize>,
-    #[command(flatten)]
-    device: DeviceArguments,
 }
 
 impl Arguments {
     pub fn run(self, printer: &Printer) -> Result<Verdict> {
-        let graph = import(&self.model, &ImportOptions::default())
-            .with_context(|| format!("cannot read {}", self.model.display()))?;
-        let data = self.read_data(&graph)?;
-        let recipe = self.recipe(&graph)?;
-        let backend = self.device.backend.backend(&self.device.options())?;
-        let bar = Bar::new(printer.json);
-        let shrunk =
-            cutover_shrink::shrink(&graph, &recipe, &data, &backend, &|what, done, of| bar.show(what, done, of))?;
-        bar.0.borrow().finish_and_clear();
-        write(&shrunk.graph, &self.output)?;
-        let file = |path: &Path| std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
-        // The smaller model is measured as it will be used: read from its file.
-        let written = import(&self.output, &ImportOptions::default()).context("reading back what was written")?;
-        let [before, after] = latencies(&graph, &written, &backend, &data.samples, Duration::from_secs(3))?;
-        let result =
-            Outcome { report: &shrunk.report, file_bytes: file(&self.output), before, after, arguments: &self };
-        if let Some(path) = &self.report {
-            let title = format!("{} shrunk: {}", self.model.display(), self.method);
-            let page = report::page(&title, &result.rows(), &shrunk.report)?;
-            std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        printer.print(&result.json(), || result.text())?;
-        Ok(if shrunk.report.within_budget { Verdict::Yes } else { Verdict::No })
-    }
-
-    fn read_data(&self, graph: &Graph) -> Result<Data> {
-        let (batch, most) = (self.batch.max(1), self.samples.unwrap_or(usize::MAX));
-        if !raw::is_raw(&self.data) {
-            return read_data(graph, &self.data, batch, most);
-        }
-        let signature = Signature::of(graph);
-        let dtype = |name: &str| {
-            let binding = signature.inputs.iter().find(|binding| binding.name == name)?;
-            Some(binding.fact.as_tensor()?.dtype)
-        };
-        let preprocessor = match self.preprocess.read()? {
-            Some((described, tokenizer)) => Some(Preprocessor::new(described, tokenizer.as_deref(), dtype)?),
-            None => None,
-        };
-        let made = raw::read(&self.data, most)?;
-        let runs = made.samples.len() / batch;
-        if runs == 0 {
-            bail!("{} holds {} samples, a run takes {batch}", self.data.display(), made.samples.len());
-        }
-        let sample = |run: usize| -> Result<Sample> {
-            let inputs = made.inputs(preprocessor.as_ref(), run * batch..(run + 1) * batch)?;
-            for binding in &signature.inputs {
-                if !inputs.iter().any(|(name, _)| *name == binding.name) {
-                    bail!("--preprocess does not say what input '{}' ({}) is made of", binding.name, binding.fact);
-                }
-            }
-            Ok(inputs.into_iter().map(|(name, tensor)| (name, tensor.into())).collect())
-        };
-        let samples = (0..runs).map(sample).collect::<Result<Vec<_>>>()?;
-        let labels = made.labels.map(|all| all.chunks_exact(batch).take(runs).map(<[i64]>::to_vec).collect());
-        Ok(Data { samples, labels })
-    }
-
-    fn recipe(&self, graph: &Graph) -> Result<Recipe> {
-        if !(self.percentile > 0.0 && self.percentile <= 100.0) {
-            bail!("--percentile {}: expected above 0 and at most 100", self.percentile);
-        }
-        for name in &self.exclude {
-            if !graph.nodes().any(|(_, node)| node.name == *name) {
-                bail!("--exclude {name}: the model has no such node; `cutover inspect` shows those it has");
-            }
-        }
-        let exclude: HashSet<String> = self.exclude.iter().cloned().collect();
-        let calibration = match self.calibration.as_str() {
-            "percentile" => Calibration::Percentile(1.0 - self.percentile / 100.0),
-            "entropy" => Calibration::Entropy,
-            "mse" => Calibration::LeastError,
-            _ => Calibration::MinMax,
-        };
-        let activations = match self.activations.as_str() {
-            "i8" => ActivationType::I8,
-            "i8-symmetric" => ActivationType::SymmetricI8,
-            _ => ActivationType::U8,
-        };
-        let weights = if self.clip_weights { WeightRange::LeastError } else { WeightRange::Largest };
-        let per_channel = !self.per_tensor;
-        let blocks =
-            |bits| BlockOptions { bits, block: self.block, exclude: exclude.clone(), ..BlockOptions::default() };
-        let method = match self.method.as_str() {
-            "static" => {
-                let exclude = exclude.clone();
-                Method::Static(StaticOptions { activations, calibration, per_channel, weights, tables: true, exclude })
-            }
-            "dynamic" => {
-                let exclude = exclude.clone();
-                Method::Dynamic(DynamicOptions { per_channel, weights, exclude, ..DynamicOptions::default() })
-            }
-            "int8" => Method::Weights(blocks(8)),
-            "int4" => Method::Weights(blocks(4)),
-            _ => Method::Half,
-        };
-        let only = |asked: bool, flag: &str, method: &str| match asked && self.method != method {
-            true => bail!("{flag} is for --method {method}, not {}", self.method),
-            false => Ok(()),
-        };
-        only(self.bias_correction, "--bias-correction", "static")?;
-        if self.gptq && !self.method.starts_with("int") {
-            bail!("--gptq is for --method int4 and int8, not {}", self.method);
-        }
-        Ok(Recipe {
-            method,
-            smooth: self.smooth,
-            equalize: self.equalize,
-            correct_bias: self.bias_correction,
-            gptq: self.gptq,
-            target: if self.target == "latency" { Target::Latency } else { Target::Size },
-            detail: self.report.is_some(),
-            budget: self.budget,
-        })
+        let Arguments { model, data, output, name, version, work } = self;
+        work.run(&Source { model, data, output, name, version }, printer)
     }
 }
 
+/// Which model, on which data, and what is written.
+pub(super) struct Source {
+    pub model: PathBuf,
+    pub data: PathBuf,
+    pub output: Option<PathBuf>,
+    pub name: Option<String>,
+    pub version: Option<String>,
+}
+
+impl Work {
+    /// Whether any step is asked for.
+    pub fn is_asked(&self) -> bool {
+        self.recipe.is_some() || self.steps != Steps::default()
+    }
+
+    pub fn run(&self, source: &Source, printer: &Printer) -> Result<Verdict> {
+        let graph = import(&source.model, &ImportOptions::default())
+            .with_context(|| format!("cannot read {}", source.model.display()))?;
+        let recipe = self.recipe(source)?;
+        let data = read_data(&graph, &source.data, self.batch, self.samples)?;
+        let stem = source.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+        let name = source.name.as_deref().unwrap_or(stem);
+        let backend = self.device.backend.backend(&self.device.options())?;
+        let bar = Bar::new(printer.json);
+        let outcome =
+            run(&graph, name, &recipe, &data, &backend, &self.cache(), self.report.is_some(), &|what, done, of| {
+                bar.show(what, done, of)
+            })?;
+        bar.0.borrow().finish_and_clear();
+        let packed = match recipe.steps.last() {
+            Some(Step::Pack(pack)) => Some(pack.output.clone()),
+            _ => None,
+        };
+        let output = match (&source.output, &packed) {
+            (Some(output), packed) if packed.as_ref() != Some(output) => {
+                write(&outcome.graph, output, &weights(&recipe))?;
+                output.clone()
+            }
+            (_, Some(packed)) => packed.clone(),
+            (output, None) => output.clone().context("-o is needed: the recipe does not pack")?,
+        };
+        let file_bytes = std::fs::metadata(&output).map(|m| m.len()).unwrap_or(0);
+        let evidence = Evidence { model: &source.model, output: &output, file_bytes, outcome: &outcome };
+        if let Some(path) = &self.report {
+            let page = report::page(&evidence)?;
+            std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        printer.print(&evidence.json(), || evidence.text())?;
+        Ok(if outcome.within_budget { Verdict::Yes } else { Verdict::No })
+    }
+
+    fn recipe(&self, source: &Source) -> Result<Recipe> {
+        let mut recipe = match &self.recipe {
+            None => self.steps.recipe()?,
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Recipe::parse(&text, &path.display().to_string())?
+            }
+        };
+        let packs = matches!(recipe.steps.last(), Some(Step::Pack(_)));
+        match &source.output {
+            None if !packs => bail!("-o is needed: the recipe does not pack"),
+            Some(output) if output.extension().is_some_and(|e| e == "cutover") && !packs => {
+                recipe.steps.push(Step::Pack(PackStep {
+                    name: source.name.clone(),
+                    version: source.version.clone(),
+                    description: None,
+                    output: output.clone(),
+                }));
+            }
+            _ => {}
+        }
+        Ok(recipe)
+    }
+
+    fn cache(&self) -> Cache {
+        match (self.no_cache, &self.cache) {
+            (true, _) => Cache::none(),
+            (false, Some(folder)) => Cache::new(folder),
+            (false, None) => user_cache().map_or_else(Cache::none, |folder| Cache::new(folder.join("cutover/shrink"))),
+        }
+    }
+}
+
+/// Where the user's system keeps what can be made again.
+fn user_cache() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    match std::env::consts::OS {
+        "windows" => folder("LOCALAPPDATA"),
+        "macos" => folder("HOME").map(|home| home.join("Library/Caches")),
+        _ => folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache"))),
+    }
+}
+
+impl Steps {
+    fn recipe(&self) -> Result<Recipe> {
+        let mut steps = Vec::new();
+        if self.prune_channels.or(self.prune_operations).or(self.prune_latency).is_some() {
+            let options = [
+                ("channels", json!(self.prune_channels)),
+                ("operations", json!(self.prune_operations)),
+                ("latency", json!(self.prune_latency)),
+                ("criterion", json!(self.criterion)),
+                ("scope", json!(self.scope)),
+                ("multiple", json!(self.multiple)),
+                ("through-norms", json!(self.through_norms)),
+                ("exclude", json!(self.exclude)),
+            ];
+            steps.push(Step::Prune(step(options)?));
+        } else if self.criterion.is_some() || self.multiple.is_some() || self.through_norms {
+            bail!(
+                "--criterion, --multiple and --through-norms are for pruning: give --prune-operations or another amount"
+            );
+        }
+        if self.zeros.is_some() || self.pattern.is_some() {
+            let options = [
+                ("ratio", json!(self.zeros)),
+                ("pattern", json!(self.pattern)),
+                ("scope", json!(self.scope)),
+                ("exclude", json!(self.exclude)),
+            ];
+            steps.push(Step::Sparsify(step(options)?));
+        }
+        if self.fine_tune.is_some() {
+            steps.push(Step::FineTune(step([("epochs", json!(self.fine_tune)), ("seed", json!(self.seed))])?));
+        }
+        let quantizes = self.method.is_some() || steps.is_empty();
+        if quantizes {
+            let options = [
+                ("method", json!(self.method)),
+                ("target", json!(self.target)),
+                ("budget", json!(self.budget)),
+                ("calibration", json!(self.calibration)),
+                ("percentile", json!(self.percentile)),
+                ("activations", json!(self.activations)),
+                ("per-tensor", json!(self.per_tensor)),
+                ("clip-weights", json!(self.clip_weights)),
+                ("smooth", json!(self.smooth)),
+                ("equalize", json!(self.equalize)),
+                ("bias-correction", json!(self.bias_correction)),
+                ("gptq", json!(self.gptq)),
+                ("block", json!(self.block)),
+                ("exclude", json!(self.exclude)),
+            ];
+            steps.push(Step::Quantize(step(options)?));
+        }
+        if let (Some(budget), true) = (self.budget, steps.len() > 1 || !quantizes) {
+            steps.push(Step::Verify(step([("budget", json!([budget]))])?));
+        }
+        let recipe = Recipe { seed: self.seed.unwrap_or(0), steps };
+        recipe.check().map_err(anyhow::Error::msg)?;
+        Ok(recipe)
+    }
+}
+
+/// A step of the options that were given; the others keep their defaults.
+fn step<T: DeserializeOwned, const N: usize>(options: [(&str, Json); N]) -> Result<T> {
+    let given =
+        options.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_string(), value));
+    Ok(serde_json::from_value(Json::Object(given.collect::<Map<_, _>>()))?)
+}
+
+/// Where weights were set to zero, those that take fewer bytes so are written as sparse ones.
+fn weights(recipe: &Recipe) -> Weights {
+    let sparse = recipe.steps.iter().any(|step| matches!(step, Step::Sparsify(_)));
+    if sparse { Weights::Sparse } else { Weights::Inline }
+}
+
 /// Writes into a file beside `output` first: a killed run leaves no half-written model.
-fn write(graph: &Graph, output: &Path) -> Result<()> {
+fn write(graph: &Graph, output: &Path, weights: &Weights) -> Result<()> {
     let folder = match output.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -235,23 +346,20 @@ fn write(graph: &Graph, output: &Path) -> Result<()> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let file = builder.tempfile_in(folder).with_context(at)?;
-    export(graph, file.path(), &Weights::Inline).with_context(at)?;
+    export(graph, file.path(), weights).with_context(at)?;
     file.as_file().sync_all().with_context(at)?;
     file.persist(output).map_err(|e| e.error).with_context(at)?;
     Ok(())
 }
 
 /// The samples in `path`, `batch` to a run where the model leaves that open, and their labels.
-fn read_data(graph: &Graph, path: &Path, mut batch: usize, most: usize) -> Result<Data> {
+fn read_data(graph: &Graph, path: &Path, batch: usize, most: Option<usize>) -> Result<Data> {
     let signature = Signature::of(graph);
     let only = match &signature.inputs[..] {
         [one] => Some(one.name.as_str()),
         _ => None,
     };
-    let arrays = match path.extension().is_some_and(|ending| ending == "csv") {
-        true => raw::table(path, &signature)?,
-        false => tensors::read(path, only)?,
-    };
+    let arrays = tensors::read(path, only)?;
     let is_input = |name: &String| signature.inputs.iter().any(|b| b.name == *name);
     if let Some((name, _)) = arrays.iter().find(|(name, _)| !is_input(name) && name != "labels") {
         let names = signature.inputs.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -261,6 +369,7 @@ fn read_data(graph: &Graph, path: &Path, mut batch: usize, most: usize) -> Resul
         );
     }
     let mut count: Option<(usize, String)> = None;
+    let mut batch = batch.max(1);
     for binding in &signature.inputs {
         let Some((name, array)) = arrays.iter().find(|(name, _)| *name == binding.name) else {
             bail!("{} does not hold input '{}' ({})", path.display(), binding.name, binding.fact);
@@ -278,7 +387,7 @@ fn read_data(graph: &Graph, path: &Path, mut batch: usize, most: usize) -> Resul
             _ => count = Some((rows, name.clone())),
         }
     }
-    let rows = count.map_or(0, |(rows, _)| rows).min(most);
+    let rows = count.map_or(0, |(rows, _)| rows).min(most.unwrap_or(usize::MAX));
     let runs = rows / batch;
     if runs == 0 {
         bail!("{} holds {rows} samples, a run takes {batch}", path.display());
@@ -327,129 +436,4 @@ impl Bar {
         bar.set_length(of as u64);
         bar.set_position(done as u64);
     }
-}
-
-/// All there is to say of a run.
-struct Outcome<'a> {
-    report: &'a ShrinkReport,
-    file_bytes: u64,
-    before: Duration,
-    after: Duration,
-    arguments: &'a Arguments,
-}
-
-impl Outcome<'_> {
-    fn json(&self) -> Json {
-        let ShrinkReport { evaluation, .. } = self.report;
-        json!({
-            "model": self.arguments.model.display().to_string(),
-            "output": self.arguments.output.display().to_string(),
-            "method": self.arguments.method,
-            "weight_bytes_before": self.report.bytes_before,
-            "weight_bytes_after": self.report.bytes_after,
-            "file_bytes": self.file_bytes,
-            "latency_ms_before": milliseconds(self.before),
-            "latency_ms_after": milliseconds(self.after),
-            "latency_ratio": self.after.as_secs_f64() / self.before.as_secs_f64(),
-            "evaluation": evaluation_json(evaluation),
-            "within_budget": self.report.within_budget,
-            "smoothed": self.report.smoothed,
-            "equalized": self.report.equalized,
-            "quantized": self.report.quantized,
-            "kept": self.report.kept.iter().map(|k| json!({ "node": k.name, "reason": k.reason })).collect::<Vec<_>>(),
-            "sensitivity": self.report.sensitivity.iter()
-                .map(|s| json!({ "node": s.node, "sqnr_db": finite(s.sqnr_db) })).collect::<Vec<_>>(),
-            "tried": self.report.tried.iter().map(|(kept, bytes, evaluation)| json!({
-                "layers_in_floats": kept, "weight_bytes": bytes, "evaluation": evaluation_json(evaluation),
-            })).collect::<Vec<_>>(),
-        })
-    }
-
-    /// What changed: what, before, after, and how they compare.
-    fn rows(&self) -> Vec<Vec<String>> {
-        let ShrinkReport { bytes_before, bytes_after, evaluation, .. } = self.report;
-        let mut rows = vec![
-            vec![
-                "weights".to_string(),
-                bytes(*bytes_before),
-                bytes(*bytes_after),
-                percent(*bytes_after as f64, *bytes_before as f64),
-            ],
-            vec![
-                "latency, ms".to_string(),
-                format!("{:.3}", milliseconds(self.before)),
-                format!("{:.3}", milliseconds(self.after)),
-                percent(self.after.as_secs_f64(), self.before.as_secs_f64()),
-            ],
-        ];
-        if let Some((before, after)) = evaluation.accuracy {
-            let change = format!("{:+.2} points", 100.0 * (after - before));
-            rows.push(vec!["accuracy".to_string(), percent(before, 1.0), percent(after, 1.0), change]);
-        }
-        rows
-    }
-
-    fn text(&self) -> String {
-        let evaluation = &self.report.evaluation;
-        let mut text = table(&["", "before", "after", ""], self.rows(), true);
-        let outputs = evaluation.comparison.outputs.iter().map(|o| {
-            let agreement = o.top1_agreement.map_or("-".to_string(), |share| percent(share, 1.0));
-            vec![o.name.clone(), format!("{:.1}", o.sqnr_db), format!("{:.5}", o.cosine_mean), agreement]
-        });
-        text += "\n\n";
-        text += &table(&["output", "SQNR dB", "mean cosine", "same largest"], outputs.collect(), true);
-        text += &format!("\n{} layers quantized, {} kept", self.report.quantized.len(), self.report.kept.len());
-        for (reason, count) in reasons(self.report) {
-            text += &format!("\n  {count}: {reason}");
-        }
-        if !self.report.sensitivity.is_empty() {
-            text += "\nmost sensitive layers, each quantized alone:";
-            for layer in self.report.sensitivity.iter().take(5) {
-                text += &format!("\n  {:.1} dB  {}", layer.sqnr_db, layer.node);
-            }
-        }
-        if self.after > self.before && self.arguments.target == "size" {
-            text +=
-                "\nIt is no faster on this device: --target latency keeps layers in floats where integers win nothing.";
-        }
-        if !self.report.within_budget {
-            text += "\nThe budget is not met, even with every layer in floats that can be.";
-        }
-        text
-    }
-}
-
-fn reasons(report: &ShrinkReport) -> Vec<(&str, usize)> {
-    let mut reasons: Vec<(&str, usize)> = Vec::new();
-    for kept in &report.kept {
-        match reasons.iter_mut().find(|(reason, _)| *reason == kept.reason) {
-            Some((_, count)) => *count += 1,
-            None => reasons.push((&kept.reason, 1)),
-        }
-    }
-    reasons
-}
-
-fn evaluation_json(evaluation: &Evaluation) -> Json {
-    json!({
-        "accuracy_before": evaluation.accuracy.map(|(before, _)| before),
-        "accuracy_after": evaluation.accuracy.map(|(_, after)| after),
-        "outputs": evaluation.comparison.outputs.iter().map(|o| json!({
-            "name": o.name, "sqnr_db": finite(o.sqnr_db), "cosine_mean": o.cosine_mean, "top1_agreement": o.top1_agreement,
-            "absolute_error_max": finite(o.absolute_error_max),
-        })).collect::<Vec<_>>(),
-    })
-}
-
-fn percent(part: f64, whole: f64) -> String {
-    format!("{:.1} %", 100.0 * part / whole)
-}
-
-/// Infinite where nothing differs, which JSON has no number for.
-fn finite(value: f64) -> Option<f64> {
-    value.is_finite().then_some(value)
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

@@ -73,6 +73,8 @@ fn cutover<S: AsRef<str>>(arguments: &[S]) -> Outcome {
     let limited = format!("ulimit -v {ADDRESS_SPACE_KIB}; exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
     command.args(["-c", &limited, env!("CARGO_BIN_EXE_cutover")]).args(&arguments).current_dir(folder.0.path());
+    // Nothing is found that another test made.
+    command.env("XDG_CACHE_HOME", folder.0.path());
     let Output { status, stdout, stderr } = command.output().expect("a shell");
     let text = |bytes| String::from_utf8(bytes).expect("text in UTF-8");
     Outcome { line: arguments.join(" "), code: status.code(), stdout: text(stdout), stderr: text(stderr) }

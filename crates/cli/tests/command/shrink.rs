@@ -120,13 +120,129 @@ fn what_is_wrong_with_the_data_is_said() {
         (&["--budget", "accuracy>=-1%"], "labels"),
         (&["--method", "int2"], "int2"),
         (&["--method", "int4", "--block", "24"], "power of two"),
-        (&["--gptq"], "--gptq is for"),
+        (&["--gptq"], "gptq is for"),
         (&["--smooth", "2"], "expected 0 to 1"),
-        (&["--percentile", "0"], "--percentile 0"),
+        (&["--percentile", "0"], "percentile 0"),
         (&["--batch", "5"], "a run takes 5"),
+        (&["--prune-channels", "1.5"], "a share of 1.5"),
+        (&["--prune-channels", "NaN"], "a share of NaN"),
+        (&["--prune-channels", "0.5", "--prune-operations", "0.5"], "cannot be used with"),
+        (&["--criterion", "l1"], "for pruning"),
+        (&["--prune-channels", "0.5", "--multiple", "0"], "multiple = 0"),
+        (&["--prune-channels", "0.5", "--exclude", "nothing"], "no such node"),
+        (&["--pattern", "4:2"], "4:2"),
+        (&["--recipe", "recipe.toml", "--method", "static"], "cannot be used with"),
+        (&["--recipe", "missing.toml"], "cannot read missing.toml"),
+        (&["--fine-tune", "1"], "--features train"),
     ] {
         let line = [&["shrink", model.as_str(), "--data", &data, "-o", &small], more].concat();
         cutover(&line).refuses(&[part]);
     }
     assert!(!Path::new(&small).exists(), "nothing was written");
+}
+
+/// Pruned, quantized and packed by one line; the package is verified as any other is.
+#[test]
+fn half_of_the_work_goes_into_a_package() {
+    let folder = Folder::new();
+    let (image, labels) = images(64);
+    let data = save(&folder, "data.npz", &[("image", &image), ("labels", &labels)]);
+    let (small, page, cache) = (folder.path("small.cutover"), folder.path("report.html"), folder.path("cache"));
+    let line: &[String] = arguments![
+        "shrink",
+        digits("v1"),
+        "--data",
+        &data,
+        "--prune-operations",
+        "0.5",
+        "--method",
+        "static",
+        "-o",
+        &small,
+        "--name",
+        "digits",
+        "--version",
+        "9",
+        "--report",
+        &page,
+        "--cache",
+        &cache,
+        "--json"
+    ];
+    let document = cutover(line).done().json();
+    let number = |name: &str| document[name].as_f64().unwrap();
+    assert!(number("operations_after") <= 0.5 * number("operations_before"), "{document:#}");
+    assert!(number("parameters_after") < number("parameters_before"));
+    assert_eq!(document["manifest"]["shrink"]["steps"], serde_json::json!(["prune", "quantize"]));
+    let page = std::fs::read_to_string(page).unwrap();
+    for part in ["<svg", "Steps", "Channels", "Not pruned", "is an output of the model", "Activations"] {
+        assert!(page.contains(part), "no '{part}' in the page");
+    }
+    // The golden vectors are the original's, and what the small model answers is close enough to them.
+    cutover(arguments!["verify", &small]).done();
+    let again = cutover(line).done().json();
+    for step in again["steps"].as_array().unwrap() {
+        assert_eq!(step["cached"], true, "{step:#}");
+    }
+    assert_eq!(again["latency_ms_after"], document["latency_ms_after"], "measured once");
+}
+
+#[test]
+fn a_recipe_says_what_is_done() {
+    let folder = Folder::new();
+    let (image, labels) = images(32);
+    let data = save(&folder, "data.npz", &[("image", &image), ("labels", &labels)]);
+    let small = folder.path("small.onnx");
+    let recipe = |name: &str, text: &str| folder.write(name, text);
+    let good = recipe(
+        "good.toml",
+        "seed = 1\n[[step]]\ndo = \"prune\"\nchannels = 0.25\ncriterion = \"activation\"\n[[step]]\ndo = \"sparsify\"\n\
+        pattern = \"2:4\"\n[[step]]\ndo = \"verify\"\nbudget = [\"accuracy>=-99%\"]\n",
+    );
+    let line = arguments!["shrink", digits("v1"), "--data", &data, "--recipe", &good, "-o", &small];
+    cutover(line).done().says(&["1. prune", "2. sparsify", "3. verify", "the budget is met", "no kernels for them"]);
+    cutover(arguments!["run", &small, "--inputs", &data]).done();
+    let missed = recipe(
+        "missed.toml",
+        "[[step]]\ndo = \"prune\"\nchannels = 0.9\n[[step]]\ndo = \"verify\"\nbudget = [\"sqnr>=80\"]",
+    );
+    let line = arguments!["shrink", digits("v1"), "--data", &data, "--recipe", &missed, "-o", &small];
+    cutover(line).exits(1).says(&["not met: sqnr>=80"]);
+    for (name, text, parts) in [
+        (
+            "key.toml",
+            "\n[[step]]\ndo = \"prune\"\nratio = 0.5\n",
+            &["key.toml", "line 4", "unknown field `ratio`", "`channels`"][..],
+        ),
+        ("step.toml", "[[step]]\ndo = \"shave\"\n", &["step.toml: line 1", "\"shave\"", "prune, sparsify"]),
+        ("none.toml", "", &["0 steps"]),
+    ] {
+        let bad = recipe(name, text);
+        let line = arguments!["shrink", digits("v1"), "--data", &data, "--recipe", &bad, "-o", &small];
+        cutover(line).refuses(parts);
+    }
+    let unpacked = recipe("unpacked.toml", "[[step]]\ndo = \"prune\"\nchannels = 0.5\n");
+    cutover(arguments!["shrink", digits("v1"), "--data", &data, "--recipe", &unpacked]).refuses(&["-o is needed"]);
+}
+
+#[test]
+fn convert_shrinks_on_the_way() {
+    let folder = Folder::new();
+    let (image, _) = images(16);
+    let (data, package) = (save(&folder, "data.npz", &[("image", &image)]), folder.path("small.cutover"));
+    let line = arguments![
+        "convert",
+        digits("v1"),
+        "-o",
+        &package,
+        "--data",
+        &data,
+        "--prune-channels",
+        "0.5",
+        "--version",
+        "4"
+    ];
+    cutover(line).done().says(&["1. prune", "2. pack", "operations"]);
+    cutover(arguments!["verify", &package]).done();
+    cutover(arguments!["convert", digits("v1"), "-o", &package, "--prune-channels", "0.5"]).refuses(&["needs --data"]);
 }

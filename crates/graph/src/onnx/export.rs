@@ -3,8 +3,8 @@
 use super::{
     proto::{
         AttributeProto, Dimension, ElementTypeProto, Extent, GraphProto, MapTypeProto, ModelProto, NodeProto,
-        OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
-        TypeValue, ValueInfoProto, attribute_type,
+        OperatorSetIdProto, SparseTensorProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
+        TypeProto, TypeValue, ValueInfoProto, attribute_type,
     },
     safetensors,
 };
@@ -33,6 +33,8 @@ const INLINE_BYTES: usize = 256;
 pub enum Weights {
     /// Into the model file.
     Inline,
+    /// Into the model file, and those of floats that take fewer bytes so as sparse initializers: of f32, that is where two thirds are zero.
+    Sparse,
     /// As external data into a safetensors file beside it.
     Safetensors { file_name: String },
 }
@@ -61,6 +63,7 @@ pub enum ExportError {
 pub fn export(graph: &Graph, path: &Path, weights: &Weights) -> Result<(), ExportError> {
     let io = |path: &Path, source| ExportError::Io { path: path.display().to_string(), source };
     let mut writer = Writer::new(graph)?;
+    writer.sparse = *weights == Weights::Sparse;
     if let Weights::Safetensors { file_name } = weights {
         if Path::new(file_name).file_name().and_then(|n| n.to_str()) != Some(file_name) {
             return Err(ExportError::FileName(file_name.clone()));
@@ -109,6 +112,8 @@ struct Writer<'a> {
     shared: HashMap<(usize, usize), String>,
     nodes: Vec<NodeProto>,
     weights: Vec<(String, Tensor)>,
+    /// Whether constants of zeros may be sparse.
+    sparse: bool,
     /// File name, offset and length of a tensor that lies elsewhere, by its name.
     external: HashMap<String, (String, usize, usize)>,
     names: BTreeSet<String>,
@@ -136,6 +141,7 @@ impl<'a> Writer<'a> {
             shared,
             nodes: Vec::new(),
             weights: Vec::new(),
+            sparse: false,
             external: HashMap::new(),
             names,
             opset: EXPORT_OPSET,
@@ -196,15 +202,42 @@ impl<'a> Writer<'a> {
             let is_static = v.fact.as_tensor().is_some_and(|t| t.constant_shape().is_some());
             matches!(v.source, Source::Node { .. }) && !outputs.contains(id) && is_static
         });
+        let weights = self.weights.iter().map(|(name, tensor)| (self.sparse_tensor(name, tensor), name, tensor));
+        let (mut sparse_initializer, mut initializer) = (Vec::new(), Vec::new());
+        for (sparse, name, tensor) in weights {
+            match sparse {
+                Some(sparse) => sparse_initializer.push(sparse),
+                None => initializer.push(self.tensor(name, tensor)),
+            }
+        }
         GraphProto {
             name: if self.graph.name.is_empty() { "graph".to_string() } else { self.graph.name.clone() },
             input: self.graph.inputs()[..inputs].iter().map(info).collect(),
             output: self.graph.outputs().iter().map(info).collect(),
             value_info: inner.map(|(id, _)| info(&id)).collect(),
-            initializer: self.weights.iter().map(|(name, tensor)| self.tensor(name, tensor)).collect(),
+            initializer,
             node: self.nodes,
-            sparse_initializer: Vec::new(),
+            sparse_initializer,
         }
+    }
+
+    /// The constant as values and their places, where that is asked for and takes fewer bytes.
+    fn sparse_tensor(&self, name: &str, tensor: &Tensor) -> Option<SparseTensorProto> {
+        if !self.sparse || tensor.dtype() != DType::F32 || tensor.shape().is_empty() {
+            return None;
+        }
+        let elements = tensor.to_vec::<f32>().ok()?;
+        let (places, values): (Vec<i64>, Vec<f32>) =
+            (0..).zip(&elements).filter(|(_, value)| value.to_bits() != 0).map(|(at, &value)| (at, value)).unzip();
+        let count = values.len();
+        if count == 0 || count * (size_of::<i64>() + size_of::<f32>()) + INLINE_BYTES > tensor.bytes().len() {
+            return None;
+        }
+        Some(SparseTensorProto {
+            values: Some(self.tensor(name, &Tensor::from_vec([count], values).ok()?)),
+            indices: Some(self.tensor("", &Tensor::from_vec([count], places).ok()?)),
+            dims: tensor.shape().dims().iter().map(|&d| d as i64).collect(),
+        })
     }
 
     fn model(self) -> Result<Vec<u8>, ExportError> {

@@ -134,8 +134,17 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// What no step can see alone.
-    fn check(&self) -> Result<(), String> {
+    /// What a recipe that was not read from text has to keep to.
+    ///
+    /// # Errors
+    /// Options out of range, `pack` before the end, no steps.
+    pub fn check(&self) -> Result<(), String> {
+        for (number, step) in self.steps.iter().enumerate() {
+            step.check().map_err(|message| format!("step {} ({}): {message}", number + 1, step.name()))?;
+        }
+        if !(1..=STEPS_MAX).contains(&self.steps.len()) {
+            return Err(format!("{} steps; expected 1 to {STEPS_MAX}", self.steps.len()));
+        }
         let last = self.steps.len().saturating_sub(1);
         match self.steps.iter().position(|step| matches!(step, Step::Pack(_))) {
             Some(at) if at < last => Err(format!("step {} is pack: expected at the end only", at + 1)),
