@@ -49,6 +49,10 @@ pub enum ShrinkError {
     NotObserved { value: String },
     #[error("{0}")]
     Option(String),
+    #[error("node '{node}' ({op}) can't be trained through: {message}; the model can be quantized all the same")]
+    Untrainable { node: String, op: String, message: String },
+    #[error("training: {0}")]
+    Training(String),
     /// The samples do not fit the model.
     #[error("sample {sample}: {message}")]
     Sample { sample: usize, message: String },

@@ -2,6 +2,8 @@
 //!
 //! What is asked for ([`Fit`]) can be read everywhere; [`fit`] needs the feature `train`, which brings candle, and says so where it is not there.
 
+#[cfg(feature = "train")]
+mod differentiable;
 mod options;
 
 pub use options::{FakeQuantize, Feature, Fit, Fitted, Losses, Point, Progress, Schedule};
