@@ -20,7 +20,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cutover-input", &["cutover-tensor"]),
     ("cutover-backend", &["cutover-graph", "cutover-tensor", "cutover-kernels"]),
     ("cutover-package", &["cutover-graph", "cutover-input", "cutover-tensor", "cutover-monitor"]),
-    ("cutover-shrink", &["cutover-graph", "cutover-backend", "cutover-package", "cutover-tensor"]),
+    ("cutover-shrink", &["cutover-graph", "cutover-backend", "cutover-kernels", "cutover-package", "cutover-tensor"]),
     ("cutover-runtime", &["cutover-graph", "cutover-backend", "cutover-package", "cutover-monitor", "cutover-tensor"]),
     ("cutover-server", &["cutover-runtime"]),
     (

@@ -53,6 +53,9 @@ pub enum ShrinkError {
     Untrainable { node: String, op: String, message: String },
     #[error("training: {0}")]
     Training(String),
+    /// By whoever was told of the progress.
+    #[error("training was stopped after step {step}")]
+    Stopped { step: usize },
     /// The samples do not fit the model.
     #[error("sample {sample}: {message}")]
     Sample { sample: usize, message: String },

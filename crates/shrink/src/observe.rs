@@ -76,6 +76,11 @@ impl Observation {
         }
     }
 
+    /// As if `range` were all that was seen.
+    pub fn of_range(range: crate::quantize::Range) -> Observation {
+        Observation { low: range.low, high: range.high, ..Observation::new() }
+    }
+
     pub fn elements(&self) -> usize {
         self.elements
     }

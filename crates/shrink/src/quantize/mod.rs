@@ -19,6 +19,8 @@ pub use balance::{equalize, smooth};
 pub use bias::correct_bias;
 pub use blocks::{BlockOptions, quantize_weights};
 pub use dynamic::{DynamicOptions, quantize_dynamic};
+#[cfg_attr(not(feature = "train"), expect(unused_imports, reason = "training alone looks at it from outside"))]
+pub(crate) use qdq::Placement;
 pub use qdq::{StaticOptions, quantize_static, static_questions};
 pub use range::{Calibration, Range};
 

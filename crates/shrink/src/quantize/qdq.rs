@@ -83,7 +83,7 @@ fn role(graph: &Graph, node: NodeId) -> Role {
 }
 
 /// Which nodes of a graph compute with bytes, and which values are bytes between them.
-struct Placement {
+pub(crate) struct Placement {
     /// Nodes with their roles, in order.
     nodes: Vec<(NodeId, Role)>,
     /// Values that are quantized.
@@ -91,7 +91,7 @@ struct Placement {
 }
 
 impl Placement {
-    fn of(graph: &Graph, exclude: &HashSet<String>) -> Result<Placement, ShrinkError> {
+    pub fn of(graph: &Graph, exclude: &HashSet<String>) -> Result<Placement, ShrinkError> {
         let order = graph.topological_order()?;
         let uses = graph.uses();
         let included = |node: NodeId| !exclude.contains(&graph.node(node).name);
@@ -132,6 +132,40 @@ impl Placement {
         placement.nodes.reverse();
         Ok(placement)
     }
+
+    /// The nodes that read a quantized value as bytes.
+    pub fn takers(&self, graph: &Graph) -> HashMap<ValueId, Vec<NodeId>> {
+        let mut takers: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
+        for &(node, _) in &self.nodes {
+            for &input in graph.node(node).inputs.iter().flatten().filter(|v| self.values.contains(v)) {
+                takers.entry(input).or_default().push(node);
+            }
+        }
+        takers
+    }
+
+    /// The products among the nodes, in order.
+    pub fn products(&self, graph: &Graph) -> Vec<Product> {
+        self.nodes.iter().filter_map(|&(node, _)| Product::of(graph, node)).collect()
+    }
+
+    /// Quantized values that only moved, and what they come from, whose scale they keep.
+    pub fn origins(&self, graph: &Graph) -> HashMap<ValueId, ValueId> {
+        let moved: HashMap<ValueId, ValueId> = self
+            .nodes
+            .iter()
+            .filter(|(_, role)| *role == Role::Move)
+            .map(|&(node, _)| (graph.node(node).outputs[0], graph.node(node).inputs[0].expect("what is moved")))
+            .collect();
+        let origin = |&value: &ValueId| {
+            let mut from = value;
+            while let Some(&source) = moved.get(&from) {
+                from = source;
+            }
+            (value, from)
+        };
+        self.values.iter().map(origin).collect()
+    }
 }
 
 /// What comes of `node` in the end: of its first output, or of the bounds and constant sums that alone read it.
@@ -154,7 +188,7 @@ fn last(graph: &Graph, uses: &[Vec<NodeId>], node: NodeId) -> ValueId {
 pub fn static_questions(graph: &Graph, exclude: &HashSet<String>) -> Result<Vec<Question>, ShrinkError> {
     let placement = Placement::of(graph, exclude)?;
     let mut axes: HashMap<ValueId, i64> = HashMap::new();
-    for product in placement.nodes.iter().filter_map(|&(node, _)| Product::of(graph, node)) {
+    for product in placement.products(graph) {
         axes.insert(product.input, product.input_axis());
     }
     let mut values: Vec<ValueId> = placement.values.into_iter().collect();
@@ -182,7 +216,7 @@ pub fn quantize_static(
     }
     let scales = scales(&graph, &placement, observations, options)?;
     report.quantized = placement.nodes.iter().map(|&(node, _)| graph.node(node).name.clone()).collect();
-    let takers: HashMap<ValueId, Vec<NodeId>> = takers(&graph, &placement);
+    let takers = placement.takers(&graph);
     // A weight that several products read is quantized once for each axis.
     let mut weights = HashMap::new();
     for &(node, role) in &placement.nodes {
@@ -212,17 +246,6 @@ pub fn quantize_static(
     Ok((graph, report))
 }
 
-/// The nodes that read a quantized value as bytes.
-fn takers(graph: &Graph, placement: &Placement) -> HashMap<ValueId, Vec<NodeId>> {
-    let mut takers: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
-    for &(node, _) in &placement.nodes {
-        for &input in graph.node(node).inputs.iter().flatten().filter(|v| placement.values.contains(v)) {
-            takers.entry(input).or_default().push(node);
-        }
-    }
-    takers
-}
-
 /// Scale and zero point of every quantized value. What only moves keeps those of what it moves.
 fn scales(
     graph: &Graph,
@@ -230,18 +253,10 @@ fn scales(
     observations: &HashMap<ValueId, Observation>,
     options: &StaticOptions,
 ) -> Result<HashMap<ValueId, Affine>, ShrinkError> {
-    let moved: HashMap<ValueId, ValueId> = placement
-        .nodes
-        .iter()
-        .filter(|(_, role)| *role == Role::Move)
-        .map(|&(node, _)| (graph.node(node).outputs[0], graph.node(node).inputs[0].expect("what is moved")))
-        .collect();
+    let origins = placement.origins(graph);
     let mut scales = HashMap::new();
     for &value in &placement.values {
-        let mut from = value;
-        while let Some(&source) = moved.get(&from) {
-            from = source;
-        }
+        let from = origins[&value];
         let observation = observations
             .get(&from)
             .ok_or_else(|| ShrinkError::NotObserved { value: graph.value(from).name.clone() })?;

@@ -3,15 +3,32 @@
 //! What is asked for ([`Fit`]) can be read everywhere; [`fit`] needs the feature `train`, which brings candle, and says so where it is not there.
 
 #[cfg(feature = "train")]
+mod batches;
+#[cfg(feature = "train")]
+mod checkpoint;
+#[cfg(feature = "train")]
 mod differentiable;
+#[cfg(feature = "train")]
+mod fake_quantize;
+#[cfg(feature = "train")]
+mod fit;
+#[cfg(feature = "train")]
+mod loss;
+#[cfg(feature = "train")]
+mod optimizer;
 mod options;
+mod student;
+
+#[cfg(all(test, feature = "train"))]
+mod tests;
 
 pub use options::{FakeQuantize, Feature, Fit, Fitted, Losses, Point, Progress, Schedule};
+pub use student::{layers, student_of};
 
 #[cfg(feature = "train")]
 mod network;
 #[cfg(feature = "train")]
-pub use network::{Epoch, Examples, Layer, Network, TrainError, TrainOptions, Trained, train};
+pub use network::{Layer, Network, NetworkError};
 
 use crate::{Data, ShrinkError};
 use cutover_backend::Backend;
@@ -36,6 +53,11 @@ pub fn fit(
     backend: &Arc<dyn Backend>,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Fitted, ShrinkError> {
-    let _ = (student, teacher, data, held_out, options, backend, progress);
-    Err(ShrinkError::Option("training is not in this build: it needs the feature 'train'".to_string()))
+    #[cfg(feature = "train")]
+    return self::fit::fit(student, teacher, data, held_out, options, backend, progress);
+    #[cfg(not(feature = "train"))]
+    {
+        let _ = (student, teacher, data, held_out, options, backend, progress);
+        Err(ShrinkError::Option("training is not in this build: it needs the feature 'train'".to_string()))
+    }
 }

@@ -1,5 +1,9 @@
 //! What a training is to do, and what it says while it does it: without candle, so that a recipe can be read where nothing can be trained.
 
+use crate::{
+    Observation, ShrinkError,
+    quantize::{Calibration, QuantizeReport, StaticOptions, quantize_static},
+};
 use cutover_graph::Graph;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
@@ -34,6 +38,8 @@ pub struct Fit {
     pub seed: u64,
     /// Folder of the checkpoints. A run that finds one there of the same training goes on from it.
     pub checkpoints: Option<PathBuf>,
+    /// Names of weights that stay as they are.
+    pub frozen: Vec<String>,
     /// Trains for integers: what quantization will round is rounded in training too.
     pub quantize: Option<FakeQuantize>,
     /// Ends after so many minutes, with the best weights so far.
@@ -117,6 +123,7 @@ impl Default for Fit {
             every: 0,
             seed: 0,
             checkpoints: None,
+            frozen: Vec::new(),
             quantize: None,
             minutes: None,
         }
@@ -183,4 +190,18 @@ pub struct Fitted {
     /// With [`Fit::quantize`], the range of every activation that is rounded, by the value's name: what static quantization is to use.
     pub ranges: Vec<(String, crate::quantize::Range)>,
     pub samples_per_second: f64,
+}
+
+impl Fitted {
+    /// The graph in integers as training saw them, with the ranges that it found.
+    ///
+    /// # Errors
+    /// Those of static quantization: a value that training did not round has no range.
+    pub fn quantize(&self, options: &StaticOptions) -> Result<(Graph, QuantizeReport), ShrinkError> {
+        let named = |name: &str| self.graph.values().find(|(_, value)| value.name == name).map(|(id, _)| id);
+        let observations =
+            self.ranges.iter().filter_map(|(name, range)| Some((named(name)?, Observation::of_range(*range))));
+        let options = StaticOptions { calibration: Calibration::MinMax, ..options.clone() };
+        quantize_static(self.graph.clone(), &observations.collect(), &options)
+    }
 }

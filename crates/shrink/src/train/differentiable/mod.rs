@@ -15,11 +15,11 @@ mod tape;
 mod tests;
 mod window;
 
-pub(crate) use elementwise::{Arithmetic, binary, map, map2, sum_to, unary};
+pub(crate) use elementwise::{Arithmetic, binary, map, map2, unary};
 pub(crate) use movement::Sources;
 pub(crate) use product::matmul;
 pub(crate) use rows::{Reduction, RowFunction, cosine, of_rows, reduce};
-pub(crate) use tape::{Function, View, apply, read};
+pub(crate) use tape::{Function, View, apply, read, view};
 
 use crate::{Sample, ShrinkError};
 use candle_core::{Device, Tensor};
@@ -66,6 +66,10 @@ pub(crate) enum Flow {
 
 /// Looks at what a node reads before it does.
 pub(crate) trait Lens {
+    /// Whether it looks at a value even where that follows from no weight.
+    fn wants(&self, node: NodeId, value: ValueId) -> bool;
+
+    /// What the node reads instead.
     fn look(&mut self, node: NodeId, value: ValueId, tensor: &Tensor) -> Result<Tensor, Fault>;
 }
 
@@ -73,6 +77,10 @@ pub(crate) trait Lens {
 pub(crate) struct Clear;
 
 impl Lens for Clear {
+    fn wants(&self, _: NodeId, _: ValueId) -> bool {
+        false
+    }
+
     fn look(&mut self, _: NodeId, _: ValueId, tensor: &Tensor) -> Result<Tensor, Fault> {
         Ok(tensor.clone())
     }
@@ -99,10 +107,6 @@ impl Differentiable {
         let order = graph.topological_order()?;
         let parameters = parameters.iter().enumerate().map(|(place, &value)| (value, place)).collect();
         Ok(Differentiable { graph, order, parameters, moves: Mutex::default() })
-    }
-
-    pub fn graph(&self) -> &Graph {
-        &self.graph
     }
 
     /// The values `wanted`, from `parameters` and a sample. Where a value follows from no parameter it comes as a constant.
@@ -143,17 +147,23 @@ impl Differentiable {
             };
             let mut inputs = Vec::with_capacity(node.inputs.len());
             for input in &node.inputs {
-                inputs.push(match input {
-                    None => None,
-                    Some(value) => Some(match flows.get(value) {
-                        Some(Flow::Live(tensor)) => Flow::Live(lens.look(id, *value, tensor).map_err(at)?),
-                        Some(flow) => flow.clone(),
-                        None => match &graph.value(*value).source {
-                            Source::Constant(constant) => Flow::Host(constant.tensor.clone().into()),
-                            _ => return Err(at(Fault(format!("'{}' was not computed", graph.value(*value).name)))),
-                        },
-                    }),
-                });
+                let Some(value) = *input else {
+                    inputs.push(None);
+                    continue;
+                };
+                let flow = match (flows.get(&value), &graph.value(value).source) {
+                    (Some(flow), _) => flow.clone(),
+                    (None, Source::Constant(constant)) => Flow::Host(constant.tensor.clone().into()),
+                    _ => return Err(at(Fault(format!("'{}' was not computed", graph.value(value).name)))),
+                };
+                inputs.push(Some(match flow {
+                    Flow::Live(tensor) => Flow::Live(lens.look(id, value, &tensor).map_err(at)?),
+                    flow if lens.wants(id, value) => {
+                        let tensor = operators::live(&flow).map_err(at)?;
+                        Flow::Live(lens.look(id, value, &tensor).map_err(at)?)
+                    }
+                    flow => flow,
+                }));
             }
             let outputs = self.evaluate(id, &inputs).map_err(at)?;
             for (&value, flow) in node.outputs.iter().zip(outputs) {
