@@ -53,13 +53,22 @@ pub(crate) fn page(evidence: &Evidence<'_>) -> Result<String> {
 /// What pruning left of every group, and what it could not touch.
 fn pruned(report: &PruneReport) -> Result<String> {
     let mut body = "<h2>Channels</h2><p>What each group of layers had, pale, and what is left; heads and neurons are groups too.</p>".to_string();
-    for groups in report.groups.chunks(GROUPS_IN_A_PLOT).take(GROUPS_MAX / GROUPS_IN_A_PLOT) {
-        body += &bars(groups)?;
+    for (number, groups) in report.groups.chunks(GROUPS_IN_A_PLOT).take(GROUPS_MAX / GROUPS_IN_A_PLOT).enumerate() {
+        body += &bars(1 + number * GROUPS_IN_A_PLOT, groups)?;
     }
     let rest = report.groups.len().saturating_sub(GROUPS_MAX);
     if rest > 0 {
         body += &format!("<p>{rest} more are not drawn.</p>");
     }
+    let rows = report.groups.iter().enumerate().map(|(i, group)| {
+        let count = |count: usize| match group.width {
+            1 => count.to_string(),
+            width => format!("{count} × {width}"),
+        };
+        vec![(i + 1).to_string(), count(group.before), count(group.after), group.nodes.join(", ")]
+    });
+    let rows = table(&["group", "before", "after", "layers that make it"], &rows.collect::<Vec<_>>());
+    body += &format!("<details><summary>The groups</summary>{rows}</details>");
     let whole = report.frozen.iter().take(REASONS_MAX).map(|(reason, axes)| vec![reason.clone(), axes.to_string()]);
     body += "<h2>Not pruned</h2>";
     body += &table(&["why", "axes of weights"], &whole.collect::<Vec<_>>());
@@ -176,50 +185,43 @@ fn spread(values: impl Iterator<Item = f64> + Clone) -> std::ops::Range<f64> {
     low - room..high + room
 }
 
-/// Channels before and after, a bar for each group.
-fn bars(groups: &[PrunedGroup]) -> Result<String> {
+/// Channels before and after, a bar for each group; `first` is the number of the first.
+fn bars(first: usize, groups: &[PrunedGroup]) -> Result<String> {
     let most = groups.iter().map(|g| g.before * g.width).max().unwrap_or(1) as f64;
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, (800, 260)).into_drawing_area();
+        let start = first as f64 - 0.5;
         let mut chart = ChartBuilder::on(&area)
             .margin(10)
-            .x_label_area_size(36)
+            .x_label_area_size(40)
             .y_label_area_size(60)
-            .build_cartesian_2d(0.0..groups.len() as f64, 0.0..most * 1.05)
+            .build_cartesian_2d(start..start + groups.len() as f64, 0.0..most * 1.05)
             .map_err(failed)?;
-        let name = |x: &f64| match groups.get(*x as usize).filter(|_| x.fract() == 0.0) {
-            Some(group) => short(group),
-            None => String::new(),
-        };
         chart
             .configure_mesh()
             .disable_x_mesh()
             .light_line_style(WHITE)
+            .x_desc("group")
             .y_desc("channels")
-            .x_labels(groups.len().min(8))
-            .x_label_formatter(&name)
+            .x_labels(groups.len().min(10))
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| format!("{y:.0}"))
             .draw()
             .map_err(failed)?;
-        for (color, of) in [(BLUE.mix(0.25), true), (BLUE.mix(0.9), false)] {
+        for (color, height) in [
+            (BLUE.mix(0.25), &(|group: &PrunedGroup| group.before) as &dyn Fn(&PrunedGroup) -> usize),
+            (BLUE.mix(0.9), &|group| group.after),
+        ] {
             let bar = |(i, group): (usize, &PrunedGroup)| {
-                let height = (if of { group.before } else { group.after } * group.width) as f64;
-                Rectangle::new([(i as f64 + 0.1, 0.0), (i as f64 + 0.9, height)], color.filled())
+                let (from, top) = (start + i as f64, (height(group) * group.width) as f64);
+                Rectangle::new([(from + 0.1, 0.0), (from + 0.9, top)], color.filled())
             };
             chart.draw_series(groups.iter().enumerate().map(bar)).map_err(failed)?;
         }
         area.present().map_err(failed)?;
     }
     Ok(svg)
-}
-
-/// The end of the name of the first layer.
-fn short(group: &PrunedGroup) -> String {
-    const LENGTH: usize = 14;
-    let name = group.nodes.first().map_or("", String::as_str).trim_matches('/');
-    let count = name.chars().count();
-    let end: String = name.chars().skip(count.saturating_sub(LENGTH)).collect();
-    escaped(&if count > LENGTH { format!("…{end}") } else { end })
 }
 
 fn histogram(range: &CalibratedRange) -> Result<String> {

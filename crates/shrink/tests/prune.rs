@@ -11,7 +11,7 @@ use cutover_graph::{
     },
 };
 use cutover_shrink::{
-    Sample, ShrinkError, compare, plain,
+    Data, Sample, ShrinkError, compare, plain,
     prune::{
         Amount, Criterion, Dependencies, Group, KeptIndices, PruneOptions, PruneReport, Restrictions, Scope, Sparsity,
         prune, sparsify,
@@ -360,6 +360,11 @@ fn some(groups: &[Group], seed: u64) -> KeptIndices {
 
 /// The graph in which what would go is zero: weights and biases of products, and parameters of norms.
 fn zeroed(dependencies: &Dependencies, kept: &KeptIndices) -> Graph {
+    scaled_but(dependencies, kept, 0.0)
+}
+
+/// The graph in which what would go is `by` times what it was.
+fn scaled_but(dependencies: &Dependencies, kept: &KeptIndices, by: f32) -> Graph {
     let mut graph = dependencies.graph.clone();
     let parameters = |op: &Op| match op {
         Op::Conv(_) | Op::ConvTranspose(_) | Op::MatMul(_) | Op::Gemm(_) | Op::Einsum(_) | Op::Binary(_) => 0..3,
@@ -381,7 +386,7 @@ fn zeroed(dependencies: &Dependencies, kept: &KeptIndices) -> Graph {
             let inner: usize = shape[axis + 1..].iter().product();
             for (i, run) in values.chunks_exact_mut(inner.max(1)).enumerate() {
                 if stay.binary_search(&(i % extent)).is_err() {
-                    run.fill(0.0);
+                    run.iter_mut().for_each(|v| *v *= by);
                 }
             }
         }
@@ -421,6 +426,10 @@ proptest! {
     }
 }
 
+fn data(seed: u64) -> Data {
+    Data { samples: images(seed), labels: Some(vec![vec![1, 3]]) }
+}
+
 fn quiet(_: &str, _: usize, _: usize) {}
 
 fn on_cpu() -> Arc<dyn Backend> {
@@ -428,7 +437,7 @@ fn on_cpu() -> Arc<dyn Backend> {
 }
 
 fn pruned(graph: &Graph, options: &PruneOptions) -> Result<(Graph, PruneReport), ShrinkError> {
-    prune(graph, options, &images(1), &on_cpu(), &quiet)
+    prune(graph, options, &data(1), &on_cpu(), &quiet)
 }
 
 /// A residual network with a depthwise convolution and a dense block.
@@ -449,7 +458,8 @@ fn by_channels(share: f64) -> PruneOptions {
 #[test]
 fn half_of_the_channels_is_a_quarter_of_the_work() {
     let graph = residual();
-    for criterion in [Criterion::L1, Criterion::L2, Criterion::Activation] {
+    let criteria = [Criterion::L1, Criterion::L2, Criterion::Activation, Criterion::Taylor];
+    for criterion in criteria.into_iter().filter(|&c| c != Criterion::Taylor || cfg!(feature = "train")) {
         for scope in [Scope::Uniform, Scope::Global] {
             let options = PruneOptions { criterion, scope, ..by_channels(0.5) };
             let (small, report) = pruned(&graph, &options).unwrap();
@@ -495,7 +505,7 @@ fn the_least_head_goes() {
         cutover_graph::Source::Constant(Constant::new(Tensor::from_vec(shape, weights).unwrap()));
     let dependencies = Dependencies::new(graph.clone(), &Restrictions::default());
     let mut groups = dependencies.groups();
-    dependencies.score(&mut groups, Criterion::L1, &on_cpu(), &images(1), &quiet).unwrap();
+    dependencies.score(&mut groups, Criterion::L1, &on_cpu(), &data(1), &quiet).unwrap();
     let heads = groups.iter().find(|group| group.width == 3).unwrap();
     assert_eq!((heads.size, heads.nodes.len()), (3, 3), "queries, keys and values");
     let kept = cutover_shrink::prune::select(&groups, 0.67, Scope::Uniform, 1);
@@ -512,7 +522,7 @@ fn what_can_not_be_done_is_said() {
         let message = refused(&graph, &by_channels(share));
         assert!(message.contains("at least 0 and below 1"), "{message}");
     }
-    let message = prune(&graph, &by_channels(0.5), &[], &on_cpu(), &quiet).err().unwrap().to_string();
+    let message = prune(&graph, &by_channels(0.5), &Data::default(), &on_cpu(), &quiet).err().unwrap().to_string();
     assert!(message.contains("at least one sample"), "{message}");
     // All that is left is read and given by the model, or excluded.
     let names = graph.nodes().map(|(_, node)| node.name.clone()).collect();
@@ -571,5 +581,47 @@ fn zeros_take_no_room_where_they_are_many() {
         let (dense, sparse) = (bytes(&graph, &Weights::Inline), bytes(&graph, &Weights::Sparse));
         assert_eq!(sparse < dense, smaller, "{sparse} against {dense} bytes at {ratio}");
         assert!(sparse <= dense && (!smaller || sparse < dense / 2), "{sparse} against {dense} bytes at {ratio}");
+    }
+}
+
+/// To first order, the loss changes by what the Taylor criterion says when all that goes with a channel becomes zero.
+#[cfg(feature = "train")]
+#[test]
+fn what_the_loss_does_without_a_channel() {
+    let graph = network(11, true, &[Block::Relu, Block::Residual], Head::Pooled);
+    let dependencies = Dependencies::new(graph, &Restrictions::default());
+    let mut groups = dependencies.groups();
+    let data = data(4);
+    dependencies.score(&mut groups, Criterion::Taylor, &on_cpu(), &data, &quiet).unwrap();
+    let loss = |graph: &Graph| {
+        let executable =
+            reference().compile(&cutover_graph::Plan::new(graph.clone()).unwrap(), &Default::default()).unwrap();
+        let mut session = executable.session(Default::default()).unwrap();
+        let mut outputs = [cutover_backend::Output::Allocate(None)];
+        let input = cutover_backend::Input::Value(&data.samples[0][0].1);
+        session.run(&[input], &mut outputs, &Default::default()).unwrap();
+        let [cutover_backend::Output::Allocate(Some(Value::Tensor(scores)))] = outputs else { panic!() };
+        let rows = scores.to_vec::<f32>().unwrap();
+        let row = |(row, &label): (&[f32], &i64)| {
+            let sum: f64 = row.iter().map(|&s| f64::from(s).exp()).sum();
+            sum.ln() - f64::from(row[label as usize])
+        };
+        rows.chunks(5).zip(&data.labels.as_ref().unwrap()[0]).map(row).sum::<f64>() / 2.0
+    };
+    for group in &groups {
+        // All that goes with an index, a little smaller; weights that meet twice change the loss twice as much.
+        let change = |index: usize| {
+            let scaled = |by: f32| {
+                let kept = KeptIndices::from([(group.axis, (0..group.size).filter(|&i| i != index).collect())]);
+                loss(&scaled_but(&dependencies, &kept, by))
+            };
+            let step = 1e-3;
+            ((scaled(1.0 + step) - scaled(1.0 - step)) / (2.0 * f64::from(step))).powi(2)
+        };
+        let changes: Vec<f64> = (0..group.size).map(change).collect();
+        let mean = changes.iter().sum::<f64>() / group.size as f64;
+        for (change, score) in changes.iter().zip(&group.scores) {
+            assert!((change / mean - score).abs() < 0.02 + 0.05 * score, "{} against {score}", change / mean);
+        }
     }
 }

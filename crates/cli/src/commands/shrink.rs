@@ -80,16 +80,17 @@ pub(super) struct Work {
 #[derive(clap::Args, Default, PartialEq)]
 struct Steps {
     /// Removes this share of channels, heads and neurons, e.g. 0.5.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     prune_channels: Option<f64>,
     /// Removes as many as leave at most this share of multiplications.
-    #[arg(long, value_name = "SHARE", conflicts_with = "prune_channels")]
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "prune_channels")]
     prune_operations: Option<f64>,
     /// Removes as many as leave at most this share of the latency on this device.
-    #[arg(long, value_name = "SHARE", conflicts_with_all = ["prune_channels", "prune_operations"])]
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with_all = ["prune_channels", "prune_operations"])]
     prune_latency: Option<f64>,
-    /// What says that a channel matters: l1 or l2 of its weights, or its activation on the data.
-    #[arg(long, value_parser = ["l1", "l2", "activation"])]
+    /// What says that a channel matters: l1 or l2 of its weights, its activation on the data, or taylor, what the loss does without it (in a
+    /// program with the feature 'train').
+    #[arg(long, value_parser = ["l1", "l2", "activation", "taylor"])]
     criterion: Option<String>,
     /// uniform: every layer loses the same share; global: the least of all.
     #[arg(long, value_parser = ["uniform", "global"])]
@@ -101,7 +102,7 @@ struct Steps {
     #[arg(long)]
     through_norms: bool,
     /// Sets this share of each layer's weights to zero; of all together with --scope global. Nothing is faster for it.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     zeros: Option<f64>,
     /// Keeps the largest weights of every few in a row, e.g. 2:4.
     #[arg(long, value_name = "N:M", conflicts_with = "zeros")]
@@ -127,7 +128,7 @@ struct Steps {
     #[arg(long, value_parser = ["minmax", "percentile", "entropy", "mse"])]
     calibration: Option<String>,
     /// Share of values within the range, in percent; 99.99 if left out.
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     percentile: Option<f64>,
     /// Integers of activations: u8, i8, or i8 with zero point 0.
     #[arg(long, value_parser = ["u8", "i8", "i8-symmetric"])]
@@ -139,8 +140,8 @@ struct Steps {
     #[arg(long)]
     clip_weights: bool,
     /// SmoothQuant: moves outliers of activations into weights, 0 to 1; 0.5 is usual.
-    #[arg(long, value_name = "STRENGTH")]
-    smooth: Option<f32>,
+    #[arg(long, value_name = "STRENGTH", value_parser = finite)]
+    smooth: Option<f64>,
     /// Cross-layer equalization of convolutions.
     #[arg(long)]
     equalize: bool,
@@ -318,6 +319,17 @@ impl Steps {
         recipe.check().map_err(anyhow::Error::msg)?;
         Ok(recipe)
     }
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a number".to_string())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    finite(text)
+        .ok()
+        .filter(|share| (0.0..1.0).contains(share))
+        .ok_or_else(|| "expected at least 0 and below 1".to_string())
 }
 
 /// A step of the options that were given; the others keep their defaults.

@@ -123,9 +123,10 @@ fn what_is_wrong_with_the_data_is_said() {
         (&["--gptq"], "gptq is for"),
         (&["--smooth", "2"], "expected 0 to 1"),
         (&["--percentile", "0"], "percentile 0"),
+        (&["--percentile", "NaN"], "expected a number"),
         (&["--batch", "5"], "a run takes 5"),
-        (&["--prune-channels", "1.5"], "a share of 1.5"),
-        (&["--prune-channels", "NaN"], "a share of NaN"),
+        (&["--prune-channels", "1.5"], "below 1"),
+        (&["--prune-channels", "NaN"], "below 1"),
         (&["--prune-channels", "0.5", "--prune-operations", "0.5"], "cannot be used with"),
         (&["--criterion", "l1"], "for pruning"),
         (&["--prune-channels", "0.5", "--multiple", "0"], "multiple = 0"),
@@ -201,7 +202,8 @@ fn a_recipe_says_what_is_done() {
     );
     let line = arguments!["shrink", digits("v1"), "--data", &data, "--recipe", &good, "-o", &small];
     cutover(line).done().says(&["1. prune", "2. sparsify", "3. verify", "the budget is met", "no kernels for them"]);
-    cutover(arguments!["run", &small, "--inputs", &data]).done();
+    let inputs = save(&folder, "in.npz", &[("image", &image)]);
+    cutover(arguments!["run", &small, "--inputs", &inputs]).done();
     let missed = recipe(
         "missed.toml",
         "[[step]]\ndo = \"prune\"\nchannels = 0.9\n[[step]]\ndo = \"verify\"\nbudget = [\"sqnr>=80\"]",

@@ -1,7 +1,7 @@
 //! How much each index of each atom matters.
 
 use super::{axes::AxisId, dependency::Dependencies};
-use crate::{Progress, Sample, ShrinkError, observe::Probe};
+use crate::{Data, Progress, Sample, ShrinkError, observe::Probe};
 use cutover_backend::Backend;
 use cutover_graph::{Op, ValueId};
 use cutover_tensor::{DType, Value};
@@ -24,6 +24,10 @@ pub enum Criterion {
     /// Mean magnitude, over calibration data, of what layers read of it (mean activation of Molchanov et al., "Pruning Convolutional Neural
     /// Networks for Resource Efficient Inference", ICLR 2017).
     Activation,
+    /// `(Σ w · ∂L/∂w)²` over the weights that go with it, the mean over samples: how much the loss changes, to first order, when all of them
+    /// become zero (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019). The loss is the cross-entropy with the
+    /// labels, and without labels the mean square of the first output. Needs the feature `train`.
+    Taylor,
 }
 
 /// Indices that go or stay together: an atom that weights have.
@@ -74,22 +78,24 @@ impl Dependencies {
         order.into_iter().filter_map(|atom| found.remove(&atom)).collect()
     }
 
-    /// Gives every group the scores of `criterion`; of activations over `samples`.
+    /// Gives every group the scores of `criterion`; of activations and losses over `data`.
     ///
     /// # Errors
-    /// A weight or an activation that is not finite, by name; no samples where some are needed.
+    /// A weight or an activation that is not finite, by name; no samples where some are needed; gradients in a build without the feature `train`,
+    /// or of an operator that has none, by name.
     pub fn score(
         &self,
         groups: &mut [Group],
         criterion: Criterion,
         backend: &Arc<dyn Backend>,
-        samples: &[Sample],
+        data: &Data,
         progress: Progress<'_>,
     ) -> Result<(), ShrinkError> {
         let sums = match criterion {
             Criterion::L1 => self.weight_sums(f64::abs)?,
             Criterion::L2 => self.weight_sums(|w| w * w)?,
-            Criterion::Activation => self.activation_sums(backend, samples, progress)?,
+            Criterion::Activation => self.activation_sums(backend, &data.samples, progress)?,
+            Criterion::Taylor => self.loss_changes(data, progress)?,
         };
         for group in groups {
             let none = || vec![0.0; group.size];
@@ -137,6 +143,42 @@ impl Dependencies {
             self.add(&mut sums, &values, &shape, &weight.places, &of);
         }
         Ok(sums)
+    }
+
+    #[cfg(not(feature = "train"))]
+    fn loss_changes(&self, _: &Data, _: Progress<'_>) -> Result<BTreeMap<AxisId, Vec<f64>>, ShrinkError> {
+        let how = "cargo build --release -p cutover-cli --features train";
+        Err(ShrinkError::Option(format!("criterion taylor needs gradients, and this program was built without: {how}")))
+    }
+
+    #[cfg(feature = "train")]
+    fn loss_changes(&self, data: &Data, progress: Progress<'_>) -> Result<BTreeMap<AxisId, Vec<f64>>, ShrinkError> {
+        let weights = self.weights();
+        let values: Vec<ValueId> = weights.iter().map(|weight| weight.value).collect();
+        let gradients = crate::train::Gradients::new(&self.graph, &values)?;
+        let elements: Vec<_> = values.iter().filter_map(|&value| crate::edit::floats(&self.graph, value)).collect();
+        let mut changes: BTreeMap<AxisId, Vec<f64>> = BTreeMap::new();
+        for (number, sample) in data.samples.iter().enumerate() {
+            let labels = data.labels.as_ref().and_then(|labels| labels.get(number)).map(Vec::as_slice);
+            let mut sums: BTreeMap<AxisId, Vec<f64>> = BTreeMap::new();
+            for ((weight, (shape, own)), found) in weights.iter().zip(&elements).zip(gradients.of(sample, labels)?) {
+                let products: Vec<f32> = own.iter().zip(&found).map(|(w, g)| w * g).collect();
+                if products.len() == own.len() {
+                    self.add(&mut sums, &products, shape, &weight.places, &|change| change);
+                }
+            }
+            for (atom, sums) in sums {
+                let changes = changes.entry(atom).or_insert_with(|| vec![0.0; sums.len()]);
+                changes.iter_mut().zip(sums).for_each(|(change, sum)| *change += sum * sum);
+            }
+            progress("gradients", number + 1, data.samples.len());
+        }
+        match changes.values().flatten().find(|change| !change.is_finite()) {
+            None => Ok(changes),
+            Some(change) => {
+                Err(ShrinkError::Option(format!("a change of the loss is {change}; expected a finite number")))
+            }
+        }
     }
 
     /// Adds `of` every element to the atoms' indices that it belongs to.

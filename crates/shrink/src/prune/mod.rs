@@ -1,7 +1,7 @@
 //! Pruning: channels, heads and neurons that really go ([`prune()`]), and single weights that become zero ([`sparsify`]).
 //!
 //! What goes is found in three steps: which indices of which axes belong together ([`Dependencies`]), how much each matters ([`Criterion`]), and
-//! which are the least ([`Scope`], [`Amount`]). The Taylor criterion (Molchanov et al., CVPR 2019) is not here: it needs gradients.
+//! which are the least ([`Scope`], [`Amount`]).
 
 mod axes;
 mod dependency;
@@ -16,7 +16,7 @@ pub use importance::{Criterion, Group};
 pub use select::{Scope, bindings, select};
 pub use sparse::{Sparsity, SparsityReport, sparsify};
 
-use crate::{Progress, Sample, ShrinkError, latencies, plain};
+use crate::{Data, Progress, Sample, ShrinkError, latencies, plain};
 use cutover_backend::Backend;
 use cutover_graph::{Bindings, Graph};
 use serde::{Deserialize, Serialize};
@@ -96,7 +96,7 @@ pub(crate) fn check_share(what: &str, share: f64) -> Result<(), ShrinkError> {
 pub fn prune(
     graph: &Graph,
     options: &PruneOptions,
-    samples: &[Sample],
+    data: &Data,
     backend: &Arc<dyn Backend>,
     progress: Progress<'_>,
 ) -> Result<(Graph, PruneReport), ShrinkError> {
@@ -105,6 +105,7 @@ pub fn prune(
     if options.multiple == 0 {
         return Err(ShrinkError::Option("channels in multiples of 0: expected at least 1".to_string()));
     }
+    let samples = &data.samples[..];
     let bindings = samples.first().map(|sample| bindings(graph, sample)).ok_or(ShrinkError::NoSamples)?;
     let dependencies = Dependencies::new(plain(graph.clone())?, &options.restrictions);
     let mut groups = dependencies.groups();
@@ -113,7 +114,7 @@ pub fn prune(
         let reasons: Vec<String> = frozen.iter().take(3).map(|(reason, axes)| format!("{reason} ({axes})")).collect();
         return Err(ShrinkError::Option(format!("nothing can be pruned: {}", reasons.join("; "))));
     }
-    dependencies.score(&mut groups, options.criterion, backend, samples, progress)?;
+    dependencies.score(&mut groups, options.criterion, backend, data, progress)?;
     let (kept, reached) = Search { dependencies: &dependencies, groups: &groups, options, bindings: &bindings }
         .find(samples, backend, progress)?;
     let pruned = dependencies.remove(&kept)?;

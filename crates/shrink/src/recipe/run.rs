@@ -203,12 +203,12 @@ impl Run<'_> {
     }
 
     fn make(&self, step: &Step, key: &Key) -> Result<(Option<Graph>, Detail), ShrinkError> {
-        let (graph, samples) = (&self.graph, &self.data.samples);
+        let graph = &self.graph;
         match step {
             Step::Prune(step) => {
                 self.nodes_exist(&step.exclude)?;
                 let options = step.options().map_err(ShrinkError::Option)?;
-                let (pruned, report) = prune(graph, &options, samples, self.backend, self.progress)?;
+                let (pruned, report) = prune(graph, &options, self.data, self.backend, self.progress)?;
                 Ok((Some(pruned), Detail::Prune(report)))
             }
             Step::Sparsify(step) => {

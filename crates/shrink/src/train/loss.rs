@@ -94,7 +94,7 @@ fn soft(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> 
     mean(&reduce(Reduction::Sum, &gaps)?)?.affine(temperature * temperature, 0.0)
 }
 
-fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
+pub(super) fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     let classes = logits.dims().last().copied().unwrap_or(1);
     let rows = logits.elem_count() / classes.max(1);
     if rows != labels.len() {
@@ -112,7 +112,7 @@ fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     mean(&reduce(Reduction::Sum, &gaps)?)
 }
 
-fn mean_square(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub(super) fn mean_square(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dims() != b.dims() {
         bail!("the student gives {:?} where the teacher gives {:?}", a.dims(), b.dims());
     }

@@ -13,6 +13,8 @@ mod fake_quantize;
 #[cfg(feature = "train")]
 mod fit;
 #[cfg(feature = "train")]
+mod gradients;
+#[cfg(feature = "train")]
 mod loss;
 #[cfg(feature = "train")]
 mod optimizer;
@@ -22,6 +24,8 @@ mod student;
 #[cfg(all(test, feature = "train"))]
 mod tests;
 
+#[cfg(feature = "train")]
+pub(crate) use gradients::Gradients;
 pub use options::{FakeQuantize, Feature, Fit, Fitted, Losses, Point, Progress, Schedule};
 pub use student::{layers, student_of};
 
