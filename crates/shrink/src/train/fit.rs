@@ -16,7 +16,7 @@ use cutover_graph::{Constant, Graph, ValueId};
 use cutover_tensor::{DType, Tensor as Host, Value};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     ops::ControlFlow,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -106,7 +106,7 @@ impl Looked {
         let find = |name: String| {
             let found = graph
                 .values()
-                .find(|(_, v)| v.name == name && !v.fact.as_tensor().is_none_or(|f| f.dtype != DType::F32));
+                .find(|(_, v)| v.name == name && v.fact.as_tensor().is_some_and(|f| f.dtype == DType::F32));
             found
                 .map(|(id, _)| id)
                 .ok_or_else(|| ShrinkError::Option(format!("the {who} has no value '{name}' of f32")))
@@ -369,9 +369,9 @@ impl<'a> Trainer<'a> {
         let Some(taught) = &mut self.taught else { return Ok(Vec::new()) };
         let known = &mut taught.answers[usize::from(part == Part::HeldOut)];
         for &sample in batch {
-            if !known.contains_key(&sample) {
+            if let Entry::Vacant(place) = known.entry(sample) {
                 let values = taught.runner.run(&data.samples[sample], sample, &RunContext::default())?;
-                known.insert(sample, values.into_iter().filter_map(Value::into_tensor).collect());
+                place.insert(values.into_iter().filter_map(Value::into_tensor).collect());
             }
         }
         let stacked = |i: usize| -> Result<Tensor, ShrinkError> {
@@ -476,6 +476,9 @@ impl<'a> Trainer<'a> {
     fn run(&mut self, progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>) -> Result<(), ShrinkError> {
         self.started = Instant::now();
         let (before, resumed, mut seen) = (self.state.seconds, self.state.step, 0u64);
+        if self.is_impatient() {
+            return Ok(());
+        }
         while self.state.step < self.steps {
             let epoch =
                 batches(&self.data.samples, self.options.batch, self.stack, self.options.seed, Some(self.state.epoch));
@@ -552,7 +555,11 @@ impl<'a> Trainer<'a> {
         } else {
             self.state.worse += 1;
         }
-        Ok(self.options.patience > 0 && self.state.worse >= self.options.patience)
+        Ok(self.is_impatient())
+    }
+
+    fn is_impatient(&self) -> bool {
+        self.options.patience > 0 && self.state.worse >= self.options.patience
     }
 
     fn finish(mut self) -> Result<Fitted, ShrinkError> {

@@ -8,7 +8,8 @@ use crate::{
     edit::{replace, sweep},
     plain,
 };
-use cutover_graph::{Fact, Graph, NodeId, ValueId};
+use cutover_graph::{Fact, Graph, NodeId, Op, ValueId};
+use cutover_tensor::DType;
 use std::collections::{HashMap, HashSet};
 
 /// The layers that `graph` repeats, in order: what each reads and what it gives. Empty where it repeats none.
@@ -39,7 +40,15 @@ pub fn layers(graph: &Graph) -> Result<Vec<(ValueId, ValueId)>, ShrinkError> {
             }
         }
     }
-    Ok(best.1)
+    // What the first layer reads may be of another kind: an input, or a value of another shape as far as is known.
+    let mut chain = best.1;
+    while let Some(&first) = chain.first()
+        && let Some(input) = search.twin(first, first.0)
+        && search.closed(input, first.0).is_some()
+    {
+        chain.insert(0, (input, first.0));
+    }
+    Ok(chain)
 }
 
 /// `graph`, plain, with only the repeated layers of these numbers, counted from 0.
@@ -85,7 +94,9 @@ impl Search<'_> {
                 continue;
             };
             match chain.last() {
-                Some(&last) if !self.equal(last, (pair[0], pair[1])) => (nodes, chain) = (0, Vec::new()),
+                Some(&last) if self.twin((pair[0], pair[1]), last.1) != Some(last.0) => {
+                    (nodes, chain) = (0, Vec::new())
+                }
                 _ => {}
             }
             chain.push((pair[0], pair[1]));
@@ -107,6 +118,10 @@ impl Search<'_> {
             return None;
         }
         while let Some(node) = pending.pop() {
+            // Extents may be read from anywhere: they are those of all layers.
+            if matches!(self.graph.node(node).op, Op::Shape(_) | Op::Size(_)) {
+                continue;
+            }
             if self.place[&node] > last {
                 return None;
             }
@@ -126,20 +141,23 @@ impl Search<'_> {
         inside.contains(&end).then_some(inside.len())
     }
 
-    /// Whether two layers are the same operators in the same order, of constants of the same shapes, and of the same values from outside.
-    fn equal(&self, a: (ValueId, ValueId), b: (ValueId, ValueId)) -> bool {
-        let mut twins: HashMap<ValueId, ValueId> = HashMap::from([(a.0, b.0)]);
-        let mut pending = vec![(a.1, b.1)];
+    /// What a layer that ends at `end` reads, if it is the same operators as `layer` in the same order, of constants of the same shapes, and of the same
+    /// values from outside.
+    fn twin(&self, layer: (ValueId, ValueId), end: ValueId) -> Option<ValueId> {
+        let mut twins: HashMap<ValueId, ValueId> = HashMap::new();
+        let mut pending = vec![(layer.1, end)];
         while let Some((x, y)) = pending.pop() {
             if let Some(&twin) = twins.get(&x) {
                 if twin == y {
                     continue;
                 }
-                return false;
+                return None;
             }
-            if x == y {
-                // From outside, and the same for both.
-                twins.insert(x, y);
+            twins.insert(x, y);
+            let is_shape = |v: ValueId| self.graph.value(v).fact.as_tensor().is_some_and(|f| f.dtype == DType::I64);
+            let computed = |v: ValueId| is_shape(v) && self.graph.constant(v).is_none();
+            if x == layer.0 || x == y || (computed(x) && computed(y)) {
+                // Where the layer begins, from outside and the same for both, or an extent, which may be computed another way.
                 continue;
             }
             if let (Some(p), Some(q)) = (self.graph.constant(x), self.graph.constant(y)) {
@@ -147,26 +165,24 @@ impl Search<'_> {
                 // Numbers of a formula are the same; weights are of the same shape.
                 let weighs = p.tensor.dtype().is_float() && p.tensor.element_count() > 1;
                 if !alike || !(weighs || p.tensor.bytes() == q.tensor.bytes()) {
-                    return false;
+                    return None;
                 }
-                twins.insert(x, y);
                 continue;
             }
-            let (Some((m, i)), Some((n, j))) = (self.graph.producer(x), self.graph.producer(y)) else { return false };
+            let ((m, i), (n, j)) = (self.graph.producer(x)?, self.graph.producer(y)?);
             let (p, q) = (self.graph.node(m), self.graph.node(n));
             if i != j || !p.op.same(&q.op) || p.inputs.len() != q.inputs.len() {
-                return false;
+                return None;
             }
-            twins.insert(x, y);
             for pair in p.inputs.iter().zip(&q.inputs) {
                 match pair {
                     (Some(x), Some(y)) => pending.push((*x, *y)),
                     (None, None) => {}
-                    _ => return false,
+                    _ => return None,
                 }
             }
         }
-        true
+        twins.get(&layer.0).copied()
     }
 }
 
@@ -177,7 +193,7 @@ mod tests {
         Constant, Dim, TensorFact,
         ops::{Binary, BinaryFunction, MatMul, Unary, UnaryFunction},
     };
-    use cutover_tensor::{DType, Tensor};
+    use cutover_tensor::Tensor;
 
     /// `x + tanh(x·W)·m` so often, `m` an input.
     fn residual(count: usize, odd: Option<usize>) -> Graph {
@@ -205,15 +221,13 @@ mod tests {
 
     #[test]
     fn repeated_layers_are_found_and_left_out() {
-        // What the first reads is no result of a node, so one layer stands before those that are counted.
-        let found = layers(&residual(6, None)).unwrap();
-        assert_eq!(found.len(), 5);
-        let student = student_of(&residual(6, None), &[1, 4]).unwrap();
+        assert_eq!(layers(&residual(6, None)).unwrap().len(), 6);
+        let student = student_of(&residual(6, None), &[0, 2, 5]).unwrap();
         let products = student.nodes().filter(|(_, n)| n.op.name() == "MatMul").count();
         assert_eq!(products, 3);
         let output = student.outputs()[0];
         assert_eq!(student.value(output).name, "sum.5");
-        // The second layer stays what it was, and so does the fifth.
+        // Those that are kept stay what they were.
         let weights: Vec<f32> = student
             .nodes()
             .filter(|(_, n)| n.op.name() == "MatMul")
@@ -221,9 +235,9 @@ mod tests {
             .collect();
         assert_eq!(weights, [0.0, 2.0, 5.0]);
         // One that differs ends the run.
-        assert_eq!(layers(&residual(6, Some(4))).unwrap().len(), 3);
+        assert_eq!(layers(&residual(6, Some(4))).unwrap().len(), 4);
         assert!(layers(&residual(1, None)).unwrap().is_empty());
         assert!(student_of(&residual(1, None), &[0]).unwrap_err().to_string().contains("repeats no layers"));
-        assert!(student_of(&residual(6, None), &[5]).unwrap_err().to_string().contains("repeats 5"));
+        assert!(student_of(&residual(6, None), &[6]).unwrap_err().to_string().contains("repeats 6"));
     }
 }

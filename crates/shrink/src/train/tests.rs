@@ -240,8 +240,9 @@ fn a_transformer_of_half_the_layers_comes_near_its_teacher() {
 fn unbalanced(graph: &Graph) -> Graph {
     let mut graph = plain(graph.clone()).unwrap();
     let find = |graph: &Graph, name: &str| graph.values().find(|(_, v)| v.name == name).unwrap().0;
-    for (first, second) in [("conv0", "conv2")] {
-        let factor = |channel: usize| if channel % 2 == 0 { 1.0 } else { 60.0f32 };
+    {
+        let (first, second) = ("conv0", "conv2");
+        let factor = |channel: usize| if channel.is_multiple_of(2) { 1.0 } else { 60.0f32 };
         let mut scale = |name: String, f: &dyn Fn(usize, &[usize]) -> f32| {
             let id = find(&graph, &name);
             let tensor = graph.constant(id).unwrap().tensor.clone();
@@ -299,8 +300,7 @@ fn what_does_not_fit_is_said() {
     let (training, held_out) = digits(20, 5);
     let refused = |graph: &Graph, teacher: Option<&Graph>, data: &Data, options: Fit, message: &str| {
         let error = fit(graph, teacher, data, Some(&held_out), &options, &backend(), &mut go_on)
-            .err()
-            .expect("an error")
+            .expect_err("an error")
             .to_string();
         assert!(error.contains(message), "'{error}' does not say '{message}'");
     };

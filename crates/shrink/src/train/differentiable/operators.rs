@@ -260,10 +260,7 @@ impl Operands<'_> {
             value_channels: outputs / op.group,
             axes,
         };
-        let mut y = window::convolution(geometry, self.shape()?, &x, &weights)?;
-        if let Some(bias) = self.optional(2)? {
-            y = binary(Arithmetic::Add, &y, &per_channel(&bias, x.rank())?)?;
-        }
+        let mut y = window::convolution(geometry, self.shape()?, &x, &weights, self.optional(2)?.as_ref())?;
         if let Some(residual) = self.optional(3)? {
             y = binary(Arithmetic::Add, &y, &residual)?;
         }
@@ -282,11 +279,7 @@ impl Operands<'_> {
             value_channels: x.dim(1)? / op.group,
             axes: three(&axes)?,
         };
-        let y = window::transposed(geometry, shape, &x, &weights)?;
-        Ok(match self.optional(2)? {
-            Some(bias) => binary(Arithmetic::Add, &y, &per_channel(&bias, x.rank())?)?,
-            None => y,
-        })
+        Ok(window::transposed(geometry, shape, &x, &weights, self.optional(2)?.as_ref())?)
     }
 
     fn gemm(&self, op: &Gemm) -> Result<Tensor> {

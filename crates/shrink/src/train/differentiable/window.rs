@@ -1,7 +1,7 @@
 //! Convolutions, their transposes and pooling: three linear maps that are each other's derivatives, and the places of maxima.
 
 use super::{
-    elementwise::dot,
+    elementwise::{dot, sum},
     product::{Scratch, multiply_here},
     tape::{Function, View, apply},
 };
@@ -259,14 +259,45 @@ impl Geometry {
     }
 }
 
-/// `[n, c, …]` convolved with weights `[o, c / groups, …]`; `shape` is that of the result.
-pub(crate) fn convolution(geometry: Geometry, shape: Vec<usize>, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    apply(Convolution { geometry, shape }, &[x, weights])
+/// `[n, c, …]` convolved with weights `[o, c / groups, …]`, and a bias `[o]`; `shape` is that of the result.
+pub(crate) fn convolution(
+    geometry: Geometry,
+    shape: Vec<usize>,
+    x: &Tensor,
+    weights: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let arguments: Vec<&Tensor> = [x, weights].into_iter().chain(bias).collect();
+    apply(Convolution { geometry, shape }, &arguments)
 }
 
 /// Its transpose, of weights `[c, o / groups, …]`: `x` are the values of `geometry`, the result its images.
-pub(crate) fn transposed(geometry: Geometry, shape: Vec<usize>, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    apply(Transposed { geometry, shape }, &[x, weights])
+pub(crate) fn transposed(
+    geometry: Geometry,
+    shape: Vec<usize>,
+    x: &Tensor,
+    weights: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let arguments: Vec<&Tensor> = [x, weights].into_iter().chain(bias).collect();
+    apply(Transposed { geometry, shape }, &arguments)
+}
+
+/// Adds a channel's bias to its planes, which follow each other in `y`.
+fn add_bias(y: &mut [f32], bias: Option<&View<'_>>, plane: usize) {
+    let Some(bias) = bias.filter(|_| !y.is_empty()) else { return };
+    y.par_chunks_mut(plane).enumerate().for_each(|(i, plane)| {
+        let bias = bias.data[i % bias.data.len()];
+        plane.iter_mut().for_each(|y| *y += bias);
+    });
+}
+
+/// The gradient of a bias: the sums of the planes of `dy` by channel.
+fn bias_gradient(dy: &[f32], bias: &View<'_>, plane: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; bias.data.len()];
+    let count = sums.len();
+    dy.chunks_exact(plane.max(1)).enumerate().for_each(|(i, plane)| sums[i % count] += sum(plane));
+    sums
 }
 
 struct Convolution {
@@ -278,15 +309,19 @@ impl Function for Convolution {
     const NAME: &'static str = "convolution";
 
     fn forward(&self, args: &[View<'_>]) -> (Vec<f32>, Vec<usize>) {
-        (self.geometry.convolve(args[0].data, args[1].data), self.shape.clone())
+        let mut y = self.geometry.convolve(args[0].data, args[1].data);
+        add_bias(&mut y, args.get(2), self.geometry.values());
+        (y, self.shape.clone())
     }
 
     fn backward(&self, args: &[View<'_>], _: View<'_>, dy: View<'_>, needs: &[bool]) -> Vec<Option<Vec<f32>>> {
         let geometry = &self.geometry;
-        vec![
+        let mut gradients = vec![
             needs[0].then(|| geometry.spread(dy.data, args[1].data)),
             needs[1].then(|| geometry.weigh(args[0].data, dy.data)),
-        ]
+        ];
+        gradients.extend(args.get(2).map(|bias| Some(bias_gradient(dy.data, bias, geometry.values()))));
+        gradients
     }
 }
 
@@ -299,15 +334,19 @@ impl Function for Transposed {
     const NAME: &'static str = "transposed convolution";
 
     fn forward(&self, args: &[View<'_>]) -> (Vec<f32>, Vec<usize>) {
-        (self.geometry.spread(args[0].data, args[1].data), self.shape.clone())
+        let mut y = self.geometry.spread(args[0].data, args[1].data);
+        add_bias(&mut y, args.get(2), self.geometry.image());
+        (y, self.shape.clone())
     }
 
     fn backward(&self, args: &[View<'_>], _: View<'_>, dy: View<'_>, needs: &[bool]) -> Vec<Option<Vec<f32>>> {
         let geometry = &self.geometry;
-        vec![
+        let mut gradients = vec![
             needs[0].then(|| geometry.convolve(dy.data, args[1].data)),
             needs[1].then(|| geometry.weigh(dy.data, args[0].data)),
-        ]
+        ];
+        gradients.extend(args.get(2).map(|bias| Some(bias_gradient(dy.data, bias, geometry.image()))));
+        gradients
     }
 }
 
