@@ -9,7 +9,7 @@ use cutover_graph::{
 use cutover_package::Package;
 use cutover_shrink::{
     Data,
-    recipe::{Cache, Detail, Outcome, Recipe, run},
+    recipe::{About, Cache, Detail, Outcome, Recipe, run},
 };
 use cutover_tensor::{DType, Tensor, Value};
 use std::{cell::Cell, path::Path, sync::Arc};
@@ -56,9 +56,13 @@ fn on_cpu() -> Arc<dyn Backend> {
     cpu(CpuOptions { threads: 1, ..CpuOptions::default() }).unwrap()
 }
 
+fn about() -> About {
+    About { name: "small".to_string(), ..About::default() }
+}
+
 fn done(text: &str, cache: &Cache) -> Outcome {
     let recipe = Recipe::parse(text, "recipe.toml").unwrap();
-    run(&network(), "small", &recipe, &data(), &on_cpu(), cache, false, &|_, _, _| ()).unwrap()
+    run(&network(), &about(), &recipe, &data(), &on_cpu(), cache, false, &|_, _, _| ()).unwrap()
 }
 
 const PRUNE: &str = "[[step]]\ndo = \"prune\"\nchannels = 0.5\n";
@@ -99,13 +103,13 @@ fn a_killed_run_goes_on() {
     let (network, data) = (network(), data());
     let calls = Cell::new(0);
     let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        run(&network, "small", &recipe, &data, &on_cpu(), &cache, false, &|what, _, _| {
+        run(&network, &about(), &recipe, &data, &on_cpu(), &cache, false, &|what, _, _| {
             calls.set(calls.get() + 1);
             assert_ne!(what, "calibration", "killed here");
         })
     }));
     assert!(killed.is_err());
-    let whole = run(&network, "small", &recipe, &data, &on_cpu(), &cache, false, &|_, _, _| ()).unwrap();
+    let whole = run(&network, &about(), &recipe, &data, &on_cpu(), &cache, false, &|_, _, _| ()).unwrap();
     assert_eq!(cached(&whole), [("prune", true), ("quantize", false)]);
     for entry in std::fs::read_dir(folder.path()).unwrap() {
         let model = entry.unwrap().path().join("model.onnx");
@@ -113,7 +117,7 @@ fn a_killed_run_goes_on() {
             std::fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
         }
     }
-    let again = run(&network, "small", &recipe, &data, &on_cpu(), &cache, false, &|_, _, _| ()).unwrap();
+    let again = run(&network, &about(), &recipe, &data, &on_cpu(), &cache, false, &|_, _, _| ()).unwrap();
     assert_eq!(cached(&again), [("prune", false), ("quantize", false)]);
     assert_eq!(encode(&whole.graph).unwrap(), encode(&again.graph).unwrap());
 }
@@ -160,7 +164,7 @@ fn a_step_that_fails_is_named() {
     let refused = |text: &str| {
         let recipe = Recipe::parse(text, "recipe.toml").unwrap();
         let none = Cache::none();
-        run(&network(), "small", &recipe, &data(), &on_cpu(), &none, false, &|_, _, _| ()).err().unwrap().to_string()
+        run(&network(), &about(), &recipe, &data(), &on_cpu(), &none, false, &|_, _, _| ()).err().unwrap().to_string()
     };
     let message = refused(&format!("{QUANTIZE}{PRUNE}exclude = [\"third\"]\n"));
     assert!(message.contains("step 2 (prune)") && message.contains("'third'"), "{message}");

@@ -1,7 +1,13 @@
 //! `cutover shrink`.
 
 use super::DeviceArguments;
-use crate::{Verdict, evidence::Evidence, output::Printer, report, tensors};
+use crate::{
+    Verdict,
+    evidence::Evidence,
+    output::Printer,
+    raw::{self, PreprocessArguments},
+    report, tensors,
+};
 use anyhow::{Context, Result, bail};
 use cutover::{
     Tensor,
@@ -10,10 +16,11 @@ use cutover::{
         Graph,
         onnx::{ImportOptions, Weights, export, import},
     },
+    input::{Preprocessing, Preprocessor},
 };
 use cutover_shrink::{
     Budget, Data, Sample,
-    recipe::{Cache, PackStep, Recipe, Step, run},
+    recipe::{About, Cache, PackStep, Recipe, Step, run},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
@@ -33,7 +40,8 @@ use std::{
 pub(crate) struct Arguments {
     /// The ONNX model.
     model: PathBuf,
-    /// Inputs by name, samples along the first axis: .npz, .npy, .safetensors or .json. An array called 'labels' holds the class of each sample.
+    /// Inputs by name, samples along the first axis: .npz, .npy, .safetensors, .json or .csv; 'labels' holds the class of each sample. Or, with
+    /// --preprocess, a folder of pictures (in a folder for each class, where classes are known) or a .txt with a text to a line.
     #[arg(long)]
     data: PathBuf,
     /// What to write, an ONNX file or, where it is called .cutover, a package; an existing one is replaced. A recipe that packs needs none.
@@ -57,6 +65,8 @@ pub(super) struct Work {
     recipe: Option<PathBuf>,
     #[command(flatten)]
     steps: Steps,
+    #[command(flatten)]
+    preprocess: PreprocessArguments,
     /// Writes a page with plots, all in one HTML file.
     #[arg(long, value_name = "HTML")]
     report: Option<PathBuf>,
@@ -185,13 +195,16 @@ impl Work {
         let graph = import(&source.model, &ImportOptions::default())
             .with_context(|| format!("cannot read {}", source.model.display()))?;
         let recipe = self.recipe(source)?;
-        let data = read_data(&graph, &source.data, self.batch, self.samples)?;
+        let preprocess = self.preprocess.read()?;
+        let data = self.read_data(&graph, &source.data, preprocess.as_ref())?;
         let stem = source.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
-        let name = source.name.as_deref().unwrap_or(stem);
+        let name = source.name.as_deref().unwrap_or(stem).to_string();
+        let (preprocessing, tokenizer) = preprocess.unwrap_or_default();
+        let about = About { name, preprocessing, tokenizer };
         let backend = self.device.backend.backend(&self.device.options())?;
         let bar = Bar::new(printer.json);
         let outcome =
-            run(&graph, name, &recipe, &data, &backend, &self.cache(), self.report.is_some(), &|what, done, of| {
+            run(&graph, &about, &recipe, &data, &backend, &self.cache(), self.report.is_some(), &|what, done, of| {
                 bar.show(what, done, of)
             })?;
         bar.0.borrow().finish_and_clear();
@@ -215,6 +228,44 @@ impl Work {
         }
         printer.print(&evidence.json(), || evidence.text())?;
         Ok(if outcome.within_budget { Verdict::Yes } else { Verdict::No })
+    }
+
+    fn read_data(
+        &self,
+        graph: &Graph,
+        path: &Path,
+        preprocess: Option<&(Preprocessing, Option<Vec<u8>>)>,
+    ) -> Result<Data> {
+        let (batch, most) = (self.batch.max(1), self.samples.unwrap_or(usize::MAX));
+        if !raw::is_raw(path) {
+            return read_data(graph, path, batch, most);
+        }
+        let signature = Signature::of(graph);
+        let dtype = |name: &str| {
+            let binding = signature.inputs.iter().find(|binding| binding.name == name)?;
+            Some(binding.fact.as_tensor()?.dtype)
+        };
+        let preprocessor = match preprocess {
+            Some((described, tokenizer)) => Some(Preprocessor::new(described.clone(), tokenizer.as_deref(), dtype)?),
+            None => None,
+        };
+        let made = raw::read(path, most)?;
+        let runs = made.samples.len() / batch;
+        if runs == 0 {
+            bail!("{} holds {} samples, a run takes {batch}", path.display(), made.samples.len());
+        }
+        let sample = |run: usize| -> Result<Sample> {
+            let inputs = made.inputs(preprocessor.as_ref(), run * batch..(run + 1) * batch)?;
+            for binding in &signature.inputs {
+                if !inputs.iter().any(|(name, _)| *name == binding.name) {
+                    bail!("--preprocess does not say what input '{}' ({}) is made of", binding.name, binding.fact);
+                }
+            }
+            Ok(inputs.into_iter().map(|(name, tensor)| (name, tensor.into())).collect())
+        };
+        let samples = (0..runs).map(sample).collect::<Result<Vec<_>>>()?;
+        let labels = made.labels.map(|all| all.chunks_exact(batch).take(runs).map(<[i64]>::to_vec).collect());
+        Ok(Data { samples, labels })
     }
 
     fn recipe(&self, source: &Source) -> Result<Recipe> {
@@ -365,13 +416,16 @@ fn write(graph: &Graph, output: &Path, weights: &Weights) -> Result<()> {
 }
 
 /// The samples in `path`, `batch` to a run where the model leaves that open, and their labels.
-fn read_data(graph: &Graph, path: &Path, batch: usize, most: Option<usize>) -> Result<Data> {
+fn read_data(graph: &Graph, path: &Path, mut batch: usize, most: usize) -> Result<Data> {
     let signature = Signature::of(graph);
     let only = match &signature.inputs[..] {
         [one] => Some(one.name.as_str()),
         _ => None,
     };
-    let arrays = tensors::read(path, only)?;
+    let arrays = match path.extension().is_some_and(|ending| ending == "csv") {
+        true => raw::table(path, &signature)?,
+        false => tensors::read(path, only)?,
+    };
     let is_input = |name: &String| signature.inputs.iter().any(|b| b.name == *name);
     if let Some((name, _)) = arrays.iter().find(|(name, _)| !is_input(name) && name != "labels") {
         let names = signature.inputs.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -381,7 +435,6 @@ fn read_data(graph: &Graph, path: &Path, batch: usize, most: Option<usize>) -> R
         );
     }
     let mut count: Option<(usize, String)> = None;
-    let mut batch = batch.max(1);
     for binding in &signature.inputs {
         let Some((name, array)) = arrays.iter().find(|(name, _)| *name == binding.name) else {
             bail!("{} does not hold input '{}' ({})", path.display(), binding.name, binding.fact);
@@ -399,7 +452,7 @@ fn read_data(graph: &Graph, path: &Path, batch: usize, most: Option<usize>) -> R
             _ => count = Some((rows, name.clone())),
         }
     }
-    let rows = count.map_or(0, |(rows, _)| rows).min(most.unwrap_or(usize::MAX));
+    let rows = count.map_or(0, |(rows, _)| rows).min(most);
     let runs = rows / batch;
     if runs == 0 {
         bail!("{} holds {rows} samples, a run takes {batch}", path.display());

@@ -34,7 +34,7 @@ mod run;
 mod steps;
 
 pub use cache::Cache;
-pub use run::{Detail, Done, Measured, Outcome, run};
+pub use run::{About, Detail, Done, Measured, Outcome, run};
 pub use steps::{MethodName, PackStep, PruneStep, QuantizeStep, SparsifyStep, VerifyStep};
 
 use crate::{ShrinkError, train::Fit};

@@ -1,6 +1,6 @@
 //! The package: what the original answers is what the small model must come close to.
 
-use super::{Measured, PackStep};
+use super::{About, Measured, PackStep};
 use crate::{Data, Sample, ShrinkError, runner::Runner};
 use cutover_backend::{Backend, CompileOptions, RunContext, reference};
 use cutover_graph::{Graph, Plan};
@@ -53,7 +53,7 @@ pub(super) fn answers(original: &Graph, small: &Graph, sample: &Sample) -> Resul
 /// Writes the package; an existing one is replaced once all of it is written.
 pub(super) fn write_package(
     step: &PackStep,
-    name: &str,
+    about: &About,
     graph: &Graph,
     answers: &Answers,
     data: &Data,
@@ -61,9 +61,10 @@ pub(super) fn write_package(
     steps: &[&str],
     backend: &Arc<dyn Backend>,
 ) -> Result<Manifest, ShrinkError> {
-    let name = step.name.as_deref().unwrap_or(name);
+    let name = step.name.as_deref().unwrap_or(&about.name);
     let mut manifest = Manifest::of(graph, name, step.version.as_deref().unwrap_or("1"))?;
     manifest.description.clone_from(&step.description);
+    manifest.preprocessing.clone_from(&about.preprocessing);
     let tolerance = GoldenTolerance::default();
     manifest.golden = GoldenTolerance { atol: tolerance.atol.max(MARGIN * answers.largest_error), ..tolerance };
     let footprint = backend.compile(&Plan::new(graph.clone())?, &CompileOptions::default())?.footprint();
@@ -89,7 +90,8 @@ pub(super) fn write_package(
     });
     let golden = Golden::decode(&answers.golden)?;
     let profile = profile(data);
-    Ok(write(&Contents { graph, manifest, golden: &golden, profile: Some(&profile), tokenizer: None }, &step.output)?)
+    let (profile, tokenizer) = (Some(&profile), about.tokenizer.as_deref());
+    Ok(write(&Contents { graph, manifest, golden: &golden, profile, tokenizer }, &step.output)?)
 }
 
 /// A summary of the data, no sample of it.

@@ -17,7 +17,7 @@ use cutover_graph::{
     Graph, Identity,
     onnx::{ImportOptions, encode, import_bytes},
 };
-use cutover_package::Manifest;
+use cutover_package::{Manifest, input::Preprocessing};
 use cutover_tensor::Value;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -93,7 +93,17 @@ const LATENCY_TIME: Duration = Duration::from_secs(3);
 /// The share of samples that fine-tuning holds out, where there are enough.
 const HELD_OUT: usize = 10;
 
-/// Carries out `recipe` on `original`. `name` is the model's where a package is written and its step gives none. With `detail`, what a report
+/// What a package says of the model besides what was done to it.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// Where the step gives none.
+    pub name: String,
+    /// How pictures and texts become inputs, and the `tokenizer.json` of texts.
+    pub preprocessing: Preprocessing,
+    pub tokenizer: Option<Vec<u8>>,
+}
+
+/// Carries out `recipe` on `original`. With `detail`, what a report
 /// draws is gathered.
 ///
 /// # Errors
@@ -101,7 +111,7 @@ const HELD_OUT: usize = 10;
 /// met is no error.
 pub fn run(
     original: &Graph,
-    name: &str,
+    about: &About,
     recipe: &Recipe,
     data: &Data,
     backend: &Arc<dyn Backend>,
@@ -147,7 +157,7 @@ pub fn run(
         let at = |source| ShrinkError::Step { number: recipe.steps.len(), name: "pack", source: Box::new(source) };
         let (answers, cached) = run.answers().map_err(at)?;
         let names: Vec<&str> = steps.iter().map(|done: &Done| done.name).collect();
-        let written = write_package(step, name, &run.graph, &answers, data, &measured, &names, backend).map_err(at)?;
+        let written = write_package(step, about, &run.graph, &answers, data, &measured, &names, backend).map_err(at)?;
         manifest = Some(written);
         steps.push(Done { name: "pack", detail: Detail::Pack(answers), time: start.elapsed(), cached });
     }
