@@ -3,21 +3,31 @@
 
     python3 tests/reference/pruning.py target/release/cutover model.onnx data.npz [share of channels that goes]... [-- flags of cutover shrink]
 
-Prints a row of a table for each share (0.25 0.5 0.75 if none is given). Latency is the shortest run of one thread, of several `cutover bench` in
-turns: on a machine where others work too, all but the shortest tell of them. `agree` is the largest difference between ONNX Runtime's answer and ours
+Prints a row of a table for each share (0.25 0.5 0.75 if none is given). Latency is the processor's time for a run of one thread, the middle of three
+in turns: on a machine where others work too, the wall clock tells of them. `agree` is the largest difference between ONNX Runtime's answer and ours
 to the first sample of the pruned model, over the largest element.   needs: pip install numpy onnxruntime"""
-import json, os, subprocess, sys, tempfile
+import json, os, resource, subprocess, sys, tempfile
 
 import numpy as np
 import onnxruntime as ort
 
 
-def shortest(binary, paths, sample):
+def milliseconds(binary, paths, sample):
+    """Processor time of a run of one thread: what a longer `cutover bench` takes more than a shorter, over the runs it does more."""
     shapes = [f"--shape={name}={'x'.join(map(str, array.shape))}" for name, array in sample.items()]
-    bench = lambda path: [binary, "bench", path, "--threads", "1", "--seconds", "1", "--json"] + shapes
-    run = lambda path: json.loads(subprocess.run(bench(path), check=True, capture_output=True).stdout)
-    rounds = [[run(path)["latency_ms"]["min"] for path in paths] for _ in range(5)]
-    return [min(times) for times in zip(*rounds)]
+
+    def bench(path, seconds):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        command = [binary, "bench", path, "--threads", "1", "--seconds", str(seconds), "--json"] + shapes
+        runs = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["runs"]
+        return runs, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+
+    def one(path):
+        (few, short), (many, long) = bench(path, 1), bench(path, 3)
+        return 1e3 * (long - short) / max(many - few, 1)
+
+    rounds = [[one(path) for path in paths] for _ in range(3)]
+    return [sorted(times)[1] for times in zip(*rounds)]
 
 
 def main():
@@ -49,7 +59,7 @@ def main():
             groups = report["steps"][0]["groups"]
             before, after = (sum(group[when] for group in groups) for when in ("before", "after"))
             part = lambda what: f"{report[what + '_after'] / report[what + '_before']:.2f}"
-            slow, fast = shortest(binary, [model, small], sample)
+            slow, fast = milliseconds(binary, [model, small], sample)
             cells = [os.path.basename(model), share, f"{before} → {after}", part("parameters"), part("operations")]
             cells += [f"{slow:.1f} → {fast:.1f}", f"{fast / slow:.2f}", f"{agree:.0e}"]
             print("| " + " | ".join(cells) + " |", flush=True)
