@@ -24,7 +24,7 @@ pub(super) struct Rounding {
     activations: HashMap<(NodeId, ValueId), ValueId>,
     /// Weights of products, and the axis of their channels.
     weights: HashMap<(NodeId, ValueId), usize>,
-    /// Of values that only move nothing.
+    /// What activations reached, but for values that only moved: those keep the range of what they come from.
     pub ranges: HashMap<ValueId, Range>,
     /// Whether ranges follow what is seen.
     pub learning: bool,

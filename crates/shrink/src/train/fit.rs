@@ -93,6 +93,8 @@ struct Looked {
     outputs: Vec<ValueId>,
     logits: Vec<ValueId>,
     features: Vec<ValueId>,
+    /// All of them, each once.
+    wanted: Vec<ValueId>,
 }
 
 impl Looked {
@@ -112,12 +114,18 @@ impl Looked {
                 .ok_or_else(|| ShrinkError::Option(format!("the {who} has no value '{name}' of f32")))
         };
         let features = features.map(find).collect::<Result<Vec<_>, _>>()?;
-        let logits = outputs.iter().map(|&output| logits(&graph, output)).collect();
-        Ok(Looked { outputs, logits, features, graph })
+        let logits: Vec<ValueId> = outputs.iter().map(|&output| logits(&graph, output)).collect();
+        let mut wanted = [&outputs[..], &logits, &features].concat();
+        wanted.sort();
+        wanted.dedup();
+        Ok(Looked { outputs, logits, features, wanted, graph })
     }
 
-    fn wanted(&self) -> Vec<ValueId> {
-        [&self.outputs[..], &self.logits, &self.features].concat()
+    /// The outputs, the logits and the features out of what is wanted.
+    fn spread(&self, tensors: &[Tensor]) -> Vec<Tensor> {
+        let values = self.outputs.iter().chain(&self.logits).chain(&self.features);
+        let place = |value| self.wanted.binary_search(value).expect("wanted, as all are");
+        values.map(|value| tensors[place(value)].clone()).collect()
     }
 }
 
@@ -237,7 +245,7 @@ impl<'a> Trainer<'a> {
             return Err(ShrinkError::Signature(message));
         }
         let mut graph = looked.graph.clone();
-        graph.set_outputs(looked.wanted());
+        graph.set_outputs(looked.wanted.clone());
         Ok(Taught { runner: Runner::new(&graph, backend)?, looked, answers: Default::default() })
     }
 
@@ -353,7 +361,8 @@ impl<'a> Trainer<'a> {
             }
             None => &mut clear,
         };
-        self.differentiable.run(&tensors, sample, &self.student.wanted(), lens)
+        let found = self.differentiable.run(&tensors, sample, &self.student.wanted, lens)?;
+        Ok(self.student.spread(&found))
     }
 
     fn part(&self, part: Part) -> &'a Data {
@@ -380,7 +389,8 @@ impl<'a> Trainer<'a> {
                 concatenated(&parts).map_err(|e| ShrinkError::Training(format!("the teacher's answers: {e}")))?;
             Ok(from_host(&whole)?)
         };
-        (0..taught.looked.wanted().len()).map(stacked).collect()
+        let found = (0..taught.looked.wanted.len()).map(stacked).collect::<Result<Vec<_>, _>>()?;
+        Ok(taught.looked.spread(&found))
     }
 
     /// The loss of samples that are run together, and what they add to the metric.

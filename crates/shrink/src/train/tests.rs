@@ -102,6 +102,24 @@ fn a_seed_gives_the_same_weights_again_and_another_seed_others() {
 }
 
 #[test]
+fn a_model_of_one_sample_at_a_time_learns_the_same() {
+    let (training, held_out) = digits(32, 9);
+    let fixed = |mut graph: Graph| {
+        let input = graph.inputs()[0];
+        graph.value_mut(input).fact = TensorFact::of_constant_shape(DType::F32, &[1, 1, 8, 8]).into();
+        graph
+    };
+    let options = Fit { steps: Some(4), ..of_labels(1, 3) };
+    let together = train(&network(4), &training, Some(&held_out), &options);
+    let apart = train(&fixed(network(4)), &training, Some(&held_out), &options);
+    let values = |fitted: &Fitted| weights(&fitted.graph).into_iter().map(f32::from_bits).collect::<Vec<_>>();
+    for (a, b) in values(&together).into_iter().zip(values(&apart)) {
+        assert!((a - b).abs() < 2e-4, "{a} against {b}");
+    }
+    assert!((together.curve[1].loss - apart.curve[1].loss).abs() < 1e-4);
+}
+
+#[test]
 fn a_killed_run_goes_on_to_the_same_bits() {
     let (training, held_out) = digits(70, 20);
     let options = Fit { every: 3, quantize: Some(FakeQuantize::default()), ..of_labels(4, 3) };

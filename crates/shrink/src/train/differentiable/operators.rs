@@ -14,10 +14,10 @@ use candle_core::{DType as CandleType, Device, Tensor};
 use cutover_graph::{
     Fact, Node, NodeId, Op, TensorFact,
     ops::{
-        BatchNorm, Cell, CellActivation, Conv, ConvTranspose, Direction, EvalContext, Facts, Gemm, GlobalPoolFunction,
-        InferContext, Inputs, InstanceNorm, LayerNorm, LpNormOrder, PadMode, Recurrent, Reduce, ReduceFunction,
-        ResizeMode, Softmax, SoftmaxFunction, UnaryFunction, VariadicFunction, Window, WindowAxis, normalize_axes,
-        normalize_axis,
+        AspectPolicy, BatchNorm, Cell, CellActivation, Conv, ConvTranspose, CoordinateMode, Direction, EvalContext,
+        Facts, Gemm, GlobalPoolFunction, InferContext, Inputs, InstanceNorm, LayerNorm, LpNormOrder, PadMode,
+        Recurrent, Reduce, ReduceFunction, Resize, ResizeMode, Softmax, SoftmaxFunction, UnaryFunction,
+        VariadicFunction, Window, WindowAxis, normalize_axes, normalize_axis,
     },
 };
 use cutover_tensor::{DType, Tensor as Host, Value};
@@ -209,6 +209,7 @@ impl Operands<'_> {
             }
             Op::DepthSpace(_) | Op::ReverseSequence(_) | Op::Trilu(_) | Op::CenterCropPad(_) => self.moved(0.0),
             Op::Resize(op) if op.mode == ResizeMode::Nearest => self.moved(0.0),
+            Op::Resize(op) => Ok(vec![self.resampled(op)?]),
             Op::Pad(op) => match (&op.mode, self.host(2)?) {
                 (PadMode::Constant, Some(fill)) => self.moved(fill.to_vec::<f32>()?.first().copied().unwrap_or(0.0)),
                 _ => self.moved(0.0),
@@ -239,7 +240,6 @@ impl Operands<'_> {
         let shape = self.shape()?;
         let truth: Vec<u8> = condition.to_bools()?.into_iter().map(u8::from).collect();
         let condition = Tensor::from_vec(truth, condition.shape().dims(), &Device::Cpu)?;
-        debug_assert_eq!(condition.dtype(), CandleType::U8);
         let broadcast = |x: Tensor| x.broadcast_as(&shape[..])?.contiguous();
         let (x, y) = (broadcast(self.tensor(1)?)?, broadcast(self.tensor(2)?)?);
         Ok(broadcast(condition)?.where_cond(&x, &y)?)
@@ -430,6 +430,43 @@ impl Operands<'_> {
             }
         };
         Ok(vec![moved(sources, &x)?])
+    }
+
+    /// Interpolation: a matrix for each axis, which is what the operator makes of the identity.
+    fn resampled(&self, op: &Resize) -> Result<Tensor> {
+        if op.coordinates == CoordinateMode::TfCropAndResize || op.aspect != AspectPolicy::Stretch {
+            return refuse("a crop, or one scale for all axes");
+        }
+        let mut y = self.tensor(0)?;
+        let rank = y.rank();
+        let axes = match &op.axes {
+            Some(axes) => normalize_axes(axes, rank)?,
+            None => (0..rank).collect(),
+        };
+        let given = |index: usize| -> Result<Option<&Host>> { Ok(self.host(index)?.filter(|t| t.element_count() > 0)) };
+        let (scales, sizes) = (given(2)?, self.integers(3)?.filter(|sizes| !sizes.is_empty()));
+        let scales = scales.map(Host::to_vec::<f32>).transpose()?;
+        for (place, &axis) in axes.iter().enumerate() {
+            let extent = y.dims()[axis];
+            let (scale, size) = (scales.as_ref().map(|s| s[place]), sizes.as_ref().map(|s| s[place]));
+            if scale == Some(1.0) || size == Some(extent as i64) {
+                continue;
+            }
+            let probe = Resize { axes: Some(vec![1]), ..op.clone() };
+            let mut identity = vec![0f32; extent * extent];
+            identity.iter_mut().step_by(extent + 1).for_each(|x| *x = 1.0);
+            let identity: Value = Host::from_vec([extent, extent], identity)?.into();
+            let scale = scale.map(|s| Host::from_vec([1], vec![s])).transpose()?.map(Value::from);
+            let size = size.map(|s| Host::from_vec([1], vec![s])).transpose()?.map(Value::from);
+            let inputs = [Some(&identity), None, scale.as_ref(), size.as_ref()];
+            let results = Op::from(probe).eval(Inputs(&inputs), &EvalContext::default())?;
+            let Some(matrix) = results.first().and_then(Value::as_tensor) else { return refuse("gave no tensor") };
+            let order = last(&[axis], rank);
+            let mut back = vec![0; rank];
+            order.iter().enumerate().for_each(|(i, &axis)| back[axis] = i);
+            y = permuted(&matmul(&permuted(&y, order)?, &from_host(matrix)?)?, back)?;
+        }
+        Ok(y)
     }
 
     fn recurrent(&self, op: &Recurrent) -> Result<Vec<Tensor>> {

@@ -410,7 +410,15 @@ fn movements() {
         aspect: AspectPolicy::Stretch,
     };
     let scales = In::Kept(Host::from_vec([4], vec![1f32, 1.0, 2.0, 1.5]).unwrap());
-    check(nearest, &[var(&[1, 2, 3, 4]), In::Omitted, scales], 1);
+    check(nearest.clone(), &[var(&[1, 2, 3, 4]), In::Omitted, scales.clone()], 1);
+    for mode in [ResizeMode::Linear, ResizeMode::Cubic] {
+        for coordinates in [CoordinateMode::HalfPixel, CoordinateMode::AlignCorners] {
+            let op = Resize { mode, coordinates, ..nearest.clone() };
+            check(op.clone(), &[var(&[1, 2, 3, 4]), In::Omitted, scales.clone()], 1);
+            let sizes = [var(&[2, 5, 4]), In::Omitted, In::Omitted, ints(&[3, 7])];
+            check(Resize { axes: Some(vec![1, -1]), ..op }, &sizes, 1);
+        }
+    }
 }
 
 #[test]
