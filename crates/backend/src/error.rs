@@ -48,6 +48,9 @@ pub enum RunError {
     OutputKind { name: String, kind: String },
     #[error("node '{node}' ({op}): {source}")]
     Op { node: String, op: String, source: OpError },
+    /// The backend does not run this node, which only these inputs have shown.
+    #[error("node '{node}' ({op}): {reason}")]
+    Unsupported { node: String, op: String, reason: String },
     #[error("the deadline passed before node '{node}'")]
     Deadline { node: String },
     #[error("cancelled before node '{node}'")]

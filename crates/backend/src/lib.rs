@@ -1,13 +1,17 @@
 //! The contract of a backend, and the backends behind it.
 //!
 //! `dyn` is paid once per request at this boundary, never per operator. Backends are private types with public
-//! constructors ([`reference()`], [`cpu()`]); none names another. A backend sees plans and values, never a file.
+//! constructors ([`reference()`], [`cpu()`], `wgpu()` with that feature); none names another, and [`partition()`] makes two one. A backend sees plans and values, never a file.
 
 pub mod binding;
+mod compose;
 mod contract;
 pub mod cpu;
 mod error;
+mod partition;
 pub mod reference;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 pub use contract::{
     Backend, Binding, Cancellation, CompileOptions, DeviceInfo, Executable, Footprint, Input, Numerics, OpTiming,
@@ -16,4 +20,7 @@ pub use contract::{
 };
 pub use cpu::{CpuOptions, MemoryUse, cpu};
 pub use error::{CompileError, ResourceError, RunError};
+pub use partition::partition;
 pub use reference::reference;
+#[cfg(feature = "wgpu")]
+pub use wgpu::{WgpuOptions, wgpu};

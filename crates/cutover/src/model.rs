@@ -118,6 +118,8 @@ pub enum Device {
     #[default]
     Auto,
     Cpu,
+    /// A GPU through Vulkan, Metal, DX12 or GL, with the CPU for what it has no kernels for; in builds with the feature `wgpu`.
+    Wgpu,
     /// The slow and plain definition that everything else is tested against.
     Reference,
 }
@@ -131,23 +133,37 @@ pub struct DeviceOptions {
     pub isa: Option<String>,
     /// What the CPU spends memory on.
     pub memory: MemoryUse,
+    /// A node that would not run on the device asked for is an error.
+    pub strict: bool,
+    /// Which GPU, by a part of its name; the first that is listed if `None`.
+    pub adapter: Option<String>,
     pub compile: CompileOptions,
 }
 
 impl Device {
-    pub const NAMES: [&'static str; 3] = ["auto", "cpu", "reference"];
+    pub const NAMES: [&'static str; 4] = ["auto", "cpu", "wgpu", "reference"];
 
     /// A new backend of this device.
     pub fn backend(self, options: &DeviceOptions) -> Result<Arc<dyn Backend>, Error> {
         match self {
             Device::Reference => Ok(cutover_backend::reference()),
-            Device::Auto | Device::Cpu => {
-                let threads = options.threads.unwrap_or(0);
-                let cpu = CpuOptions { threads, isa: options.isa.clone(), memory: options.memory };
-                Ok(cutover_backend::cpu(cpu)?)
+            Device::Auto | Device::Cpu => Ok(cutover_backend::cpu(cpu(options))?),
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu => {
+                let gpu = cutover_backend::wgpu(cutover_backend::WgpuOptions { adapter: options.adapter.clone() })?;
+                Ok(cutover_backend::partition(gpu, cutover_backend::cpu(cpu(options))?, options.strict))
+            }
+            #[cfg(not(feature = "wgpu"))]
+            Device::Wgpu => {
+                let message = "this build has no GPU backend: build it with the feature 'wgpu'".to_string();
+                Err(CompileError::Options(message).into())
             }
         }
     }
+}
+
+fn cpu(options: &DeviceOptions) -> CpuOptions {
+    CpuOptions { threads: options.threads.unwrap_or(0), isa: options.isa.clone(), memory: options.memory }
 }
 
 impl FromStr for Device {
@@ -157,6 +173,7 @@ impl FromStr for Device {
         match name {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
+            "wgpu" => Ok(Device::Wgpu),
             "reference" => Ok(Device::Reference),
             _ => {
                 let message = format!("there is no backend '{name}'; there is {}", Device::NAMES.join(", "));

@@ -3,13 +3,14 @@
 //! The graphs inside operators are programs too, run by the same session in the same memory.
 
 use super::{
-    Device, compose, eager, lower,
+    Device, eager, lower,
     plan::{self, NoPlan, Setting, ShapePlan, Undecided},
     schedule::{Piece, Schedule},
     segment::{Memory, Segment},
 };
 use crate::{
     CompileOptions, Input, OpTiming, Output, PlacedNode, ResourceError, RunContext, RunError, Support, Work, binding,
+    compose,
 };
 use cutover_graph::{
     Bindings, Fact, GraphError, Node, NodeId, OpError, Plan, TensorFact, ValueId,

@@ -99,7 +99,7 @@ impl Command {
 /// Where a model runs, as several commands take it.
 #[derive(Args)]
 struct DeviceArguments {
-    /// auto, cpu or reference.
+    /// auto, cpu, wgpu or reference.
     #[arg(long, default_value = "auto")]
     backend: Device,
     /// Threads of the CPU; one per core if left out.
@@ -117,6 +117,12 @@ struct DeviceArguments {
     /// fast, or lean: the weights once and one arena, no more.
     #[arg(long, default_value = "fast", value_parser = memory)]
     memory: MemoryUse,
+    /// Refuses a model of which a node would not run on the backend asked for.
+    #[arg(long)]
+    strict: bool,
+    /// Which GPU, by a part of its name as `cutover devices` lists it.
+    #[arg(long)]
+    adapter: Option<String>,
 }
 
 fn numerics(text: &str) -> Result<Numerics, String> {
@@ -148,7 +154,14 @@ fn precision(text: &str) -> Result<Precision, String> {
 impl DeviceArguments {
     fn options(&self) -> DeviceOptions {
         let compile = CompileOptions { precision: self.precision, numerics: self.numerics };
-        DeviceOptions { threads: self.threads, isa: self.isa.clone(), memory: self.memory, compile }
+        DeviceOptions {
+            threads: self.threads,
+            isa: self.isa.clone(),
+            memory: self.memory,
+            strict: self.strict,
+            adapter: self.adapter.clone(),
+            compile,
+        }
     }
 
     /// What answers are expected to keep of those in f32: a weight is rounded by 2^-12 of its value at most, or 2^-9, and each of a network's layers

@@ -21,10 +21,10 @@ use cutover_graph::{
 use cutover_tensor::{DType, Tensor};
 
 /// The name that nodes which are composed have among the kernels.
-pub(super) const KERNEL: &str = "composition";
+pub(crate) const KERNEL: &str = "composition";
 
 /// The plan with every node composed that can be.
-pub(super) fn compose(plan: &Plan) -> Result<Plan, GraphError> {
+pub(crate) fn compose(plan: &Plan) -> Result<Plan, GraphError> {
     let graph = plan.graph();
     if !graph.nodes().any(|(_, node)| is_composite(&node.op)) {
         return Ok(plan.clone());
@@ -34,7 +34,7 @@ pub(super) fn compose(plan: &Plan) -> Result<Plan, GraphError> {
 }
 
 /// Whether the operator is one that may be composed.
-pub(super) fn is_composite(op: &Op) -> bool {
+pub(crate) fn is_composite(op: &Op) -> bool {
     match op {
         Op::Attention(_)
         | Op::MultiHeadAttention(_)
@@ -52,7 +52,7 @@ pub(super) fn is_composite(op: &Op) -> bool {
 }
 
 /// Whether `node` of `graph` is composed, as far as its operator and type tell.
-pub(super) fn is_composed(graph: &Graph, node: &Node) -> bool {
+pub(crate) fn is_composed(graph: &Graph, node: &Node) -> bool {
     let first = node.inputs.first().copied().flatten().and_then(|id| graph.value(id).fact.as_tensor());
     is_composite(&node.op) && first.is_some_and(|fact| fact.dtype == DType::F32)
 }

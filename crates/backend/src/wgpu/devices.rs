@@ -1,0 +1,125 @@
+//! What GPUs there are, and what each can do.
+
+use super::gpu::Gpu;
+use crate::{CompileError, Peak};
+use ::wgpu::{self as api, BufferUsages};
+use std::time::Instant;
+
+/// An adapter, with what matters to our kernels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    pub name: String,
+    /// `Vulkan`, `Metal`, `DX12`, `GL`.
+    pub interface: String,
+    /// Discrete, integrated, virtual, or a processor that imitates one.
+    pub kind: String,
+    pub driver: String,
+    pub has_f16: bool,
+    pub has_i64: bool,
+    pub has_subgroups: bool,
+    pub max_buffer_bytes: u64,
+    /// Largest range that one kernel reads or writes.
+    pub max_binding_bytes: u64,
+    pub max_bindings: u32,
+    pub workgroup_bytes: u32,
+    pub workgroup_invocations: u32,
+}
+
+/// Every adapter of this machine in the order of preference, and, where `measured`, the peak of each that gives a device.
+pub fn adapters(measured: bool) -> Vec<(Adapter, Option<Result<Peak, CompileError>>)> {
+    let all = super::gpu::adapters();
+    all.into_iter()
+        .map(|adapter| {
+            let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+            let of = Adapter {
+                name: info.name,
+                interface: info.backend.to_string(),
+                kind: format!("{:?}", info.device_type),
+                driver: [info.driver, info.driver_info].join(" ").trim().to_string(),
+                has_f16: features.contains(api::Features::SHADER_F16),
+                has_i64: features.contains(api::Features::SHADER_INT64),
+                has_subgroups: features.contains(api::Features::SUBGROUP),
+                max_buffer_bytes: limits.max_buffer_size,
+                max_binding_bytes: limits.max_storage_buffer_binding_size,
+                max_bindings: limits.max_storage_buffers_per_shader_stage,
+                workgroup_bytes: limits.max_compute_workgroup_storage_size,
+                workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+            };
+            let peak = || {
+                let gpu = Gpu::of(&adapter)?;
+                peak(&gpu).ok_or_else(|| CompileError::Options(format!("GPU '{}' runs no kernel", of.name)))
+            };
+            let peak = measured.then(peak);
+            (of, peak)
+        })
+        .collect()
+}
+
+/// Multiplications and additions in registers, and bytes read from memory, each the best of three short kernels.
+pub(super) fn peak(gpu: &Gpu) -> Option<Peak> {
+    const GROUP: u64 = 64;
+    const CHAINS: u64 = 16;
+    // Enough for milliseconds on what a processor imitates, and for a fraction of one on a GPU, so then more.
+    let (mut groups, mut rounds) = (256u64, 64u64);
+    let mut operations_per_second: f64 = 0.0;
+    for _ in 0..6 {
+        let mut body = String::new();
+        (0..CHAINS).for_each(|c| body += &format!("var a{c} = vec4<f32>(x + {c}.0);\n"));
+        body += &format!("for (var r = 0u; r < {rounds}u; r = r + 1u) {{\n");
+        (0..CHAINS).for_each(|c| body += &format!("a{c} = fma(a{c}, vec4<f32>(x), vec4<f32>(0.5));\n"));
+        body += "}\n";
+        let sum: Vec<String> = (0..CHAINS).map(|c| format!("a{c}")).collect();
+        let source = format!(
+            "@group(0) @binding(0) var<storage, read_write> b0: array<vec4<f32>>;\n@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\nlet x = b0[0].x;\n{body}b0[at.x] = {};\n}}\n",
+            sum.join(" + ")
+        );
+        let seconds = timed(gpu, &source, groups * GROUP * 16, groups as u32)?;
+        let operations = (groups * GROUP * rounds * CHAINS * 8) as f64;
+        operations_per_second = operations_per_second.max(operations / seconds);
+        if seconds > 0.01 {
+            break;
+        }
+        (groups, rounds) = ((groups * 2).min(1 << 14), rounds * 4);
+    }
+    let mut bytes_per_second: f64 = 0.0;
+    let bytes = (64u64 << 20).min(gpu.binding_bytes());
+    for _ in 0..3 {
+        let (count, stride) = (bytes / 16, bytes / 16 / 16);
+        let groups = (stride / GROUP).min(32768);
+        let source = format!(
+            "@group(0) @binding(0) var<storage, read_write> b0: array<vec4<f32>>;\n@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\nvar a = vec4<f32>(0.0);\nfor (var r = at.x; r < {count}u; r = r + {}u) {{ a = a + b0[r]; }}\nif (a.x == 1.5) {{ b0[at.x] = a; }}\n}}\n",
+            groups * GROUP
+        );
+        let seconds = timed(gpu, &source, bytes, groups as u32)?;
+        bytes_per_second = bytes_per_second.max(bytes as f64 / seconds);
+    }
+    Some(Peak { operations_per_second, bytes_per_second })
+}
+
+/// Seconds of one dispatch over a buffer of `bytes`, after one that nobody counts; the best of three.
+fn timed(gpu: &Gpu, source: &str, bytes: u64, groups: u32) -> Option<f64> {
+    let pipeline = gpu.pipeline(source, &[false]).ok()?;
+    let buffer = gpu.buffer("a measurement", bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST).ok()?;
+    let group = gpu.device.create_bind_group(&api::BindGroupDescriptor {
+        label: None,
+        layout: &pipeline.layout,
+        entries: &[api::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
+    });
+    let mut best = f64::INFINITY;
+    for round in 0..4 {
+        let start = Instant::now();
+        let mut encoder = gpu.device.create_command_encoder(&api::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&api::ComputePassDescriptor::default());
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &group, &[]);
+            pass.dispatch_workgroups(groups, 1, 1);
+        }
+        gpu.queue.submit([encoder.finish()]);
+        gpu.wait().ok()?;
+        if round > 0 {
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+    }
+    Some(best)
+}

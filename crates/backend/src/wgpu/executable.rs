@@ -1,0 +1,454 @@
+//! A compiled plan, its sessions, and how a run goes.
+
+use super::{
+    code,
+    gpu::{Gpu, lock},
+    plan::{self, From, NoPlan, Place, PlannedOutput, ShapePlan, Step},
+};
+use crate::{
+    CompileError, Executable, Footprint, Input, OpTiming, Output, PlacedNode, Placement, ResourceError, RunContext,
+    RunError, Session, SessionMemory, Signature,
+    binding::{self, bind_inputs, check_outputs, check_result},
+};
+use ::wgpu::{self as api, BufferUsages};
+use cutover_graph::{Bindings, Fact, NodeId, OpError, Plan, TensorFact};
+use cutover_tensor::{DType, Tensor, TensorView, Value};
+use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+/// Plans of shapes that an executable keeps, and arenas that a session does.
+const SHAPES_KEPT: usize = 16;
+const ARENAS_KEPT: usize = 2;
+
+pub(super) struct WgpuExecutable {
+    gpu: Arc<Gpu>,
+    plan: Plan,
+    signature: Signature,
+    /// By value: what is known of constants.
+    constants: Vec<Option<Fact>>,
+    plans: Mutex<Vec<Arc<ShapePlan>>>,
+    placement: Placement,
+    footprint: Footprint,
+    /// The first plan's weights, for as long as the executable is.
+    weights: Vec<Arc<super::gpu::Weight>>,
+}
+
+impl WgpuExecutable {
+    pub fn new(gpu: Arc<Gpu>, plan: &Plan) -> Result<Arc<WgpuExecutable>, CompileError> {
+        let graph = plan.graph();
+        let fact = |id| graph.constant(id).map(|c| Fact::Tensor(TensorFact::of_tensor(&c.tensor)));
+        let mut executable = WgpuExecutable {
+            gpu,
+            signature: Signature::of(graph),
+            constants: graph.values().map(|(id, _)| fact(id)).collect(),
+            plan: plan.clone(),
+            plans: Mutex::default(),
+            placement: Placement::default(),
+            footprint: Footprint::default(),
+            weights: Vec::new(),
+        };
+        let first = executable.first()?;
+        if let Some((first, is_static)) = first {
+            let weight_bytes = first.weights.iter().map(|weight| weight.bytes).sum();
+            let shared = first.weights.iter().filter(|weight| Arc::strong_count(weight) > 1);
+            let shared_bytes = shared.map(|weight| weight.bytes).sum();
+            let session_bytes = first.arena_bytes + first.staging_bytes;
+            executable.footprint = Footprint { weight_bytes, shared_bytes, session_bytes };
+            executable.weights = first.weights.clone();
+            if is_static {
+                lock(&executable.plans).push(Arc::new(first));
+            }
+        }
+        executable.place();
+        Ok(Arc::new(executable))
+    }
+
+    /// The plan of static shapes, or else of every symbol at 1, as far as that tells anything.
+    fn first(&self) -> Result<Option<(ShapePlan, bool)>, CompileError> {
+        let mut symbols = BTreeSet::new();
+        let facts: Option<Vec<&TensorFact>> = self.signature.inputs.iter().map(|b| b.fact.as_tensor()).collect();
+        let Some(facts) = facts else { return Ok(None) };
+        facts.iter().filter_map(|f| f.shape.as_ref()).flatten().for_each(|dim| dim.collect_symbols(&mut symbols));
+        let is_static = symbols.is_empty();
+        let ones: Bindings = symbols.into_iter().map(|symbol| (symbol, 1)).collect();
+        let concrete = facts.iter().map(|fact| {
+            let shape = binding::shape_of(fact.shape.as_ref()?, &ones)?;
+            Some(TensorFact::of_constant_shape(fact.dtype, &shape))
+        });
+        let Some(concrete) = concrete.collect::<Option<Vec<_>>>() else { return Ok(None) };
+        match self.build(&concrete) {
+            Ok(plan) => Ok(Some((plan, is_static))),
+            Err(NoPlan::Refused { node, reason }) => {
+                let node = self.plan.graph().node(node);
+                Err(CompileError::Unsupported { node: node.name.clone(), op: node.op.name(), reason })
+            }
+            Err(NoPlan::Error(RunError::Resource(error))) if is_static => Err(error.into()),
+            // Elements of the inputs may decide it, or a run will say it.
+            Err(NoPlan::Undecided { .. } | NoPlan::Error(_)) => Ok(None),
+        }
+    }
+
+    fn build(&self, inputs: &[TensorFact]) -> Result<ShapePlan, NoPlan> {
+        plan::build(&self.plan, &self.gpu, &self.constants, inputs)
+    }
+
+    fn place(&mut self) {
+        let graph = self.plan.graph();
+        let kernels = |node: &str| {
+            let plans = lock(&self.plans);
+            let step = plans.first().and_then(|plan| plan.steps.iter().find(|step| step.node == node));
+            step.map(|step| step.kernel.to_string())
+        };
+        let place = |&id: &NodeId| {
+            let node = graph.node(id);
+            let dtype = node.outputs.first().and_then(|&o| graph.value(o).fact.as_tensor()).map(|fact| fact.dtype);
+            PlacedNode {
+                node: node.name.clone(),
+                op: node.op.name(),
+                backend: super::NAME,
+                kernel: kernels(&node.name).unwrap_or_else(|| "fused".to_string()),
+                dtype: dtype.map(|dtype| dtype.to_string()).unwrap_or_default(),
+                reason: String::new(),
+            }
+        };
+        let nodes = self.plan.order().iter().map(place).collect();
+        self.placement = Placement { nodes };
+    }
+
+    /// The plan for these inputs: a kept one, or a new one.
+    fn plan_for(&self, views: &[TensorView<'_>]) -> Result<Arc<ShapePlan>, RunError> {
+        let mut plans = lock(&self.plans);
+        if let Some(at) = plans.iter().rposition(|plan| is_for(plan, views)) {
+            let plan = plans.remove(at);
+            plans.push(Arc::clone(&plan));
+            return Ok(plan);
+        }
+        drop(plans);
+        let shapes = |view: &TensorView<'_>| TensorFact::of_constant_shape(view.dtype(), view.shape());
+        let mut result = self.build(&views.iter().map(shapes).collect::<Vec<_>>());
+        if let Err(NoPlan::Undecided { .. } | NoPlan::Refused { .. }) = &result {
+            // What shapes do not decide, elements may.
+            let elements: Vec<TensorFact> = views.iter().map(|view| fact_of(*view)).collect();
+            if elements.iter().any(|fact| fact.value.is_some()) {
+                result = self.build(&elements);
+            }
+        }
+        let refused = |node: NodeId, reason: String| {
+            let node = self.plan.graph().node(node);
+            RunError::Unsupported { node: node.name.clone(), op: node.op.name(), reason }
+        };
+        let plan = Arc::new(result.map_err(|error| match error {
+            NoPlan::Error(error) => error,
+            NoPlan::Refused { node, reason } => refused(node, reason),
+            NoPlan::Undecided { node } => refused(node, "its shape follows from what a run computes".to_string()),
+        })?);
+        let mut plans = lock(&self.plans);
+        if plans.len() >= SHAPES_KEPT {
+            plans.remove(0);
+        }
+        plans.push(Arc::clone(&plan));
+        Ok(plan)
+    }
+}
+
+fn fact_of(view: TensorView<'_>) -> TensorFact {
+    let shape = TensorFact::of_constant_shape(view.dtype(), view.shape());
+    let count: usize = view.shape().iter().product();
+    // Of floats, the scales of a `Resize`.
+    let is_small = count <= TensorFact::VALUE_LIMIT && (view.dtype() != DType::F32 || view.shape().len() <= 1);
+    if is_small { TensorFact::of_tensor(&view.to_tensor()) } else { shape }
+}
+
+fn is_for(plan: &ShapePlan, views: &[TensorView<'_>]) -> bool {
+    plan.key.iter().zip(views).all(|(fact, view)| {
+        let mut extents = fact.shape.iter().flatten();
+        view.shape().iter().all(|&extent| extents.next().and_then(|d| d.as_const()) == i64::try_from(extent).ok())
+            && extents.next().is_none()
+            && (fact.value.is_none() || fact.value == fact_of(*view).value)
+    })
+}
+
+impl Executable for WgpuExecutable {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn footprint(&self) -> Footprint {
+        self.footprint
+    }
+
+    fn weights(&self, visit: &mut dyn FnMut(usize, u64)) {
+        self.weights.iter().for_each(|weight| visit(Arc::as_ptr(weight) as usize, weight.bytes));
+    }
+
+    fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    fn session(self: Arc<Self>, memory: SessionMemory) -> Result<Box<dyn Session>, ResourceError> {
+        if let Some(available) = memory.budget_bytes
+            && available < self.footprint.session_bytes
+        {
+            let needed = self.footprint.session_bytes;
+            return Err(ResourceError::Memory { what: "a session on the GPU", needed, available });
+        }
+        Ok(Box::new(WgpuSession { executable: self, memory, ready: Vec::new() }))
+    }
+}
+
+struct WgpuSession {
+    executable: Arc<WgpuExecutable>,
+    memory: SessionMemory,
+    /// Used last comes last.
+    ready: Vec<(Arc<ShapePlan>, Ready)>,
+}
+
+/// A plan with its memory.
+struct Ready {
+    arena: api::Buffer,
+    staging: api::Buffer,
+    groups: Vec<api::BindGroup>,
+}
+
+impl Session for WgpuSession {
+    fn run(
+        &mut self,
+        inputs: &[Input<'_>],
+        outputs: &mut [Output<'_>],
+        context: &RunContext<'_>,
+    ) -> Result<(), RunError> {
+        let executable = Arc::clone(&self.executable);
+        let (gpu, signature) = (&executable.gpu, &executable.signature);
+        let mut symbols = Bindings::new();
+        bind_inputs(signature, inputs, &mut symbols)?;
+        check_outputs(signature, outputs, &symbols)?;
+        let views = inputs.iter().zip(&signature.inputs).map(|(input, binding)| match input {
+            Input::View(view) => Ok(*view),
+            Input::Value(Value::Tensor(tensor)) => Ok(tensor.view()),
+            Input::Value(_) => Err(binding::mismatch(&binding.name, &binding.fact, input)),
+        });
+        let views = views.collect::<Result<Vec<_>, _>>()?;
+        gpu.check()?;
+        let plan = executable.plan_for(&views)?;
+        if let Some(step) = plan.steps.first() {
+            context.check(&step.node)?;
+        }
+        let ready = self.ready_for(&plan, context)?;
+        for (view, range) in views.iter().zip(&plan.inputs) {
+            let Some(range) = range else { continue };
+            let mut bytes = view_to_device(*view);
+            if bytes.len() % 4 != 0 {
+                let whole = bytes.len().next_multiple_of(4);
+                bytes.to_mut().resize(whole, 0);
+            }
+            if !bytes.is_empty() {
+                gpu.queue.write_buffer(&ready.arena, range.offset, &bytes);
+            }
+        }
+        match context.profiler {
+            None => submit(gpu, &plan, ready, 0..plan.steps.len()),
+            // One at a time, waited for.
+            Some(profiler) => {
+                for (at, step) in plan.steps.iter().enumerate() {
+                    gpu.wait()?;
+                    let start = Instant::now();
+                    submit(gpu, &plan, ready, at..at + 1);
+                    gpu.wait()?;
+                    let Step { node, op, kernel, work, .. } = step;
+                    profiler.record(OpTiming { node, op, kernel, duration: start.elapsed(), work: *work });
+                }
+                if plan.steps.is_empty() {
+                    submit(gpu, &plan, ready, 0..0);
+                }
+            }
+        }
+        read(&executable, &plan, ready, outputs)
+    }
+}
+
+impl WgpuSession {
+    /// The memory of `plan`, kept from a run before or new.
+    fn ready_for(&mut self, plan: &Arc<ShapePlan>, context: &RunContext<'_>) -> Result<&Ready, RunError> {
+        let needed = plan.arena_bytes + plan.staging_bytes;
+        let available = context.limits.arena_bytes.min(self.memory.budget_bytes.unwrap_or(u64::MAX));
+        if needed > available {
+            return Err(ResourceError::Memory { what: "a session's arena", needed, available }.into());
+        }
+        if let Some(at) = self.ready.iter().position(|(of, _)| Arc::ptr_eq(of, plan)) {
+            let kept = self.ready.remove(at);
+            self.ready.push(kept);
+        } else {
+            // The old ones first: all together may be more than there is.
+            let excess = (self.ready.len() + 1).saturating_sub(ARENAS_KEPT);
+            self.ready.drain(..excess);
+            let ready = Ready::new(&self.executable.gpu, plan)?;
+            self.ready.push((Arc::clone(plan), ready));
+        }
+        Ok(&self.ready[self.ready.len() - 1].1)
+    }
+}
+
+impl Ready {
+    fn new(gpu: &Gpu, plan: &ShapePlan) -> Result<Ready, ResourceError> {
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+        let arena = gpu.buffer("a session's arena", plan.arena_bytes, usage)?;
+        let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+        let staging = gpu.buffer("a session's results", plan.staging_bytes, usage)?;
+        let group = |step: &Step| {
+            let entries: Vec<api::BindGroupEntry<'_>> = (0..)
+                .zip(&step.bindings)
+                .map(|(binding, place)| {
+                    let resource = match place {
+                        Place::Weight(weight) => weight.buffer.as_entire_binding(),
+                        Place::Arena(range) => api::BindingResource::Buffer(api::BufferBinding {
+                            buffer: &arena,
+                            offset: range.offset,
+                            size: std::num::NonZero::new(range.bytes),
+                        }),
+                    };
+                    api::BindGroupEntry { binding, resource }
+                })
+                .collect();
+            let layout = &step.pipeline.layout;
+            gpu.device.create_bind_group(&api::BindGroupDescriptor { label: None, layout, entries: &entries })
+        };
+        Ok(Ready { groups: plan.steps.iter().map(group).collect(), arena, staging })
+    }
+}
+
+/// Submits some of a plan's steps; before the first the faults are cleared, after the last the outputs are copied.
+fn submit(gpu: &Gpu, plan: &ShapePlan, ready: &Ready, steps: std::ops::Range<usize>) {
+    let mut encoder = gpu.device.create_command_encoder(&api::CommandEncoderDescriptor::default());
+    if steps.start == 0 {
+        encoder.clear_buffer(&ready.arena, 0, Some(plan::FAULT_BYTES as u64));
+    }
+    let is_last = steps.end == plan.steps.len();
+    if !steps.is_empty() {
+        let mut pass = encoder.begin_compute_pass(&api::ComputePassDescriptor::default());
+        for at in steps {
+            let step = &plan.steps[at];
+            pass.set_pipeline(&step.pipeline.pipeline);
+            pass.set_bind_group(0, &ready.groups[at], &[]);
+            let [x, y, z] = step.groups;
+            pass.dispatch_workgroups(x, y, z);
+        }
+    }
+    if is_last {
+        encoder.copy_buffer_to_buffer(&ready.arena, 0, &ready.staging, 0, plan::FAULT_BYTES as u64);
+        for output in &plan.outputs {
+            if let From::Device { place, staged_at, bytes } = &output.from
+                && *bytes > 0
+            {
+                let (buffer, offset) = match place {
+                    Place::Arena(range) => (&ready.arena, range.offset),
+                    Place::Weight(weight) => (&weight.buffer, 0),
+                };
+                encoder.copy_buffer_to_buffer(buffer, offset, &ready.staging, *staged_at, *bytes);
+            }
+        }
+    }
+    gpu.queue.submit([encoder.finish()]);
+}
+
+/// Waits for what was submitted and hands out the results.
+fn read(
+    executable: &WgpuExecutable,
+    plan: &ShapePlan,
+    ready: &Ready,
+    outputs: &mut [Output<'_>],
+) -> Result<(), RunError> {
+    let gpu = &executable.gpu;
+    let slice = ready.staging.slice(..);
+    slice.map_async(api::MapMode::Read, |_| {});
+    gpu.wait()?;
+    let mapped = slice.get_mapped_range().map_err(|error| RunError::DeviceLost(error.to_string()))?;
+    let result = hand_out(executable, plan, &mapped, outputs);
+    drop(mapped);
+    ready.staging.unmap();
+    result
+}
+
+fn hand_out(
+    executable: &WgpuExecutable,
+    plan: &ShapePlan,
+    staged: &[u8],
+    outputs: &mut [Output<'_>],
+) -> Result<(), RunError> {
+    let fault = u32::from_le_bytes([staged[0], staged[1], staged[2], staged[3]]);
+    if fault > 0 {
+        let graph = executable.plan.graph();
+        let mut nodes = graph.nodes().filter(|(id, _)| id.index() + 1 == fault as usize);
+        let node = nodes.next().map(|(_, node)| node);
+        return Err(RunError::Op {
+            node: node.map(|node| node.name.clone()).unwrap_or_default(),
+            op: node.map(|node| node.op.name()).unwrap_or_default(),
+            source: OpError::input("an element is out of the range that the operator takes".to_string()),
+        });
+    }
+    for ((output, planned), binding) in outputs.iter_mut().zip(&plan.outputs).zip(&executable.signature.outputs) {
+        let PlannedOutput { dtype, shape, from } = planned;
+        let bytes = || match from {
+            From::Host(tensor) => Cow::Borrowed(tensor.bytes()),
+            From::Device { staged_at, bytes, .. } => {
+                let staged = &staged[*staged_at as usize..(*staged_at + *bytes) as usize];
+                from_device(*dtype, shape.element_count(), staged)
+            }
+        };
+        match output {
+            Output::Discard => {}
+            Output::Write(view) => {
+                check_result(&binding.name, *dtype, shape, view)?;
+                view.bytes_mut().copy_from_slice(&bytes());
+            }
+            Output::Allocate(place) => {
+                let tensor = match from {
+                    From::Host(tensor) => Ok(tensor.clone()),
+                    From::Device { .. } => Tensor::from_bytes(*dtype, shape.clone(), &bytes()),
+                };
+                let tensor =
+                    tensor.map_err(|error| ResourceError::System { what: "an output", message: error.to_string() })?;
+                *place = Some(Value::Tensor(tensor));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A tensor's elements as device memory holds them.
+pub(super) fn to_device(tensor: &Tensor) -> Vec<u8> {
+    view_to_device(tensor.view()).into_owned()
+}
+
+fn view_to_device(view: TensorView<'_>) -> Cow<'_, [u8]> {
+    let bytes = view.bytes();
+    let words = |word: fn(&[u8]) -> u32, size: usize| {
+        Cow::Owned(bytes.chunks_exact(size).flat_map(|chunk| word(chunk).to_le_bytes()).collect::<Vec<u8>>())
+    };
+    match view.dtype() {
+        DType::Bool => words(|b| u32::from(b[0] != 0), 1),
+        DType::U8 => words(|b| u32::from(b[0]), 1),
+        DType::I8 => words(|b| i32::from(b[0] as i8) as u32, 1),
+        DType::U16 => words(|b| u32::from(u16::from_le_bytes([b[0], b[1]])), 2),
+        DType::I16 => words(|b| i32::from(i16::from_le_bytes([b[0], b[1]])) as u32, 2),
+        DType::BF16 => words(|b| u32::from(u16::from_le_bytes([b[0], b[1]])) << 16, 2),
+        _ => Cow::Borrowed(bytes),
+    }
+}
+
+/// The `count` elements of `staged` as tensors hold them.
+fn from_device(dtype: DType, count: usize, staged: &[u8]) -> Cow<'_, [u8]> {
+    let narrowed = |size: usize, skip: usize| {
+        let bytes = staged.chunks_exact(4).take(count).flat_map(|word| word[skip..skip + size].iter().copied());
+        Cow::Owned(bytes.collect::<Vec<u8>>())
+    };
+    match dtype {
+        DType::Bool | DType::U8 | DType::I8 => narrowed(1, 0),
+        DType::U16 | DType::I16 => narrowed(2, 0),
+        DType::BF16 => narrowed(2, 2),
+        dtype => Cow::Borrowed(&staged[..count * code::storage_bytes(dtype)]),
+    }
+}

@@ -1,0 +1,632 @@
+//! Kernels for one set of input shapes, and how they are made.
+
+use super::{
+    code::{self, Binding, Function, GROUP, Operand, Text},
+    gpu::{Gpu, Pipeline, Weight},
+    lower,
+};
+use crate::{ResourceError, RunError, Work};
+use cutover_graph::{
+    Constant, Fact, Graph, Node, NodeId, Plan, TensorFact, ValueId,
+    ops::{Facts, InferContext},
+    plan::arena::{Interval, place},
+};
+use cutover_tensor::{DType, Shape, Tensor};
+use std::{collections::HashMap, rc::Rc, sync::Arc};
+
+/// A range of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct BufferId(pub u32);
+
+/// Functions that one kernel is made of at most.
+const FUSED: usize = 24;
+
+/// Bytes at the arena's begin where kernels say what they found wrong.
+pub(super) const FAULT_BYTES: usize = 256;
+
+/// All that a run of one set of input shapes needs.
+pub(super) struct ShapePlan {
+    /// Types and shapes, and the elements of those inputs that shapes were computed from.
+    pub key: Vec<TensorFact>,
+    /// By input: where it goes, if any kernel reads it.
+    pub inputs: Vec<Option<Range>>,
+    pub outputs: Vec<PlannedOutput>,
+    pub steps: Vec<Step>,
+    pub arena_bytes: u64,
+    /// Outputs as they come back, behind the faults.
+    pub staging_bytes: u64,
+    pub weights: Vec<Arc<Weight>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Range {
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+pub(super) struct PlannedOutput {
+    pub dtype: DType,
+    pub shape: Shape,
+    pub from: From,
+}
+
+/// Where an output is.
+pub(super) enum From {
+    /// Shapes alone determine it.
+    Host(Tensor),
+    /// In the arena, or a weight, and in the staging buffer at an offset.
+    Device { place: Place, staged_at: u64, bytes: u64 },
+}
+
+#[derive(Clone)]
+pub(super) enum Place {
+    Arena(Range),
+    Weight(Arc<Weight>),
+}
+
+/// One dispatch.
+pub(super) struct Step {
+    pub pipeline: Arc<Pipeline>,
+    pub bindings: Vec<Place>,
+    pub groups: [u32; 3],
+    pub node: String,
+    pub op: String,
+    pub kernel: &'static str,
+    pub work: Work,
+}
+
+/// Why no plan can be made.
+pub(super) enum NoPlan {
+    /// This node can't be run here.
+    Refused {
+        node: NodeId,
+        reason: String,
+    },
+    /// The shapes of this node's results follow from elements of inputs, or of what the graph computes.
+    Undecided {
+        node: NodeId,
+    },
+    Error(RunError),
+}
+
+impl<E: Into<RunError>> std::convert::From<E> for NoPlan {
+    fn from(error: E) -> NoPlan {
+        NoPlan::Error(error.into())
+    }
+}
+
+/// Why a node has no kernel.
+pub(super) enum Unable {
+    Because(String),
+    Error(ResourceError),
+}
+
+impl std::convert::From<ResourceError> for Unable {
+    fn from(error: ResourceError) -> Unable {
+        Unable::Error(error)
+    }
+}
+
+impl std::convert::From<&str> for Unable {
+    fn from(reason: &str) -> Unable {
+        Unable::Because(reason.to_string())
+    }
+}
+
+impl std::convert::From<String> for Unable {
+    fn from(reason: String) -> Unable {
+        Unable::Because(reason)
+    }
+}
+
+struct Building {
+    bytes: usize,
+    weight: Option<Arc<Weight>>,
+}
+
+struct PlannedStep {
+    pipeline: Arc<Pipeline>,
+    bindings: Vec<BufferId>,
+    groups: [u32; 3],
+    node: NodeId,
+    kernel: &'static str,
+    work: Work,
+}
+
+/// Makes a [`ShapePlan`]: each node's lowering defines functions and adds kernels.
+pub(super) struct Builder<'a> {
+    pub graph: &'a Graph,
+    pub gpu: &'a Gpu,
+    constants: &'a [Option<Fact>],
+    facts: Vec<Option<Fact>>,
+    held: Vec<Option<Operand>>,
+    /// What was computed while planning.
+    evaluated: HashMap<ValueId, Constant>,
+    readers: Vec<usize>,
+    is_output: Vec<bool>,
+    buffers: Vec<Building>,
+    steps: Vec<PlannedStep>,
+    current: NodeId,
+    pub kernel: &'static str,
+}
+
+/// The faults' own range.
+pub(super) const FAULTS: BufferId = BufferId(0);
+
+/// Lowers the plan for inputs of which `inputs` is known.
+pub(super) fn build(
+    plan: &Plan,
+    gpu: &Gpu,
+    constants: &[Option<Fact>],
+    inputs: &[TensorFact],
+) -> Result<ShapePlan, NoPlan> {
+    let graph = plan.graph();
+    let count = graph.value_count();
+    let mut builder = Builder {
+        graph,
+        gpu,
+        constants,
+        facts: infer(plan, constants, inputs)?,
+        held: vec![None; count],
+        evaluated: HashMap::new(),
+        readers: vec![0; count],
+        is_output: vec![false; count],
+        buffers: vec![Building { bytes: FAULT_BYTES, weight: None }],
+        steps: Vec::new(),
+        current: NodeId::default(),
+        kernel: "",
+    };
+    let mut entering = Vec::new();
+    for &id in graph.inputs() {
+        let bytes = builder.byte_len(id)?;
+        let buffer = builder.add(bytes);
+        builder.held[id.index()] = Some(Operand::Buffer(buffer, builder.dtype(id)));
+        entering.push(buffer);
+    }
+    for &id in plan.order() {
+        graph.node(id).inputs.iter().flatten().for_each(|input| builder.readers[input.index()] += 1);
+    }
+    for output in graph.outputs() {
+        builder.readers[output.index()] += 1;
+        builder.is_output[output.index()] = true;
+    }
+    for &id in plan.order() {
+        builder.current = id;
+        let node = graph.node(id);
+        if node.outputs.iter().any(|output| builder.readers[output.index()] > 0) {
+            builder.lower(node).map_err(|unable| match unable {
+                Unable::Because(reason) => NoPlan::Refused { node: id, reason },
+                Unable::Error(error) => NoPlan::Error(error.into()),
+            })?;
+        }
+    }
+    builder.finish(inputs, &entering)
+}
+
+/// Concrete facts of everything, from those of the inputs.
+fn infer(plan: &Plan, constants: &[Option<Fact>], inputs: &[TensorFact]) -> Result<Vec<Option<Fact>>, NoPlan> {
+    let graph = plan.graph();
+    let mut facts: Vec<Option<Fact>> = vec![None; graph.value_count()];
+    for (&id, fact) in graph.inputs().iter().zip(inputs) {
+        facts[id.index()] = Some(Fact::Tensor(fact.clone()));
+    }
+    for &id in plan.order() {
+        let node = graph.node(id);
+        let fact = |v: ValueId| facts[v.index()].as_ref().or(constants[v.index()].as_ref());
+        let known: Vec<Option<&Fact>> = node.inputs.iter().map(|input| input.and_then(fact)).collect();
+        let context = InferContext { node: &node.name, outputs: node.outputs.len() };
+        let inferred = node.op.infer(Facts(&known), &context).map_err(|source| RunError::Op {
+            node: node.name.clone(),
+            op: node.op.name(),
+            source,
+        })?;
+        let is_concrete = |fact: &Fact| fact.as_tensor().is_some_and(|fact| fact.constant_shape().is_some());
+        if inferred.len() < node.outputs.len() || !inferred.iter().take(node.outputs.len()).all(is_concrete) {
+            return Err(NoPlan::Undecided { node: id });
+        }
+        for (&output, fact) in node.outputs.iter().zip(inferred) {
+            facts[output.index()] = Some(fact);
+        }
+    }
+    Ok(facts)
+}
+
+impl Builder<'_> {
+    fn lower(&mut self, node: &Node) -> Result<(), Unable> {
+        self.kernel = "";
+        if node.outputs.iter().all(|&output| self.constant(output).is_some()) {
+            return Ok(());
+        }
+        if node.outputs.iter().all(|&output| self.count(output) == 0) {
+            for &output in &node.outputs {
+                let buffer = self.add(0);
+                self.held[output.index()] = Some(Operand::Buffer(buffer, self.dtype(output)));
+            }
+            return Ok(());
+        }
+        for &id in node.inputs.iter().flatten().chain(&node.outputs) {
+            self.check_size(id)?;
+        }
+        lower::lower(self, node)?;
+        for &output in &node.outputs {
+            let is_function = matches!(self.held[output.index()], Some(Operand::Function(_)));
+            // Computed once where several read it.
+            if is_function && (self.readers[output.index()] > 1 || self.is_output[output.index()]) {
+                self.buffer(output)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, id: ValueId) -> Result<(), Unable> {
+        let bytes = self.count(id).saturating_mul(code::storage_bytes(self.dtype(id)));
+        let most = self.gpu.binding_bytes().min(u64::from(u32::MAX / 2)) as usize;
+        if bytes > most {
+            let name = &self.graph.value(id).name;
+            return Err(format!("'{name}' takes {bytes} bytes, a kernel of this device reads {most} at most").into());
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, inputs: &[TensorFact], entering: &[BufferId]) -> Result<ShapePlan, NoPlan> {
+        let outputs: Vec<ValueId> = self.graph.outputs().to_vec();
+        let mut from: Vec<Result<Tensor, BufferId>> = Vec::new();
+        for &id in &outputs {
+            from.push(match self.constant(id) {
+                Some(constant) => Ok(constant.tensor),
+                None => Err(self.buffer(id).map_err(|unable| match unable {
+                    Unable::Because(reason) => NoPlan::Refused { node: self.current, reason },
+                    Unable::Error(error) => NoPlan::Error(error.into()),
+                })?),
+            });
+        }
+        let end = self.steps.len();
+        let mut intervals = vec![Interval { size_bytes: 0, first: usize::MAX, last: 0 }; self.buffers.len()];
+        let mut touch = |buffer: BufferId, at: usize| {
+            let interval = &mut intervals[buffer.0 as usize];
+            (interval.first, interval.last) = (interval.first.min(at), interval.last.max(at));
+        };
+        self.steps.iter().enumerate().for_each(|(at, step)| step.bindings.iter().for_each(|&b| touch(b, at)));
+        entering.iter().for_each(|&buffer| touch(buffer, 0));
+        from.iter().filter_map(|from| from.as_ref().err()).for_each(|&buffer| touch(buffer, end));
+        touch(FAULTS, 0);
+        touch(FAULTS, end);
+        for (interval, building) in intervals.iter_mut().zip(&self.buffers) {
+            let is_placed = building.weight.is_none() && interval.first != usize::MAX;
+            interval.size_bytes = if is_placed { building.bytes.max(4) } else { 0 };
+            interval.first = interval.first.min(interval.last);
+        }
+        // The faults' range is the first: everything else lies behind it.
+        let placed = place(&intervals[1..], self.gpu.alignment());
+        let too_large = || ResourceError::Memory {
+            what: "the arena",
+            needed: u64::MAX,
+            available: self.gpu.limits.max_buffer_size,
+        };
+        let placed = placed.ok_or_else(|| NoPlan::Error(too_large().into()))?;
+        let begin = FAULT_BYTES.next_multiple_of(self.gpu.alignment());
+        let arena_bytes = (placed.total_bytes + begin) as u64;
+        if arena_bytes > self.gpu.limits.max_buffer_size {
+            let available = self.gpu.limits.max_buffer_size;
+            return Err(ResourceError::Memory { what: "the arena", needed: arena_bytes, available }.into());
+        }
+        let range = |buffer: BufferId| {
+            let at = buffer.0 as usize;
+            let offset = if at == 0 { 0 } else { placed.offsets[at - 1] + begin };
+            Range { offset: offset as u64, bytes: self.buffers[at].bytes.max(4).next_multiple_of(4) as u64 }
+        };
+        let place = |buffer: BufferId| match &self.buffers[buffer.0 as usize].weight {
+            Some(weight) => Place::Weight(Arc::clone(weight)),
+            None => Place::Arena(range(buffer)),
+        };
+        let mut staged = FAULT_BYTES as u64;
+        let planned = outputs.iter().zip(from).map(|(&id, from)| PlannedOutput {
+            dtype: self.dtype(id),
+            shape: self.shape(id),
+            from: match from {
+                Ok(tensor) => From::Host(tensor),
+                Err(buffer) => {
+                    let bytes = self.buffers[buffer.0 as usize].bytes.next_multiple_of(4) as u64;
+                    let staged_at = staged;
+                    staged += bytes;
+                    From::Device { place: place(buffer), staged_at, bytes }
+                }
+            },
+        });
+        let planned: Vec<PlannedOutput> = planned.collect();
+        let used = |buffer: &BufferId| intervals[buffer.0 as usize].size_bytes > 0;
+        let is_read = |buffer: &BufferId| {
+            self.steps.iter().any(|step| step.bindings.contains(buffer))
+                || planned.iter().any(|output| matches!(&output.from, From::Device { place: Place::Arena(at), .. } if at.offset == range(*buffer).offset))
+        };
+        Ok(ShapePlan {
+            key: inputs.to_vec(),
+            inputs: entering.iter().map(|b| (used(b) && is_read(b)).then(|| range(*b))).collect(),
+            outputs: planned,
+            steps: self
+                .steps
+                .iter()
+                .map(|step| Step {
+                    pipeline: Arc::clone(&step.pipeline),
+                    bindings: step.bindings.iter().map(|&b| place(b)).collect(),
+                    groups: step.groups,
+                    node: self.graph.node(step.node).name.clone(),
+                    op: self.graph.node(step.node).op.name(),
+                    kernel: step.kernel,
+                    work: step.work,
+                })
+                .collect(),
+            arena_bytes,
+            staging_bytes: staged,
+            weights: self.buffers.iter().filter_map(|b| b.weight.clone()).collect(),
+        })
+    }
+
+    fn add(&mut self, bytes: usize) -> BufferId {
+        self.buffers.push(Building { bytes, weight: None });
+        BufferId(self.buffers.len() as u32 - 1)
+    }
+
+    fn byte_len(&self, id: ValueId) -> Result<usize, ResourceError> {
+        let bytes = self.count(id).checked_mul(code::storage_bytes(self.dtype(id)));
+        let bytes = bytes.filter(|&bytes| bytes as u64 <= self.gpu.binding_bytes());
+        let available = self.gpu.binding_bytes();
+        bytes.ok_or(ResourceError::Memory { what: "a tensor on the GPU", needed: u64::MAX, available })
+    }
+
+    // What lowerings ask.
+
+    pub fn fact(&self, id: ValueId) -> &TensorFact {
+        let fact = self.facts[id.index()].as_ref().or(self.constants[id.index()].as_ref());
+        fact.and_then(Fact::as_tensor).expect("inferred before anything is lowered")
+    }
+
+    pub fn shape(&self, id: ValueId) -> Shape {
+        self.fact(id).constant_shape().expect("inferred as concrete").into()
+    }
+
+    pub fn count(&self, id: ValueId) -> usize {
+        self.shape(id).element_count()
+    }
+
+    pub fn dtype(&self, id: ValueId) -> DType {
+        self.fact(id).dtype
+    }
+
+    /// What is known of `id` before the run.
+    pub fn constant(&self, id: ValueId) -> Option<Constant> {
+        if let Some(constant) = self.graph.constant(id).or_else(|| self.evaluated.get(&id)) {
+            return Some(constant.clone());
+        }
+        let (values, shape) = (self.fact(id).constant_value()?, self.shape(id));
+        let tensor = match self.dtype(id) {
+            DType::I64 => Tensor::from_vec(shape, values).ok()?,
+            DType::I32 => {
+                let values = values.into_iter().map(i32::try_from).collect::<Result<Vec<_>, _>>().ok()?;
+                Tensor::from_vec(shape, values).ok()?
+            }
+            DType::Bool => Tensor::from_bools(shape, &values.iter().map(|&v| v != 0).collect::<Vec<_>>()).ok()?,
+            _ => return None,
+        };
+        Some(Constant::new(tensor))
+    }
+
+    pub fn known(&self, id: ValueId) -> Option<Tensor> {
+        self.constant(id).map(|constant| constant.tensor)
+    }
+
+    /// The whole numbers that `id` holds, known before the run.
+    pub fn integers(&self, id: ValueId) -> Option<Vec<i64>> {
+        if let Some(values) = self.fact(id).constant_value() {
+            return Some(values);
+        }
+        let tensor = self.known(id)?;
+        match tensor.dtype() {
+            DType::I64 => tensor.to_vec::<i64>().ok(),
+            DType::I32 => Some(tensor.to_vec::<i32>().ok()?.into_iter().map(i64::from).collect()),
+            _ => None,
+        }
+    }
+
+    /// The value of `id` is `tensor`, whatever the inputs hold.
+    pub fn define_constant(&mut self, id: ValueId, constant: Constant) {
+        self.evaluated.insert(id, constant);
+    }
+
+    /// `id` as something that functions read.
+    pub fn operand(&mut self, id: ValueId) -> Result<Operand, Unable> {
+        if let Some(operand) = &self.held[id.index()] {
+            return Ok(operand.clone());
+        }
+        let name = || self.graph.value(id).name.clone();
+        let constant = self.constant(id).ok_or_else(|| Unable::Because(format!("'{}' is not computed", name())))?;
+        let operand = match uniform(&constant.tensor) {
+            Some(literal) => Operand::Literal(literal, constant.tensor.dtype()),
+            None => self.upload(&constant, "plain", super::executable::to_device)?,
+        };
+        self.held[id.index()] = Some(operand.clone());
+        Ok(operand)
+    }
+
+    /// `constant` on the device, in the form that `recipe` names and `bytes` makes.
+    pub fn upload(
+        &mut self,
+        constant: &Constant,
+        recipe: &'static str,
+        bytes: impl FnOnce(&Tensor) -> Vec<u8>,
+    ) -> Result<Operand, Unable> {
+        let weight = self.gpu.weight(constant.identity(), recipe, || bytes(&constant.tensor))?;
+        if weight.bytes > self.gpu.binding_bytes() {
+            return Err(format!("a constant of {} bytes", weight.bytes).into());
+        }
+        let same = |b: &Building| b.weight.as_ref().is_some_and(|w| Arc::ptr_eq(w, &weight));
+        let at = self.buffers.iter().position(same).unwrap_or_else(|| {
+            self.buffers.push(Building { bytes: weight.bytes as usize, weight: Some(weight) });
+            self.buffers.len() - 1
+        });
+        Ok(Operand::Buffer(BufferId(at as u32), constant.tensor.dtype()))
+    }
+
+    /// `id` in memory, row-major: computed now if nobody has.
+    pub fn buffer(&mut self, id: ValueId) -> Result<BufferId, Unable> {
+        let operand = self.operand(id)?;
+        if let Operand::Buffer(buffer, _) = operand {
+            return Ok(buffer);
+        }
+        let count = self.count(id);
+        let buffer = self.materialise(&operand, count)?;
+        self.held[id.index()] = Some(Operand::Buffer(buffer, operand.dtype()));
+        Ok(buffer)
+    }
+
+    /// The first `count` elements of `operand` in memory.
+    pub fn materialise(&mut self, operand: &Operand, count: usize) -> Result<BufferId, Unable> {
+        let dtype = operand.dtype();
+        let buffer = self.add(count * code::storage_bytes(dtype));
+        if count == 0 {
+            return Ok(buffer);
+        }
+        let mut text = Text::default();
+        let function = text.function(operand);
+        let array = text.bind(buffer, code::storage_type(dtype), true);
+        let (groups, index) = code::grid(count, GROUP);
+        let element = code::stored(dtype, &format!("{function}(i)"));
+        let kernel = format!(
+            "@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\n{array}[i] = {element};\n}}\n"
+        );
+        let kernel_name = if self.kernel.is_empty() { "elementwise" } else { self.kernel };
+        self.push(text, &kernel, groups, kernel_name, Work::default())?;
+        Ok(buffer)
+    }
+
+    /// `id` is this function of operands. What would be too much for one kernel is computed first.
+    pub fn define(&mut self, id: ValueId, body: impl Into<String>, operands: Vec<Operand>) -> Result<(), Unable> {
+        let body = body.into();
+        let mut function = Function::new(self.dtype(id), body, operands);
+        let most = (self.gpu.limits.max_storage_buffers_per_shader_stage as usize).saturating_sub(2);
+        if function.buffers > most || function.depth > FUSED {
+            return Err(format!("reads {} tensors, this device {most} at once", function.buffers).into());
+        }
+        function.depth = function.depth.max(1);
+        self.held[id.index()] = Some(Operand::Function(Rc::new(function)));
+        Ok(())
+    }
+
+    /// The operands of a node's inputs `ids`: functions as far as one kernel may hold them all, what is left in memory.
+    pub fn operands(&mut self, ids: &[ValueId]) -> Result<Vec<Operand>, Unable> {
+        let mut operands = ids.iter().map(|&id| self.operand(id)).collect::<Result<Vec<_>, _>>()?;
+        let most = (self.gpu.limits.max_storage_buffers_per_shader_stage as usize).saturating_sub(2);
+        loop {
+            let all = Function::new(DType::F32, "", operands.clone());
+            if all.buffers <= most && all.depth < FUSED {
+                return Ok(operands);
+            }
+            let size = |operand: &Operand| if let Operand::Function(f) = operand { f.buffers + f.depth } else { 0 };
+            let largest =
+                (0..operands.len()).max_by_key(|&at| size(&operands[at])).filter(|&at| size(&operands[at]) > 0);
+            let Some(at) = largest else { return Ok(operands) };
+            let buffer = self.buffer(ids[at])?;
+            let operand = Operand::Buffer(buffer, operands[at].dtype());
+            // The same value may be there twice.
+            (0..ids.len()).filter(|&other| ids[other] == ids[at]).for_each(|other| operands[other] = operand.clone());
+        }
+    }
+
+    /// The operand of `id`, in memory if computing it takes more than a few functions: for what reads an element more than once.
+    pub fn reread(&mut self, id: ValueId) -> Result<Operand, Unable> {
+        let operand = self.operand(id)?;
+        match operand {
+            Operand::Function(_) => Ok(Operand::Buffer(self.buffer(id)?, self.dtype(id))),
+            other => Ok(other),
+        }
+    }
+
+    /// A buffer for the whole of `id`, that a kernel to be pushed fills.
+    pub fn output(&mut self, id: ValueId) -> Result<BufferId, Unable> {
+        let bytes = self.byte_len(id)?;
+        let buffer = self.add(bytes);
+        self.held[id.index()] = Some(Operand::Buffer(buffer, self.dtype(id)));
+        Ok(buffer)
+    }
+
+    /// A buffer for `count` floats that the node's own kernels hand on.
+    pub fn scratch(&mut self, count: usize) -> BufferId {
+        self.add(count * size_of::<f32>())
+    }
+
+    /// `id` is in `buffer`, which kernels that were pushed have filled.
+    pub fn hold(&mut self, id: ValueId, buffer: BufferId) {
+        self.held[id.index()] = Some(Operand::Buffer(buffer, self.dtype(id)));
+    }
+
+    /// `id` is `of` under another shape.
+    pub fn alias(&mut self, id: ValueId, of: ValueId) -> Result<(), Unable> {
+        let operand = self.operand(of)?;
+        self.held[id.index()] = Some(operand);
+        Ok(())
+    }
+
+    /// Adds a dispatch of `kernel`, which follows the functions and bindings of `text`.
+    pub fn push(
+        &mut self,
+        text: Text,
+        kernel: &str,
+        groups: [u32; 3],
+        name: &'static str,
+        work: Work,
+    ) -> Result<(), Unable> {
+        let (source, bindings) = text.finish(kernel);
+        let most = self.gpu.limits.max_storage_buffers_per_shader_stage as usize;
+        if bindings.len() > most {
+            return Err(format!("reads {} tensors, this device {most} at once", bindings.len()).into());
+        }
+        if groups.iter().any(|&n| n > self.gpu.limits.max_compute_workgroups_per_dimension) {
+            return Err(format!("{groups:?} groups of invocations").into());
+        }
+        // One buffer can't be bound for reading and for writing at once, and the arena is one.
+        let is_weight = |b: &Binding| self.buffers[b.buffer.0 as usize].weight.is_some();
+        let read_only: Vec<bool> = bindings.iter().map(is_weight).collect();
+        let mut source = source;
+        for (at, (binding, read_only)) in bindings.iter().zip(&read_only).enumerate() {
+            if !binding.writes && !read_only {
+                let head = format!("@binding({at}) var<storage, ");
+                source = source.replacen(&format!("{head}read>"), &format!("{head}read_write>"), 1);
+            }
+        }
+        let pipeline = self.gpu.pipeline(&source, &read_only).map_err(|message| {
+            tracing::warn!("a kernel of node '{}' does not compile: {message}", self.graph.node(self.current).name);
+            Unable::Because(format!("its kernel does not compile: {message}"))
+        })?;
+        let bindings = bindings.iter().map(|binding| binding.buffer).collect();
+        self.steps.push(PlannedStep { pipeline, bindings, groups, node: self.current, kernel: name, work });
+        Ok(())
+    }
+
+    /// A statement for where an element is met that the operator refuses: the run fails, and names the node.
+    pub fn fault(&self) -> String {
+        format!("fault({}u);", self.current.index() + 1)
+    }
+}
+
+/// The element that all of a constant's are, as WGSL writes it.
+fn uniform(tensor: &Tensor) -> Option<String> {
+    let size = tensor.dtype().bits() / 8;
+    let bytes = tensor.bytes();
+    let first = bytes.get(..size).filter(|first| size > 0 && bytes.chunks_exact(size).all(|chunk| chunk == *first))?;
+    let mut wide = [0; 8];
+    wide[..size].copy_from_slice(first);
+    let word = u64::from_le_bytes(wide);
+    Some(match tensor.dtype() {
+        DType::F32 => code::float(f32::from_bits(word as u32)),
+        DType::F16 => code::float(half::f16::from_bits(word as u16).to_f32()),
+        DType::BF16 => code::float(half::bf16::from_bits(word as u16).to_f32()),
+        DType::I8 => code::integer(DType::I8, i128::from(word as i8)),
+        DType::I16 => code::integer(DType::I16, i128::from(word as i16)),
+        DType::I32 => code::integer(DType::I32, i128::from(word as i32)),
+        DType::I64 => code::integer(DType::I64, i128::from(word as i64)),
+        dtype @ (DType::U8 | DType::U16 | DType::U32 | DType::U64 | DType::Bool) => {
+            code::integer(dtype, i128::from(word))
+        }
+        _ => return None,
+    })
+}

@@ -1,0 +1,73 @@
+//! Shaders for GPUs, as text: what is the same for every shape.
+//!
+//! A backend puts bindings, sizes and the functions of a fused chain before a kernel and hands the whole to its driver. Nothing here knows
+//! a device.
+
+/// Functions that WGSL lacks or leaves imprecise, for f32: `exp_of`, `log_of`, `tanh_of`, `erf_of`, tests for NaN by bits.
+pub const MATH: &str = include_str!("../wgsl/math.wgsl");
+
+/// A matrix product with its operands in the layout that [`expand`]'s parameters say.
+pub const PRODUCT: &str = include_str!("../wgsl/product.wgsl");
+
+/// A convolution as a matrix product of the filters with windows that are gathered while they are read.
+pub const CONV: &str = include_str!("../wgsl/conv.wgsl");
+
+/// `template` with every `{name}` replaced by its value, and every part from `@for x NAME` to `@end` repeated for `{x}` from 0 to before
+/// the value of `NAME`. Parts do not nest deeper than two.
+///
+/// # Panics
+/// On a part without an end, or whose count is no number: templates are this crate's own.
+pub fn expand(template: &str, parameters: &[(&str, String)]) -> String {
+    let mut text = template.to_string();
+    for (name, value) in parameters {
+        text = text.replace(&format!("{{{name}}}"), value);
+    }
+    repeat(&text.lines().collect::<Vec<_>>(), parameters)
+}
+
+fn repeat(lines: &[&str], parameters: &[(&str, String)]) -> String {
+    let mut text = String::new();
+    let mut at = 0;
+    while at < lines.len() {
+        let line = lines[at].trim_start();
+        let Some(head) = line.strip_prefix("@for ") else {
+            text += lines[at];
+            text.push('\n');
+            at += 1;
+            continue;
+        };
+        let mut words = head.split_whitespace();
+        let (name, count) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let value = parameters.iter().find(|(name, _)| *name == count).map_or(count, |(_, value)| value.as_str());
+        let count: usize = value.parse().unwrap_or_else(|_| panic!("'{line}' has no count"));
+        let mut depth = 1;
+        let length = lines[at + 1..].iter().position(|line| {
+            let line = line.trim_start();
+            depth = if line.starts_with("@for ") {
+                depth + 1
+            } else if line == "@end" {
+                depth - 1
+            } else {
+                depth
+            };
+            depth == 0
+        });
+        let length = length.unwrap_or_else(|| panic!("'{line}' has no end"));
+        let part = repeat(&lines[at + 1..at + 1 + length], parameters);
+        (0..count).for_each(|n| text += &part.replace(&format!("{{{name}}}"), &n.to_string()));
+        at += length + 2;
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::expand;
+
+    #[test]
+    fn parts_repeat_and_names_are_replaced() {
+        let template = "a{N}\n@for r N\nlet r{r} = {w};\n@for c 2\nx{r}{c}\n@end\n@end\nend";
+        let text = expand(template, &[("N", "2".to_string()), ("w", "7".to_string())]);
+        assert_eq!(text, "a2\nlet r0 = 7;\nx00\nx01\nlet r1 = 7;\nx10\nx11\nend\n");
+    }
+}
