@@ -12,8 +12,12 @@ pub const PRODUCT: &str = include_str!("../wgsl/product.wgsl");
 /// A convolution as a matrix product of the filters with windows that are gathered while they are read.
 pub const CONV: &str = include_str!("../wgsl/conv.wgsl");
 
+/// [`PRODUCT`] and [`CONV`] where a subgroup is 8 invocations and a load costs more than a broadcast.
+pub const PRODUCT_LANES: &str = include_str!("../wgsl/product_lanes.wgsl");
+pub const CONV_LANES: &str = include_str!("../wgsl/conv_lanes.wgsl");
+
 /// `template` with every `{name}` replaced by its value, and every part from `@for x NAME` to `@end` repeated for `{x}` from 0 to before
-/// the value of `NAME`. Parts do not nest deeper than two.
+/// the value of `NAME`.
 ///
 /// # Panics
 /// On a part without an end, or whose count is no number: templates are this crate's own.

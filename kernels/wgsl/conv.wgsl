@@ -5,28 +5,28 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let pixel = group.x * {GROUP}u + lane;
     if (pixel >= {PIXELS}u) { return; }
     let sample = group.z / {GROUPS}u;
-    let of = group.z % {GROUPS}u;
-    let y0 = pixel / {OUT_W}u * {STRIDE_Y}u;
-    let x0 = pixel % {OUT_W}u * {STRIDE_X}u;
-    var w = (of * {BLOCKS}u + group.y) * {INNER}u * {KERNEL_Y}u * {KERNEL_X}u * {ROWS}u;
-    var plane = (sample * {GROUPS}u + of) * {INNER}u * {IN_H}u * {IN_W}u;
+    let which = group.z % {GROUPS}u;
+    let top = pixel / {OUT_W}u * {STRIDE_Y}u;
+    let left = pixel % {OUT_W}u * {STRIDE_X}u;
+    var w = (which * {BLOCKS}u + group.y) * {INNER}u * {KERNEL_Y}u * {KERNEL_X}u * {ROWS}u;
+    var plane = (sample * {GROUPS}u + which) * {INNER}u * {IN_H}u * {IN_W}u;
 @for r ROWS
     var t{r} = 0.0;
 @end
 @for s KERNEL_X
     // What lies left of the input wraps around and is beyond its right edge.
-    let x{s} = x0 + {s}u * {DILATION_X}u - {PAD_X}u;
-    let is_x{s} = x{s} < {IN_W}u;
+    let column{s} = left + {s}u * {DILATION_X}u - {PAD_X}u;
+    let is_column{s} = column{s} < {IN_W}u;
 @end
     for (var c = 0u; c < {INNER}u; c = c + 1u) {
         for (var q = 0u; q < {KERNEL_Y}u; q = q + 1u) {
-            let y = y0 + q * {DILATION_Y}u - {PAD_Y}u;
+            let y = top + q * {DILATION_Y}u - {PAD_Y}u;
             let is_y = y < {IN_H}u;
             let row = plane + y * {IN_W}u;
 @for s KERNEL_X
             {
                 var x = 0.0;
-                if ({IS_INSIDE}) { x = x_at(row + x{s}); }
+                if ({IS_INSIDE}) { x = x_at(row + column{s}); }
 @for r ROWS
                 t{r} = fma(w_at(w + {r}u), x, t{r});
 @end
@@ -36,7 +36,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         plane = plane + {IN_H}u * {IN_W}u;
     }
-    let channel = (of * {PER_GROUP}u) + group.y * {ROWS}u;
+    let channel = (which * {PER_GROUP}u) + group.y * {ROWS}u;
     let i = (sample * {CHANNELS}u + channel) * {PIXELS}u + pixel;
 @for r ROWS
     if (group.y * {ROWS}u + {r}u < {PER_GROUP}u) { finish(i + {r}u * {PIXELS}u, channel + {r}u, t{r}); }

@@ -23,4 +23,4 @@ pub use error::{CompileError, ResourceError, RunError};
 pub use partition::partition;
 pub use reference::reference;
 #[cfg(feature = "wgpu")]
-pub use wgpu::{WgpuOptions, wgpu};
+pub use wgpu::{Adapter as WgpuAdapter, WgpuOptions, adapters as wgpu_adapters, wgpu};

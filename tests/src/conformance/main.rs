@@ -49,7 +49,7 @@ fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         let device: Device = name.parse()?;
         let options = DeviceOptions { threads: Some(1), ..DeviceOptions::default() };
         let outcomes = match device {
-            Device::Wgpu => run_wholly(&cases, device, &options)?,
+            Device::Wgpu => run_wholly(&cases, device, &options, arguments.fallbacks)?,
             _ => run(&cases, &*device.backend(&options)?),
         };
         let expected = Expected::parse(&text, name)?;
@@ -90,12 +90,20 @@ fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
 }
 
 /// Each case wholly on the device, and those that can't be with what falls back, which counts as the reference's help.
-fn run_wholly(cases: &[&Case], device: Device, options: &DeviceOptions) -> Result<Vec<Outcome>, cutover::Error> {
+fn run_wholly(
+    cases: &[&Case],
+    device: Device,
+    options: &DeviceOptions,
+    says_why: bool,
+) -> Result<Vec<Outcome>, cutover::Error> {
     let strict = device.backend(&DeviceOptions { strict: true, ..options.clone() })?;
     let mut outcomes = run(cases, &*strict);
     let left: Vec<usize> = (0..cases.len()).filter(|&at| outcomes[at].failure.is_some()).collect();
     let again: Vec<&Case> = left.iter().map(|&at| cases[at]).collect();
     for (at, outcome) in left.into_iter().zip(run(&again, &*device.backend(options)?)) {
+        if says_why && let Some(why) = &outcomes[at].failure {
+            println!("{} is not wholly there: {why}", outcome.name);
+        }
         outcomes[at] = Outcome { placed: Placed::Fallback, ..outcome };
     }
     Ok(outcomes)

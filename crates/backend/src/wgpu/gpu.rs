@@ -22,6 +22,8 @@ pub(super) struct Gpu {
     pub limits: Limits,
     pub has_f16: bool,
     pub has_i64: bool,
+    /// A subgroup is 8 invocations, the lanes of a vector of the processor that imitates the device.
+    pub has_lanes: bool,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     weights: Mutex<HashMap<(Identity, &'static str), Weak<Weight>>>,
     fault: Arc<Mutex<Option<Fault>>>,
@@ -94,7 +96,7 @@ impl Gpu {
     /// An adapter that gives no device.
     pub fn of(adapter: &Adapter) -> Result<Gpu, CompileError> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
-        let wanted = Features::SHADER_F16 | Features::SHADER_INT64;
+        let wanted = Features::SHADER_F16 | Features::SHADER_INT64 | Features::SUBGROUP;
         let features = adapter.features() & wanted;
         let descriptor = api::DeviceDescriptor {
             label: Some("cutover"),
@@ -120,6 +122,9 @@ impl Gpu {
         Ok(Gpu {
             has_f16: features.contains(Features::SHADER_F16),
             has_i64: features.contains(Features::SHADER_INT64),
+            has_lanes: features.contains(Features::SUBGROUP)
+                && info.device_type == DeviceType::Cpu
+                && (info.subgroup_min_size, info.subgroup_max_size) == (8, 8),
             device,
             queue,
             info,

@@ -3,6 +3,8 @@
 mod any_type;
 mod compositions;
 mod fusions;
+#[cfg(feature = "wgpu")]
+mod gpu;
 mod halves;
 mod models_of_rows;
 mod networks;

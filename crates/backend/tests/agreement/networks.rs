@@ -47,7 +47,7 @@ impl Drawing {
         self.constant(tensor)
     }
 
-    fn nodes(&mut self, op: impl Into<Op>, inputs: &[ValueId], outputs: usize) -> Vec<ValueId> {
+    pub fn nodes(&mut self, op: impl Into<Op>, inputs: &[ValueId], outputs: usize) -> Vec<ValueId> {
         let op = op.into();
         self.said.push(format!("{op:?}"));
         let names = (0..outputs).map(|i| format!("v{}_{i}", self.said.len())).collect();
@@ -253,7 +253,7 @@ impl Drawing {
     }
 
     /// A chain of random operators, with what it ends in as the output, and sometimes a value on the way too.
-    fn chain(seed: u64) -> Drawing {
+    pub fn chain(seed: u64) -> Drawing {
         let mut d = Drawing::new(seed);
         let mut x = match d.random.below(4) {
             0 | 1 => d.image(),

@@ -5,6 +5,8 @@ mod checklist;
 mod convert;
 mod demo;
 mod deploy;
+#[cfg(feature = "wgpu")]
+mod devices;
 mod feedback;
 mod inspect;
 mod pack;
@@ -41,6 +43,9 @@ pub(crate) enum Command {
     Verify(verify::Arguments),
     /// Measures how fast a model loads and runs, or what replacing it under load costs.
     Bench(bench::Arguments),
+    /// Lists the GPUs there are: what they offer, and what they reach.
+    #[cfg(feature = "wgpu")]
+    Devices(devices::Arguments),
     /// Makes a model smaller and faster, and measures what was lost.
     Shrink(shrink::Arguments),
     /// Makes a package of an ONNX model, its weights in half precision where asked for.
@@ -78,6 +83,8 @@ impl Command {
             Command::Run(arguments) => arguments.run(printer),
             Command::Verify(arguments) => arguments.run(printer),
             Command::Bench(arguments) => arguments.run(printer),
+            #[cfg(feature = "wgpu")]
+            Command::Devices(arguments) => arguments.run(printer),
             Command::Shrink(arguments) => arguments.run(printer),
             Command::Convert(arguments) => arguments.run(printer),
             Command::Pack(arguments) => arguments.run(printer),

@@ -214,10 +214,16 @@ pub(super) fn lower_binary(b: &mut Builder<'_>, node: &Node, op: &Binary) -> Res
         BitwiseAnd if is_whole(dtype) => "(x & y)".to_string(),
         BitwiseOr if is_whole(dtype) => "(x | y)".to_string(),
         BitwiseXor if is_whole(dtype) => "(x ^ y)".to_string(),
-        ShiftLeft | ShiftRight if is_whole(dtype) && !is_signed(dtype) => {
-            let sign = if op.function == ShiftLeft { "<<" } else { ">>" };
-            // A shift by all bits is none of WGSL's.
-            before = format!("if (y >= {}) {{ return {zero}; }}\n", integer(dtype, bits as i128));
+        // A shift by all bits is none of WGSL's; one by fewer than none counts as that.
+        ShiftLeft | ShiftRight if is_whole(dtype) => {
+            let all = integer(dtype, bits as i128);
+            let is_all = if is_signed(dtype) { format!("y < {zero} || y >= {all}") } else { format!("y >= {all}") };
+            let (sign, rest) = match (op.function, is_signed(dtype)) {
+                (ShiftLeft, _) => ("<<", zero.clone()),
+                (_, false) => (">>", zero.clone()),
+                (_, true) => (">>", format!("select({zero}, {}, x < {zero})", integer(dtype, -1))),
+            };
+            before = format!("if ({is_all}) {{ return {rest}; }}\n");
             format!("(x {sign} u32(y))")
         }
         _ => return Err(format!("no kernel for {dtype}").into()),

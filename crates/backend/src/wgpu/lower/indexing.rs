@@ -72,7 +72,7 @@ pub(super) fn lower_scatter(b: &mut Builder<'_>, node: &Node, op: &Scatter) -> R
             let extent = std::mem::replace(&mut line_shape[axis], 1);
             let from = strides(&of_updates);
             let walk = format!(
-                "{}let from = {};\nlet base = {};\nfor (var r = 0u; r < {extent}u; r = r + 1u) {{\nlet u = from + r * {}u;\n{}let at = base + u32(index) * {}u;\nlet update = {update_at}(u);\n{array}[at] = {element};\n}}\n",
+                "{}let first = {};\nlet base = {};\nfor (var r = 0u; r < {extent}u; r = r + 1u) {{\nlet u = first + r * {}u;\n{}let at = base + u32(index) * {}u;\nlet update = {update_at}(u);\n{array}[at] = {element};\n}}\n",
                 coordinates(&line_shape, "i", "c"),
                 position(&from, 0, "c"),
                 position(&own, 0, "c"),

@@ -27,6 +27,33 @@ fn group_size(b: &Builder<'_>, count: usize) -> usize {
     sizes.iter().copied().min_by_key(idle).unwrap_or(64)
 }
 
+/// How a product of `rows` by `columns`, `matrices` of them, is dealt out where a subgroup shares what it loads.
+struct Lanes {
+    group: usize,
+    wide: usize,
+    octets: usize,
+}
+
+impl Lanes {
+    /// The division with the least estimated work: a load counts as forty multiplications, and idle cores as much as busy ones.
+    fn of(rows: usize, columns: usize, matrices: usize) -> Lanes {
+        const LOAD: usize = 40;
+        const SHARES: usize = 4;
+        let mut best = (usize::MAX, Lanes { group: 8, wide: 1, octets: 1 });
+        for (octets, wide) in [(4, 7), (4, 4), (4, 2), (4, 1), (2, 8), (2, 4), (2, 1), (1, 8), (1, 4), (1, 1)] {
+            for group in [64, 56, 48, 40, 32, 24, 16, 8] {
+                let shares = columns.div_ceil(group * wide) * rows.div_ceil(8 * octets) * matrices;
+                let of_group = (octets + wide) * LOAD + 8 * octets * wide;
+                let work = shares.max(SHARES) * of_group * group;
+                if work < best.0 {
+                    best = (work, Lanes { group, wide, octets });
+                }
+            }
+        }
+        best.1
+    }
+}
+
 /// Rows that an invocation computes of `count`.
 fn rows(count: usize) -> usize {
     // As few blocks as `ROWS` allows, of one size.
@@ -208,11 +235,16 @@ fn multiply_into(
         );
     }
     kernel += &finish(&mut text, to, dtype, epilogue);
-    let (group, rows) = (group_size(b, n), rows(m));
-    let parameters = [("N", n), ("M", m), ("K", k), ("ROWS", rows), ("GROUP", group), ("LAST_ROW", m - 1)];
-    let parameters = parameters.map(|(name, value)| (name, value.to_string()));
-    kernel += &wgsl::expand(wgsl::PRODUCT, &parameters);
-    let groups = [n.div_ceil(group), m.div_ceil(rows), count].map(|n| n as u32);
+    let lanes = b.gpu.has_lanes.then(|| Lanes::of(m, n, count));
+    let (template, group, rows, wide) = match &lanes {
+        Some(lanes) => (wgsl::PRODUCT_LANES, lanes.group, 8 * lanes.octets, lanes.wide),
+        None => (wgsl::PRODUCT, group_size(b, n), rows(m), 1),
+    };
+    let numbers = [("N", n), ("M", m), ("K", k), ("ROWS", rows), ("GROUP", group), ("LAST_ROW", m - 1)];
+    let numbers = [&numbers[..], &[("OCTETS", rows / 8), ("WIDE", wide)]].concat();
+    let parameters: Vec<(&str, String)> = numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+    kernel += &wgsl::expand(template, &parameters);
+    let groups = [n.div_ceil(group * wide), m.div_ceil(rows), count].map(|n| n as u32);
     let work = Work { operations: 2 * (count * m * n * k) as u64, bytes: 4 * (count * (m * k + k * n + m * n)) as u64 };
     b.push(text, &kernel, groups, "matrix product", work)
 }
@@ -252,11 +284,17 @@ pub(super) fn lower_conv(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<
         pad_end: 0,
     };
     let [vertical, horizontal] = if axes.len() == 2 { [axes[0], axes[1]] } else { [one, axes[0]] };
-    if horizontal.kernel > 32 {
+    if horizontal.kernel > 32 || vertical.kernel > 32 {
         return Ok(false);
     }
     let (inner, per_group, taps) = (filters[1], filters[0] / op.group, vertical.kernel * horizontal.kernel);
-    let rows = rows(per_group);
+    let pixels = vertical.output * horizontal.output;
+    // Of a few channels a group, as depthwise, a subgroup has nothing to share.
+    let lanes = (b.gpu.has_lanes && per_group >= 4).then(|| Lanes::of(per_group, pixels, shape[0] * op.group));
+    let (template, group, rows, wide) = match &lanes {
+        Some(lanes) => (wgsl::CONV_LANES, lanes.group, 8 * lanes.octets, lanes.wide),
+        None => (wgsl::CONV, group_size(b, pixels), rows(per_group), 1),
+    };
     let blocks = per_group.div_ceil(rows);
     let packed = pack(&constant, op.group, rows)?;
     let weights = b.upload(&packed, "plain", super::super::executable::to_device)?;
@@ -284,21 +322,21 @@ pub(super) fn lower_conv(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<
     }
     let element = stored(dtype, &wrapped(dtype, &activation_text(op.activation, "x")));
     let _ = writeln!(kernel, "fn finish(i: u32, channel: u32, sum: f32) {{\n{body}{array}[i] = {element};\n}}");
-    let pixels = vertical.output * horizontal.output;
-    let group = group_size(b, pixels);
     // Where the last window ends inside the input, no tap is outside.
     let last =
         |axis: &cutover_graph::ops::WindowAxis| (axis.output - 1) * axis.stride + (axis.kernel - 1) * axis.dilation;
     let is_inside = |axis: &cutover_graph::ops::WindowAxis| axis.pad_begin == 0 && last(axis) < axis.input;
     let condition = match (is_inside(&vertical), is_inside(&horizontal)) {
         (true, true) => "true",
-        (true, false) => "is_x{s}",
+        (true, false) => "is_column{s}",
         (false, true) => "is_y",
-        (false, false) => "is_y && is_x{s}",
+        (false, false) => "is_y && is_column{s}",
     };
     let mut parameters = vec![("IS_INSIDE", condition.to_string())];
     let numbers = [
         ("ROWS", rows),
+        ("OCTETS", rows / 8),
+        ("WIDE", wide),
         ("GROUP", group),
         ("GROUPS", op.group),
         ("BLOCKS", blocks),
@@ -319,8 +357,8 @@ pub(super) fn lower_conv(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<
         ("PAD_X", horizontal.pad_begin),
     ];
     parameters.extend(numbers.map(|(name, value)| (name, value.to_string())));
-    kernel += &wgsl::expand(wgsl::CONV, &parameters);
-    let groups = [pixels.div_ceil(group), blocks, shape[0] * op.group].map(|n| n as u32);
+    kernel += &wgsl::expand(template, &parameters);
+    let groups = [pixels.div_ceil(group * wide), blocks, shape[0] * op.group].map(|n| n as u32);
     let operations = 2 * (b.count(output) * inner * taps) as u64;
     let bytes = 4 * (b.count(x) + b.count(w) + b.count(output)) as u64;
     b.push(text, &kernel, groups, "convolution", Work { operations, bytes })?;

@@ -231,7 +231,7 @@ pub(super) fn lower_conv_transpose(b: &mut Builder<'_>, node: &Node, op: &ConvTr
         tap = format!("({tap}) * {extent}u + t{axis}");
     }
     let body = format!(
-        "{}let group = o1 / {per_group}u;\nvar total = {begin};\n{loops}let at = {at};\nlet tap = {tap};\nfor (var c = 0u; c < {inner}u; c = c + 1u) {{\nlet from = group * {inner}u + c;\ntotal = fma($0((o0 * {}u + from) * {plane}u + at), $1((from * {per_group}u + o1 % {per_group}u) * {kernel}u + tap), total);\n}}\n{end}return {};",
+        "{}let group = o1 / {per_group}u;\nvar total = {begin};\n{loops}let at = {at};\nlet tap = {tap};\nfor (var c = 0u; c < {inner}u; c = c + 1u) {{\nlet at_channel = group * {inner}u + c;\ntotal = fma($0((o0 * {}u + at_channel) * {plane}u + at), $1((at_channel * {per_group}u + o1 % {per_group}u) * {kernel}u + tap), total);\n}}\n{end}return {};",
         code::coordinates(&to, "i", "o"),
         shape[1],
         code::wrapped(dtype, "total")
