@@ -84,7 +84,10 @@ fn run(task: Task) -> Result<()> {
             train::train(&model, &output.unwrap_or_else(|| root().join("models").join(&model)))
         }
         Task::Conformance { arguments } => {
-            hand_on(&["--package", "cutover-tests", "--bin", "conformance", "--"], &arguments)
+            // A GPU takes long to build for, and nobody waits for it who asks for none.
+            let is_gpu = arguments.iter().any(|argument| argument.contains("wgpu"));
+            let feature: &[&str] = if is_gpu { &["--features", "wgpu"] } else { &[] };
+            hand_on(&[&["--package", "cutover-tests"], feature, &["--bin", "conformance", "--"]].concat(), &arguments)
         }
         Task::Operators => {
             hand_on(&["--package", "cutover-tests", "--bin", "conformance", "--"], &["--operators".to_string()])

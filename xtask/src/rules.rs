@@ -98,6 +98,7 @@ const UNSAFE: &[&str] = &[
     "crates/package/src/mapping.rs",
     "crates/runtime/src/store/mapping.rs",
     "crates/backend/src/cpu/",
+    "crates/backend/src/wgpu/gpu.rs",
     "crates/backend/tests/no_alloc.rs",
     "crates/graph/tests/fuzz/watch.rs",
     "crates/capi/src/",

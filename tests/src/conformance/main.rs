@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use cutover::{Device, DeviceOptions};
-use cutover_tests::conformance::{Case, Cases, Expected, Outcome, Placed, page, run};
+use cutover_tests::conformance::{Case, Cases, Expected, OnGpu, Outcome, Placed, page, run};
 use std::{collections::BTreeMap, fs, path::Path, process::ExitCode};
 
 /// Runs the ONNX project's 1,884 node cases and prints what fails. Example: cargo xtask conformance --backend cpu --filter softmax
@@ -17,7 +17,8 @@ struct Arguments {
     /// Lists the cases that fall back to the reference.
     #[arg(long)]
     fallbacks: bool,
-    /// Writes what fails now to tests/onnx/expected.toml, with what it says as its reason.
+    /// Writes what fails now to tests/onnx/expected.toml, with what it says as its reason; of a GPU also how many cases it runs to
+    /// tests/onnx/gpu.toml.
     #[arg(long)]
     update: bool,
     /// Writes docs/operators.md from what passes on all backends.
@@ -75,6 +76,10 @@ fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
             println!("{}", summary(&of_suite, suite, name));
         }
         table.insert(name.clone(), expected.updated(&outcomes));
+        if device == Device::Wgpu && arguments.update && arguments.filter.is_none() {
+            let gpu = device.backend(&options)?.describe().device;
+            fs::write(path.with_file_name("gpu.toml"), toml::to_string(&OnGpu::of(gpu, &outcomes))?)?;
+        }
         ran.push((name.as_str(), outcomes));
     }
     if arguments.operators && arguments.filter.is_none() {

@@ -10,7 +10,7 @@ mod operators;
 
 pub use archive::{Case, Cases, DataSet};
 pub use expected::Expected;
-pub use operators::page;
+pub use operators::{OnGpu, page};
 
 use compare::Judge;
 use cutover::{

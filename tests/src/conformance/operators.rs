@@ -16,6 +16,33 @@ every operator it holds. *Native types* and *reference types* are the element ty
 by the operator's reference evaluation.
 ";
 
+/// How many cases a GPU ran when somebody last asked one (`cargo xtask conformance --backend wgpu --update`): the tests run where there is none.
+#[derive(serde::Deserialize, serde::Serialize)]
+pub struct OnGpu {
+    device: String,
+    cases: usize,
+    passed: usize,
+    /// Of those passed, the cases of which nothing ran elsewhere.
+    wholly: usize,
+}
+
+impl OnGpu {
+    /// Counts the outcomes of all cases on `device`.
+    pub fn of(device: String, outcomes: &[Outcome]) -> OnGpu {
+        let passed = || outcomes.iter().filter(|outcome| outcome.failure.is_none());
+        let wholly = passed().filter(|outcome| outcome.placed != Placed::Fallback).count();
+        OnGpu { device, cases: outcomes.len(), passed: passed().count(), wholly }
+    }
+
+    /// As it was written last.
+    ///
+    /// # Errors
+    /// A file of something else.
+    fn read() -> Result<OnGpu, toml::de::Error> {
+        toml::from_str(include_str!("../../onnx/gpu.toml"))
+    }
+}
+
 /// What the cases show of one operator.
 #[derive(Default)]
 struct Row {
@@ -56,6 +83,10 @@ pub fn page(cases: &[&Case], backends: &[(&str, &[Outcome])]) -> String {
     for (backend, outcomes) in backends {
         let passed = outcomes.iter().filter(|o| o.failure.is_none()).count();
         let _ = write!(page, "\n{passed} of {} cases pass on `{backend}`.", outcomes.len());
+    }
+    if let Ok(OnGpu { device, cases, passed, wholly }) = OnGpu::read() {
+        let _ =
+            write!(page, "\n{passed} of {cases} cases pass on `wgpu` ({device}), {wholly} of them wholly on the GPU.");
     }
     let mut domain = None;
     for ((of, operator), row) in &rows {

@@ -143,8 +143,7 @@ impl WgpuExecutable {
         };
         let plan = Arc::new(result.map_err(|error| match error {
             NoPlan::Error(error) => error,
-            NoPlan::Refused { node, reason } => refused(node, reason),
-            NoPlan::Undecided { node } => refused(node, "its shape follows from what a run computes".to_string()),
+            NoPlan::Refused { node, reason } | NoPlan::Undecided { node, reason } => refused(node, reason),
         })?);
         let mut plans = lock(&self.plans);
         if plans.len() >= SHAPES_KEPT {
@@ -241,7 +240,7 @@ impl Session for WgpuSession {
         for (view, range) in views.iter().zip(&plan.inputs) {
             let Some(range) = range else { continue };
             let mut bytes = view_to_device(*view);
-            if bytes.len() % 4 != 0 {
+            if !bytes.len().is_multiple_of(4) {
                 let whole = bytes.len().next_multiple_of(4);
                 bytes.to_mut().resize(whole, 0);
             }

@@ -1,4 +1,5 @@
 //! The device: how it is opened, its memory and pipelines, and what goes wrong with it.
+#![allow(unsafe_code)] // shaders without a bound on loops
 
 use crate::{CompileError, ResourceError, RunError};
 use ::wgpu::{

@@ -3,7 +3,6 @@
 //! Values are functions of a place until something needs them in memory ([`code`]), so chains of operators become one kernel. For every
 //! set of input shapes there is a plan of concrete dispatches ([`plan`]); what shapes alone determine is computed on the host while
 //! planning. It runs plans whole or not at all: whoever wants what it can't do done elsewhere puts it into a partition.
-#![allow(unsafe_code)] // shaders without a bound on loops
 
 mod code;
 mod devices;

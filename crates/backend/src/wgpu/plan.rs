@@ -82,9 +82,10 @@ pub(super) enum NoPlan {
         node: NodeId,
         reason: String,
     },
-    /// The shapes of this node's results follow from elements of inputs, or of what the graph computes.
+    /// The shapes of this node's results, or what its kernel is, follow from elements of inputs, or of what the graph computes.
     Undecided {
         node: NodeId,
+        reason: String,
     },
     Error(RunError),
 }
@@ -98,6 +99,8 @@ impl<E: Into<RunError>> std::convert::From<E> for NoPlan {
 /// Why a node has no kernel.
 pub(super) enum Unable {
     Because(String),
+    /// It follows from elements that are not known yet.
+    Unknown(String),
     Error(ResourceError),
 }
 
@@ -196,6 +199,7 @@ pub(super) fn build(
         if node.outputs.iter().any(|output| builder.readers[output.index()] > 0) {
             builder.lower(node).map_err(|unable| match unable {
                 Unable::Because(reason) => NoPlan::Refused { node: id, reason },
+                Unable::Unknown(reason) => NoPlan::Undecided { node: id, reason },
                 Unable::Error(error) => NoPlan::Error(error.into()),
             })?;
         }
@@ -222,7 +226,8 @@ fn infer(plan: &Plan, constants: &[Option<Fact>], inputs: &[TensorFact]) -> Resu
         })?;
         let is_concrete = |fact: &Fact| fact.as_tensor().is_some_and(|fact| fact.constant_shape().is_some());
         if inferred.len() < node.outputs.len() || !inferred.iter().take(node.outputs.len()).all(is_concrete) {
-            return Err(NoPlan::Undecided { node: id });
+            let reason = "its shape follows from what a run computes".to_string();
+            return Err(NoPlan::Undecided { node: id, reason });
         }
         for (&output, fact) in node.outputs.iter().zip(inferred) {
             facts[output.index()] = Some(fact);
@@ -275,7 +280,7 @@ impl Builder<'_> {
             from.push(match self.constant(id) {
                 Some(constant) => Ok(constant.tensor),
                 None => Err(self.buffer(id).map_err(|unable| match unable {
-                    Unable::Because(reason) => NoPlan::Refused { node: self.current, reason },
+                    Unable::Because(reason) | Unable::Unknown(reason) => NoPlan::Refused { node: self.current, reason },
                     Unable::Error(error) => NoPlan::Error(error.into()),
                 })?),
             });

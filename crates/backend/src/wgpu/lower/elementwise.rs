@@ -312,7 +312,7 @@ pub(super) fn cast_text(from: DType, to: DType) -> Option<String> {
         (DType::Bool, to) => format!("select({}, {}, x)", integer(to, 0), integer(to, 1)),
         (from, DType::Bool) => format!("(x != {})", integer(from, 0)),
         (from, to) if is_float(from) && is_float(to) => wrapped(to, "x"),
-        (from, to) if is_whole(from) && is_float(to) => wrapped(to, &format!("f32(x)")),
+        (from, to) if is_whole(from) && is_float(to) => wrapped(to, "f32(x)"),
         // What is out of range wraps: through the widest type there is, as far as that holds it.
         (from, to) if is_float(from) => match to {
             DType::I64 => "i64(clamp(x, -9223371487098961920.0, 9223371487098961920.0))".to_string(),

@@ -122,7 +122,7 @@ pub(super) fn lower_resize(b: &mut Builder<'_>, node: &Node, op: &Resize) -> Res
     for input in node.inputs.iter().skip(1) {
         values.push(match *input {
             None => None,
-            Some(id) => Some(Value::Tensor(b.known(id).ok_or("sizes that only a run knows")?)),
+            Some(id) => Some(Value::Tensor(b.known(id).ok_or_else(|| super::unknown("sizes"))?)),
         });
     }
     let zeros = Tensor::zeros(dtype, [0]).map_err(|error| error.to_string())?;

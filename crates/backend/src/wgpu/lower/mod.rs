@@ -94,6 +94,11 @@ fn lower_empty(b: &Builder<'_>, node: &Node) -> Option<Result<(), Unable>> {
     (is_empty && !is_view).then(|| Err("an operand without elements".into()))
 }
 
+/// What a kernel must know before it is written, and is not known yet.
+fn unknown(what: &str) -> Unable {
+    Unable::Unknown(format!("'{what}' is known only in a run"))
+}
+
 /// The value of input `index`.
 fn input(node: &Node, index: usize) -> Result<ValueId, Unable> {
     node.inputs.get(index).copied().flatten().ok_or_else(|| format!("input {index} is missing").into())

@@ -205,7 +205,7 @@ pub(super) fn lower_selection(b: &mut Builder<'_>, node: &Node) -> Result<(), Un
             values.push(None);
             continue;
         }
-        let Some(tensor) = b.known(id) else { return Err(undecided(b, id)) };
+        let Some(tensor) = b.known(id) else { return Err(super::unknown(&b.graph.value(id).name)) };
         values.push(Some(Value::Tensor(tensor)));
     }
     let borrowed: Vec<Option<&Value>> = values.iter().map(Option::as_ref).collect();
@@ -247,10 +247,6 @@ fn affine(sources: &[i64], shape: &[usize]) -> Option<(usize, Vec<usize>)> {
     };
     let fits = sources.iter().enumerate().all(|(index, &source)| source > 0 && at(index) == source - 1);
     fits.then(|| (offset as usize, moved.iter().map(|&stride| stride as u32 as usize).collect()))
-}
-
-fn undecided(b: &Builder<'_>, id: ValueId) -> Unable {
-    format!("'{}' is known only in a run", b.graph.value(id).name).into()
 }
 
 /// What depends on constants and shapes alone, computed now.

@@ -73,7 +73,7 @@ pub(super) fn lower_reduce(b: &mut Builder<'_>, node: &Node, op: &Reduce) -> Res
     let (x, output) = (super::input(node, 0)?, node.outputs[0]);
     let axes = match node.inputs.get(1).copied().flatten() {
         None => Vec::new(),
-        Some(axes) => b.integers(axes).ok_or("axes that only a run knows")?,
+        Some(axes) => b.integers(axes).ok_or_else(|| super::unknown("axes"))?,
     };
     let (shape, dtype) = (b.shape(x), b.dtype(x));
     let reduced = op.reduced(&axes, shape.rank()).map_err(|error| error.to_string())?;
@@ -179,7 +179,7 @@ pub(super) fn lower_cumulate(b: &mut Builder<'_>, node: &Node, op: &Cumulate) ->
     let (x, output) = (super::input(node, 0)?, node.outputs[0]);
     let (shape, dtype) = (b.shape(x), b.dtype(x));
     let axis =
-        b.integers(super::input(node, 1)?).and_then(|v| v.first().copied()).ok_or("an axis that only a run knows")?;
+        b.integers(super::input(node, 1)?).and_then(|v| v.first().copied()).ok_or_else(|| super::unknown("an axis"))?;
     let axis = normalize_axis(axis, shape.rank()).map_err(|error| error.to_string())?;
     let (outer, extent, inner) = around(&shape, axis);
     if dtype == DType::Bool {
