@@ -34,9 +34,10 @@ fn gpu() -> Result<usize> {
         "cutover-backend",
         "--features",
         "wgpu",
+        "--lib",
         "--test",
         "agreement",
-        "gpu::",
+        "gpu",
         "--",
         "--nocapture",
     ];
