@@ -303,6 +303,13 @@ fn mod_of(a: f32, b: f32) -> f32 {
     return select(r, r + b, (r < 0.0) != (b < 0.0));
 }
 
+// The nearest quotient, where a driver multiplies by the inverse: what decides between two steps of a quantization.
+fn quotient_of(x: f32, y: f32) -> f32 {
+    let q = x / y;
+    let nearer = fma(fma(-q, y, x), 1.0 / y, q);
+    return select(nearer, q, is_nan(nearer) || is_infinite(q));
+}
+
 // To the nearest of bfloat16.
 fn to_bf16(x: f32) -> f32 {
     if (is_nan(x)) { return x; }

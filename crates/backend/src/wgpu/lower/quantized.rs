@@ -62,7 +62,7 @@ pub(super) fn lower_quantize(b: &mut Builder<'_>, node: &Node, op: &QuantizeLine
     let of = code::value_type(dtype).unwrap_or("i32");
     // Far beyond any bound, and still exact in 32 bits.
     let body = format!(
-        "let at = {index};\nlet y = f32($0(i)) / f32($1(at));\nlet steps = i32(clamp(round(select(y, 0.0, is_nan(y))), -1000000000.0, 1000000000.0));\nreturn {of}(clamp(steps + {zero}, {low}, {high}));"
+        "let at = {index};\nlet y = quotient_of(f32($0(i)), f32($1(at)));\nlet steps = i32(clamp(round(select(y, 0.0, is_nan(y))), -1000000000.0, 1000000000.0));\nreturn {of}(clamp(steps + {zero}, {low}, {high}));"
     );
     b.define(output, body, operands)
 }
@@ -291,11 +291,12 @@ pub(super) fn lower_dynamic(b: &mut Builder<'_>, node: &Node) -> Result<(), Unab
         let whole = range(sign, DType::F32, of_parts, parts, parts);
         ends.push(super::reduce::computed(b, whole, 1)?);
     }
-    let scale = "let low = $0(0u);\nlet high = $1(0u);\nreturn select((high - low) / 255.0, 1.0, high == low);";
+    let scale =
+        "let low = $0(0u);\nlet high = $1(0u);\nreturn select(quotient_of(high - low, 255.0), 1.0, high == low);";
     let scale = super::reduce::computed(b, Function::new(DType::F32, scale, ends.clone()), 1)?;
-    let zero = "let y = -$0(0u) / $1(0u);\nreturn u32(clamp(round(y), 0.0, 255.0));";
+    let zero = "let y = quotient_of(-$0(0u), $1(0u));\nreturn u32(clamp(round(y), 0.0, 255.0));";
     let zero = super::reduce::computed(b, Function::new(DType::U8, zero, vec![ends.remove(0), scale.clone()]), 1)?;
-    let body = "let y = $0(i) / $1(0u);\nreturn u32(clamp(i32(clamp(round(select(y, 0.0, is_nan(y))), -1000000.0, 1000000.0)) + i32($2(0u)), 0, 255));";
+    let body = "let y = quotient_of($0(i), $1(0u));\nreturn u32(clamp(i32(clamp(round(select(y, 0.0, is_nan(y))), -1000000.0, 1000000.0)) + i32($2(0u)), 0, 255));";
     b.define(node.outputs[0], body, vec![operand, scale.clone(), zero.clone()])?;
     b.define(node.outputs[1], "return $0(0u);", vec![scale])?;
     b.define(node.outputs[2], "return $0(0u);", vec![zero])
