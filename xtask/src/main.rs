@@ -93,12 +93,13 @@ fn run(task: Task) -> Result<()> {
             hand_on(&["--package", "cutover-tests", "--bin", "conformance", "--"], &["--operators".to_string()])
         }
         Task::Convert { arguments } => {
+            let has = |option: &str| arguments.iter().any(|a| a == option || a.starts_with(&format!("{option}=")));
             // A recipe may train, which takes minutes more to build.
-            let trains = arguments.iter().any(|argument| argument == "--recipe" || argument == "--fine-tune");
-            match trains {
-                true => hand_on(&["--package", "cutover-cli", "--features", "train", "--", "convert"], &arguments),
-                false => hand_on(&["--package", "cutover-cli", "--", "convert"], &arguments),
-            }
+            let trains = has("--recipe") || has("--fine-tune");
+            let features = [(trains, "train"), (has("--preprocess"), "image"), (has("--tokenizer"), "text")];
+            let features = features.into_iter().filter(|(wanted, _)| *wanted).map(|(_, feature)| feature);
+            let features = features.collect::<Vec<_>>().join(",");
+            hand_on(&["--package", "cutover-cli", "--features", &features, "--", "convert"], &arguments)
         }
     }
 }

@@ -100,16 +100,15 @@ pub(super) fn cross_entropy(logits: &Tensor, labels: &[i64]) -> Result<Tensor> {
     if rows != labels.len() {
         bail!("{} labels for {rows} rows of the first output", labels.len());
     }
-    let mut picked = vec![0f32; logits.elem_count()];
-    for (row, &label) in labels.iter().enumerate() {
-        match usize::try_from(label).ok().filter(|&label| label < classes) {
-            Some(label) => picked[row * classes + label] = -1.0,
+    let mut targets = Vec::with_capacity(rows);
+    for &label in labels {
+        match u32::try_from(label).ok().filter(|&label| (label as usize) < classes) {
+            Some(label) => targets.push(label),
             None => bail!("label {label}, expected one below {classes}"),
         }
     }
-    let picked = Tensor::from_vec(picked, logits.dims(), &Device::Cpu)?;
-    let gaps = binary(Arithmetic::Mul, &of_rows(RowFunction::LogSoftmax, logits)?, &picked)?;
-    mean(&reduce(Reduction::Sum, &gaps)?)
+    let shares = of_rows(RowFunction::LogSoftmax, logits)?.reshape((rows, classes))?;
+    candle_nn::loss::nll(&shares, &Tensor::from_vec(targets, rows, &Device::Cpu)?)
 }
 
 pub(super) fn mean_square(a: &Tensor, b: &Tensor) -> Result<Tensor> {
