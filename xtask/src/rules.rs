@@ -82,10 +82,15 @@ const LICENCES: &[&str] = &[
 
 /// Crates that may be there in several versions, and on whose account.
 const DOUBLED: &[(&str, &str)] = &[
+    ("base64", "tokenizers is behind; behind the feature 'text'"),
     ("constant_time_eq", "blake3 and zip are on different ones"),
+    ("getrandom", "tokenizers' hasher is behind; behind the features 'text' and 'train'"),
     ("hashbrown", "safetensors and indexmap are on different ones"),
     ("itertools", "criterion is behind prost's; benchmarks and build time only"),
     ("miniz_oxide", "png's decoder and encoder are on different ones; behind the feature 'image'"),
+    ("r-efi", "comes with getrandom; on UEFI alone"),
+    ("rand", "candle and tokenizers are behind; behind the features 'text' and 'train'"),
+    ("rand_core", "comes with rand"),
     ("syn", "derive macros are moving to syn 3; build time only"),
     ("winnow", "the toml crate of cbindgen uses both; a test only"),
 ];

@@ -13,7 +13,8 @@ pub fn test() -> Result<()> {
     // One build serves every suite: the dev profile keeps overflow checks and debug assertions, its kernels are optimised.
     cargo(&["test", "--workspace", "--quiet"], &[])?;
     // candle splits its sums by threads; on one, training gives the same bytes again.
-    let training = ["test", "--package", "cutover-shrink", "--features", "train", "--lib", "--quiet", "train::"];
+    let features = "train,cutover-graph/image";
+    let training = ["test", "--package", "cutover-shrink", "--features", features, "--lib", "--quiet", "train::"];
     cargo(&training, &[("RAYON_NUM_THREADS", "1")])?;
     let skipped = gpu()?;
     let missing = match skipped {
@@ -26,14 +27,33 @@ pub fn test() -> Result<()> {
     Ok(())
 }
 
+/// The GPU that a processor imitates, installed where this may be done without asking.
+fn software_gpu() {
+    let output = |program: &str, arguments: &[&str]| Command::new(program).args(arguments).output().ok();
+    let is_root = output("id", &["-u"]).is_some_and(|id| id.stdout.trim_ascii() == b"0");
+    let drivers = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"];
+    let has_driver =
+        drivers.iter().any(|folder| std::fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some()));
+    if !is_root || has_driver {
+        return;
+    }
+    let install = ["install", "--yes", "--no-install-recommends", "mesa-vulkan-drivers", "libvulkan1"];
+    eprintln!("$ apt-get {}", install.join(" "));
+    if !output("apt-get", &install).is_some_and(|done| done.status.success()) {
+        let _ = output("apt-get", &["update"]);
+        let _ = output("apt-get", &install);
+    }
+}
+
 /// The tests of the GPU backend, which takes a build of its own; how many of them found no GPU.
 fn gpu() -> Result<usize> {
+    software_gpu();
     let arguments = [
         "test",
         "--package",
         "cutover-backend",
         "--features",
-        "wgpu",
+        "wgpu,cutover-graph/image",
         "--lib",
         "--test",
         "agreement",

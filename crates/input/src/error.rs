@@ -1,3 +1,5 @@
+//! What is wrong with raw samples, or with what says how they become inputs.
+
 use cutover_tensor::TensorError;
 
 /// Why raw samples are no inputs of a model.

@@ -120,7 +120,7 @@ impl Inner {
     fn admit(&self, model: &str, package: &Package) -> Result<(Arc<Version>, VersionRecord), HostError> {
         let version = &package.manifest.version;
         let refused = |source| HostError::Admission { model: model.to_string(), version: version.clone(), source };
-        let mut added = self.add(&package)?;
+        let mut added = self.add(package)?;
         let serving = self.models.load().get(model).map(|m| m.routing.load_full());
         self.make_room(model, version, &added, serving.as_deref())?;
         let loaded = self.load(model, version, &added)?;
@@ -245,7 +245,7 @@ impl Inner {
         let version = package.manifest.version.clone();
         let refused = |source| HostError::Admission { model: model.to_string(), version: version.clone(), source };
         // All that can be done while the old one still answers.
-        let mut added = self.add(&package)?;
+        let mut added = self.add(package)?;
         let record_now = || lock(&self.changing).get(model).map(|o| o.record.clone()).unwrap_or_default();
         let record = record_now();
         may_deploy(model, &package.manifest, &record)?;

@@ -3,7 +3,7 @@
 //! A graph is cut into regions whose shapes follow from those of what enters them, and nodes that are interpreted between them
 //! ([`schedule`]); most models are one region. For every set of input shapes a region has a *shape plan* ([`plan`]): concrete steps,
 //! layouts and offsets, made once and kept in a bounded cache. Operators that are only several others in one become these before
-//! ([`compose`](crate::compose)). A region's run wakes the threads once; they walk the steps together, each computing its part of every output. What no
+//! ([`compose`]). A region's run wakes the threads once; they walk the steps together, each computing its part of every output. What no
 //! kernel here takes runs by the operator's reference evaluation, and the placement says so.
 #![allow(unsafe_code)] // arena slicing and the thread pool
 
