@@ -12,12 +12,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+const PREPROCESS: &str = "How pictures and texts become inputs, as TOML or JSON, e.g. [[pictures]] input = \"image\", resize = { shorter = 256 }, \
+    crop = [224, 224], mean = [0.485, 0.456, 0.406], deviation = [0.229, 0.224, 0.225]; or [[texts]] ids = \"input_ids\", \
+    mask = \"attention_mask\", length = 128";
+
 /// How pictures and texts become the model's inputs, where no package says so.
 #[derive(clap::Args)]
 pub(crate) struct PreprocessArguments {
-    /// How pictures and texts become inputs, as TOML or JSON, e.g. [[pictures]] input = "image", resize = { shorter = 256 }, crop = [224, 224],
-    /// mean = [0.485, 0.456, 0.406], deviation = [0.229, 0.224, 0.225]; or [[texts]] ids = "input_ids", mask = "attention_mask", length = 128.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help = PREPROCESS)]
     preprocess: Option<PathBuf>,
     /// A tokenizer.json, for texts.
     #[arg(long, value_name = "FILE", requires = "preprocess")]

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples: cutover run model.onnx --inputs in.npz --outputs out.npz\n          cutover run classifier.cutover --inputs photo.jpg"
+    after_help = "Examples:\n  cutover run model.onnx --inputs in.npz --outputs out.npz\n  cutover run classifier.cutover --inputs photo.jpg"
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]

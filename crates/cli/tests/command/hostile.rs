@@ -135,7 +135,7 @@ fn broken_tensors_are_refused_by_name() {
         ),
         ("sign.json", br#"{"image": {"shape": [-1], "data": [1]}}"#.to_vec(), &["'image'", "'shape'"]),
         ("deep.json", [b"{\"image\": ".to_vec(), vec![b'['; 100_000]].concat(), &["deep.json", "recursion"]),
-        ("image.txt", whole.clone(), &["image.txt", ".npz"]),
+        ("image.bin", whole.clone(), &["image.bin", ".npz"]),
     ];
     for (name, content, parts) in cases {
         let path = folder.write(name, content);

@@ -124,7 +124,9 @@ fn every_command_explains_itself_with_an_example() {
     let commands = "inspect run verify bench shrink convert pack unpack serve deploy status promote rollback history checklist store feedback demo";
     for command in commands.split(' ') {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{help:#?}");
-        cutover(&[command, "--help"]).done().says(&[&format!("cutover {command}"), "Example: cutover", "--json"]);
+        let explained = cutover(&[command, "--help"]).done().says(&[&format!("cutover {command}"), "--json"]);
+        let examples = [format!("Example: cutover {command}"), format!("Examples:\n  cutover {command}")];
+        assert!(examples.iter().any(|example| explained.stdout.contains(example)), "{explained:#?}");
     }
 }
 
@@ -135,7 +137,7 @@ fn what_is_no_command_is_an_error() {
         (&["inspect"], "<MODEL>"),
         (&["run", "m.onnx"], "--inputs"),
         (&["feedback", "digits", "--store", "s"], "--label"),
-        (&["inspect", "m.onnx", "--backend", "gpu"], "there is auto, cpu, reference"),
+        (&["inspect", "m.onnx", "--backend", "gpu"], "there is auto, cpu, wgpu, reference"),
         (
             &["deploy", "digits", "p.cutover", "--strategy", "hope"],
             "expected one of blue-green, canary, ab, shadow, sequential",
