@@ -12,11 +12,7 @@ pub fn test() -> Result<()> {
     check::check()?;
     // One build serves every suite: the dev profile keeps overflow checks and debug assertions, its kernels are optimised.
     cargo(&["test", "--workspace", "--quiet"], &[])?;
-    // candle splits its sums by threads; on one, training gives the same bytes again.
-    let features = "train,cutover-graph/image";
-    let training = ["test", "--package", "cutover-shrink", "--features", features, "--lib", "--quiet", "train::"];
-    cargo(&training, &[("RAYON_NUM_THREADS", "1")])?;
-    let skipped = gpu()?;
+    let skipped = optional()?;
     let missing = match skipped {
         0 => String::new(),
         skipped => format!(
@@ -45,22 +41,15 @@ fn software_gpu() {
     }
 }
 
-/// The tests of the GPU backend, which takes a build of its own; how many of them found no GPU.
-fn gpu() -> Result<usize> {
+/// What is off by default, training and the GPU, in one build of its own; how many tests found no GPU.
+fn optional() -> Result<usize> {
     software_gpu();
-    let arguments = [
-        "test",
-        "--package",
-        "cutover-backend",
-        "--features",
-        "wgpu,cutover-graph/image",
-        "--lib",
-        "--test",
-        "agreement",
-        "gpu",
-        "--",
-        "--nocapture",
-    ];
+    let build =
+        "test --package cutover-shrink --package cutover-backend --lib --test agreement --test prune --test recipe";
+    // What the workspace's tests have switched on too is not built again.
+    let features = "--features cutover-shrink/train,cutover-backend/wgpu,cutover-graph/image";
+    let tests = "-- --nocapture train gpu the_loss";
+    let arguments: Vec<&str> = [build, features, tests].iter().flat_map(|part| part.split(' ')).collect();
     eprintln!("$ cargo {}", arguments.join(" "));
     let output = Command::new(env!("CARGO"))
         .args(arguments)

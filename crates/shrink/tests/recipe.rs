@@ -176,3 +176,24 @@ fn a_step_that_fails_is_named() {
         assert!(message.contains("step 1") && message.contains("--features train"), "{message}");
     }
 }
+
+/// What pruning lost, fine-tuning by the original's answers mostly brings back; done once, and the same from the same seed.
+#[cfg(feature = "train")]
+#[test]
+fn training_after_pruning_brings_the_answers_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(folder.path().join("cache"));
+    let tune =
+        "[[step]]\ndo = \"fine-tune\"\nepochs = 60\nbatch = 4\nrate = 0.01\n[step.losses]\nsoft = 0.0\nmse = 1.0\n";
+    let (pruned, tuned) = (done(PRUNE, &cache), done(&format!("{PRUNE}{tune}"), &cache));
+    assert_eq!(cached(&tuned), [("prune", true), ("fine-tune", false)]);
+    let sqnr = |outcome: &Outcome| {
+        let comparison = cutover_shrink::compare(&network(), &outcome.graph, &on_cpu(), &data().samples).unwrap();
+        comparison.outputs[0].sqnr_db
+    };
+    let (before, after) = (sqnr(&pruned), sqnr(&tuned));
+    assert!(after > before + 3.0, "{before} dB, after fine-tuning {after} dB");
+    assert_eq!(cached(&done(&format!("{PRUNE}{tune}"), &cache)), [("prune", true), ("fine-tune", true)]);
+    let again = done(&format!("{PRUNE}{tune}"), &Cache::none());
+    assert_eq!(encode(&again.graph).unwrap(), encode(&tuned.graph).unwrap());
+}
