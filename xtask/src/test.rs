@@ -52,7 +52,7 @@ fn optional() -> Result<usize> {
     let arguments: Vec<&str> = [build, features, tests].iter().flat_map(|part| part.split(' ')).collect();
     eprintln!("$ cargo {}", arguments.join(" "));
     let output = Command::new(env!("CARGO"))
-        .args(arguments)
+        .args(&arguments)
         .current_dir(root())
         .stderr(Stdio::inherit())
         .output()

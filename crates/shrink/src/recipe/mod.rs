@@ -26,7 +26,7 @@
 //! output = "digits-2.cutover"
 //! ```
 //!
-//! [`Recipe::parse`] refuses what it does not know, with the line; [`run`] carries a recipe out and keeps what each step made in a [`Cache`].
+//! [`Recipe::parse`] refuses what it does not know, with the line; [`run()`] carries a recipe out and keeps what each step made in a [`Cache`].
 
 mod cache;
 mod pack;
