@@ -94,6 +94,12 @@ impl Signature {
         };
         Signature { inputs: bind(graph.inputs()), outputs: bind(graph.outputs()) }
     }
+
+    /// The type of the elements of the input `name`, where that is a tensor.
+    pub fn input_dtype(&self, name: &str) -> Option<DType> {
+        let binding = self.inputs.iter().find(|binding| binding.name == name)?;
+        Some(binding.fact.as_tensor()?.dtype)
+    }
 }
 
 /// What the caller hands in.

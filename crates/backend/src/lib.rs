@@ -8,6 +8,7 @@ mod compose;
 mod contract;
 pub mod cpu;
 mod error;
+mod known;
 mod partition;
 pub mod reference;
 #[cfg(feature = "wgpu")]

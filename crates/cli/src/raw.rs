@@ -1,6 +1,6 @@
 //! Samples that are no tensors yet: pictures in a folder, texts in a file, rows of a table.
 
-use crate::tensors::Named;
+use crate::tensors::{self, Named};
 use anyhow::{Context, Result, bail};
 use cutover::{
     DType, Tensor,
@@ -149,8 +149,24 @@ impl Samples {
     }
 }
 
+pub(crate) fn is_table(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "csv")
+}
+
+/// The tensors in a file of any kind, of a model with these inputs.
+pub(crate) fn tensors(path: &Path, signature: &Signature) -> Result<Named> {
+    if is_table(path) {
+        return table(path, signature);
+    }
+    let only = match &signature.inputs[..] {
+        [one] => Some(one.name.as_str()),
+        _ => None,
+    };
+    tensors::read(path, only)
+}
+
 /// A table with a header: columns of the inputs' names, or all columns as the one input's last axis; `label` or `labels` are classes.
-pub(crate) fn table(path: &Path, signature: &Signature) -> Result<Named> {
+fn table(path: &Path, signature: &Signature) -> Result<Named> {
     let at = || format!("cannot read {}", path.display());
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).with_context(at)?;
     let header: Vec<String> = reader.headers().with_context(at)?.iter().map(str::to_string).collect();

@@ -62,11 +62,7 @@ impl Model {
     /// Says how pictures and texts become the model's inputs; `tokenizer` is a `tokenizer.json`.
     pub fn with_preprocessing(self, described: Preprocessing, tokenizer: Option<&[u8]>) -> Result<Model, Error> {
         let signature = self.signature();
-        let dtype = |name: &str| {
-            let binding = signature.inputs.iter().find(|binding| binding.name == name)?;
-            Some(binding.fact.as_tensor()?.dtype)
-        };
-        let preprocessor = Preprocessor::new(described, tokenizer, dtype)?;
+        let preprocessor = Preprocessor::new(described, tokenizer, |name| signature.input_dtype(name))?;
         Ok(Model { preprocessor: Some(preprocessor), ..self })
     }
 

@@ -95,14 +95,10 @@ impl Arguments {
 /// The tensors in `path`, whose names must be those of the model's inputs.
 pub(super) fn read_inputs(model: &CompiledModel, path: &Path) -> Result<Named> {
     let expected = &model.signature().inputs;
-    let only = match &expected[..] {
-        [one] => Some(one.name.as_str()),
-        _ => None,
-    };
-    let inputs = match path.extension().is_some_and(|ending| ending == "csv") {
-        true => raw::table(path, model.signature())?.into_iter().filter(|(name, _)| name != "labels").collect(),
-        false => tensors::read(path, only)?,
-    };
+    let mut inputs = raw::tensors(path, model.signature())?;
+    if raw::is_table(path) {
+        inputs.retain(|(name, _)| name != "labels");
+    }
     let names = || expected.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ");
     if let Some((name, _)) = inputs.iter().find(|(name, _)| !expected.iter().any(|b| b.name == *name)) {
         bail!("{} holds '{name}', which is no input of the model; it has {}", path.display(), names());

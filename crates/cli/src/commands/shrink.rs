@@ -6,7 +6,7 @@ use crate::{
     evidence::Evidence,
     output::Printer,
     raw::{self, PreprocessArguments},
-    report, tensors,
+    report,
 };
 use anyhow::{Context, Result, bail};
 use cutover::{
@@ -241,10 +241,7 @@ impl Work {
             return read_data(graph, path, batch, most);
         }
         let signature = Signature::of(graph);
-        let dtype = |name: &str| {
-            let binding = signature.inputs.iter().find(|binding| binding.name == name)?;
-            Some(binding.fact.as_tensor()?.dtype)
-        };
+        let dtype = |name: &str| signature.input_dtype(name);
         let preprocessor = match preprocess {
             Some((described, tokenizer)) => Some(Preprocessor::new(described.clone(), tokenizer.as_deref(), dtype)?),
             None => None,
@@ -418,14 +415,7 @@ fn write(graph: &Graph, output: &Path, weights: &Weights) -> Result<()> {
 /// The samples in `path`, `batch` to a run where the model leaves that open, and their labels.
 fn read_data(graph: &Graph, path: &Path, mut batch: usize, most: usize) -> Result<Data> {
     let signature = Signature::of(graph);
-    let only = match &signature.inputs[..] {
-        [one] => Some(one.name.as_str()),
-        _ => None,
-    };
-    let arrays = match path.extension().is_some_and(|ending| ending == "csv") {
-        true => raw::table(path, &signature)?,
-        false => tensors::read(path, only)?,
-    };
+    let arrays = raw::tensors(path, &signature)?;
     let is_input = |name: &String| signature.inputs.iter().any(|b| b.name == *name);
     if let Some((name, _)) = arrays.iter().find(|(name, _)| !is_input(name) && name != "labels") {
         let names = signature.inputs.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ");

@@ -168,11 +168,9 @@ impl Store {
         }
         let map = |digest: &String| self.objects.map(digest).map_err(io_error(&self.objects.path(digest)));
         let tokenizer = record.tokenizer.as_ref().map(map).transpose()?;
-        let dtype = |name: &str| {
-            let binding = signature.inputs.iter().find(|binding| binding.name == name)?;
-            Some(binding.fact.as_tensor()?.dtype)
-        };
-        Ok(Some(Preprocessor::new(described.clone(), tokenizer.as_ref().map(|bytes| &bytes[..]), dtype)?))
+        Ok(Some(Preprocessor::new(described.clone(), tokenizer.as_ref().map(|bytes| &bytes[..]), |name| {
+            signature.input_dtype(name)
+        })?))
     }
 
     pub fn models(&self) -> Result<BTreeMap<String, ModelRecord>, StoreError> {

@@ -6,15 +6,13 @@ use crate::cpu::{
     lower::Lowered,
     plan::{Builder, NoPlan, Strided},
 };
-use cutover_graph::{
-    Node, Op, ValueId,
-    ops::{EvalContext, Inputs},
-};
+use crate::known;
+use cutover_graph::{Node, Op, ValueId};
 use cutover_kernels::cpu::{
     IsaLevel, elementwise,
     movement::{self, Run, Word},
 };
-use cutover_tensor::{DType, Tensor, Value};
+use cutover_tensor::Value;
 
 /// Bytes that a plan may hold for one value that constants decide.
 const KNOWN_BYTES: usize = 1 << 20;
@@ -80,34 +78,10 @@ pub(super) fn lower_known(builder: &mut Builder<'_>, node: &Node) -> Result<bool
     if !plain || !node.outputs.iter().all(small) {
         return Ok(false);
     }
-    let shapes_only = matches!(node.op, Op::EyeLike(_) | Op::Shape(_) | Op::Size(_));
-    let mut values = Vec::with_capacity(node.inputs.len());
-    for input in &node.inputs {
-        let value = match *input {
-            None => None,
-            Some(id) if shapes_only => {
-                let Ok(tensor) = Tensor::zeros(builder.fact(id).dtype, builder.shape(id)) else { return Ok(false) };
-                Some(Value::Tensor(tensor))
-            }
-            Some(id) => match builder.known_tensor(id) {
-                Some(tensor) => Some(Value::Tensor(tensor)),
-                None => return Ok(false),
-            },
-        };
-        values.push(value);
-    }
-    let borrowed: Vec<Option<&Value>> = values.iter().map(Option::as_ref).collect();
-    let context = EvalContext { outputs: node.outputs.len(), max_elements: KNOWN_BYTES, ..EvalContext::default() };
-    // What fails is left to fail in the run.
-    let Ok(results) = node.op.eval(Inputs(&borrowed), &context) else { return Ok(false) };
-    let tensors: Option<Vec<Tensor>> = results.into_iter().map(Value::into_tensor).collect();
-    let Some(tensors) = tensors.filter(|t| t.len() >= node.outputs.len()) else { return Ok(false) };
-    let fits = |(tensor, &id): (&Tensor, &ValueId)| {
-        tensor.dtype() == builder.fact(id).dtype && *tensor.shape() == builder.shape(id)
-    };
-    if !tensors.iter().zip(&node.outputs).all(fits) {
+    let fact = |id: ValueId| builder.fact(id);
+    let Some(tensors) = known::outputs(node, KNOWN_BYTES, fact, |id| builder.known_tensor(id)) else {
         return Ok(false);
-    }
+    };
     for (tensor, &output) in tensors.into_iter().zip(&node.outputs) {
         builder.hold_constant(output, tensor);
     }
@@ -121,13 +95,11 @@ pub(super) fn lower_runs(builder: &mut Builder<'_>, node: &Node) -> Result<bool,
     if !moves(&node.op) || !is_word(builder, x) || count.max(from_count) > SELECTED {
         return Ok(false);
     }
-    let positions = (1..=from_count as i64).collect();
-    let Ok(positions) = Tensor::from_vec(builder.shape(x), positions) else { return Ok(false) };
-    let mut values = vec![Some(Value::Tensor(positions))];
+    let mut others = Vec::with_capacity(node.inputs.len());
     let mut fill = [0; 8];
     for (index, input) in node.inputs.iter().enumerate().skip(1) {
         let Some(id) = *input else {
-            values.push(None);
+            others.push(None);
             continue;
         };
         let Some(tensor) = builder.known_tensor(id) else { return Ok(false) };
@@ -136,18 +108,12 @@ pub(super) fn lower_runs(builder: &mut Builder<'_>, node: &Node) -> Result<bool,
                 return Ok(false);
             }
             fill[..tensor.bytes().len()].copy_from_slice(tensor.bytes());
-            values.push(None);
+            others.push(None);
             continue;
         }
-        values.push(Some(Value::Tensor(tensor)));
+        others.push(Some(Value::Tensor(tensor)));
     }
-    let borrowed: Vec<Option<&Value>> = values.iter().map(Option::as_ref).collect();
-    let Ok(results) = node.op.eval(Inputs(&borrowed), &EvalContext::default()) else { return Ok(false) };
-    let sources = results.first().and_then(Value::as_tensor).filter(|t| t.dtype() == DType::I64);
-    let Some(sources) = sources.filter(|t| *t.shape() == builder.shape(output)).and_then(|t| t.to_vec::<i64>().ok())
-    else {
-        return Ok(false);
-    };
+    let Ok(sources) = known::sources(node, builder.shape(x), others, &builder.shape(output)) else { return Ok(false) };
     let mut runs: Vec<Run> = Vec::new();
     let mut last = None;
     for (to, source) in sources.into_iter().enumerate() {

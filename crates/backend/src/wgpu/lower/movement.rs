@@ -4,9 +4,10 @@ use super::super::{
     code::{self, coordinates, position, strides},
     plan::{Builder, Unable},
 };
+use crate::known;
 use cutover_graph::{
     Constant, Node, Op, ValueId,
-    ops::{Concat, EvalContext, Gather, GatherElements, GatherNd, Inputs, Split, Transpose},
+    ops::{Concat, Gather, GatherElements, GatherNd, Split, Transpose},
 };
 use cutover_tensor::{DType, Tensor, Value};
 
@@ -189,12 +190,11 @@ pub(super) fn lower_selection(b: &mut Builder<'_>, node: &Node) -> Result<(), Un
     if count.max(from_count) > SELECTED {
         return Err(format!("a selection of {count} elements out of {from_count}").into());
     }
-    let positions = Tensor::from_vec(b.shape(x), (1..=from_count as i64).collect()).map_err(|e| e.to_string())?;
-    let mut values = vec![Some(Value::Tensor(positions))];
+    let mut others = Vec::with_capacity(node.inputs.len());
     let mut fill = None;
     for (index, input) in node.inputs.iter().enumerate().skip(1) {
         let Some(id) = *input else {
-            values.push(None);
+            others.push(None);
             continue;
         };
         if index == 2 && matches!(node.op, Op::Pad(_)) {
@@ -202,17 +202,13 @@ pub(super) fn lower_selection(b: &mut Builder<'_>, node: &Node) -> Result<(), Un
                 return Err("a fill of several elements".into());
             }
             fill = Some(id);
-            values.push(None);
+            others.push(None);
             continue;
         }
         let Some(tensor) = b.known(id) else { return Err(super::unknown(&b.graph.value(id).name)) };
-        values.push(Some(Value::Tensor(tensor)));
+        others.push(Some(Value::Tensor(tensor)));
     }
-    let borrowed: Vec<Option<&Value>> = values.iter().map(Option::as_ref).collect();
-    let results = node.op.eval(Inputs(&borrowed), &EvalContext::default()).map_err(|error| error.to_string())?;
-    let sources = results.first().and_then(Value::as_tensor).filter(|t| t.dtype() == DType::I64);
-    let sources = sources.and_then(|t| t.to_vec::<i64>().ok()).filter(|sources| sources.len() == count);
-    let sources = sources.ok_or("a selection of another kind")?;
+    let sources = known::sources(node, b.shape(x), others, &b.shape(output))?;
     let mut ids = vec![x];
     ids.extend(fill);
     let mut operands = b.operands(&ids)?;
@@ -251,36 +247,13 @@ fn affine(sources: &[i64], shape: &[usize]) -> Option<(usize, Vec<usize>)> {
 
 /// What depends on constants and shapes alone, computed now.
 pub(super) fn lower_known(b: &mut Builder<'_>, node: &Node) -> Result<bool, Unable> {
-    let shapes_only = matches!(node.op, Op::EyeLike(_) | Op::Shape(_) | Op::Size(_));
     let is_random = matches!(node.op, Op::Random(_) | Op::Bernoulli(_) | Op::Multinomial(_) | Op::Dropout(_));
     if is_random || !node.op.subgraphs().is_empty() || node.outputs.iter().any(|&output| b.count(output) > KNOWN) {
         return Ok(false);
     }
-    let mut values = Vec::with_capacity(node.inputs.len());
-    for input in &node.inputs {
-        let value = match *input {
-            None => None,
-            Some(id) if shapes_only => match Tensor::zeros(b.dtype(id), b.shape(id)) {
-                Ok(tensor) => Some(Value::Tensor(tensor)),
-                Err(_) => return Ok(false),
-            },
-            Some(id) => match b.known(id) {
-                Some(tensor) if tensor.element_count() <= KNOWN => Some(Value::Tensor(tensor)),
-                _ => return Ok(false),
-            },
-        };
-        values.push(value);
-    }
-    let borrowed: Vec<Option<&Value>> = values.iter().map(Option::as_ref).collect();
-    let context = EvalContext { outputs: node.outputs.len(), max_elements: KNOWN, ..EvalContext::default() };
-    // What fails is left to fail in the run.
-    let Ok(results) = node.op.eval(Inputs(&borrowed), &context) else { return Ok(false) };
-    let tensors: Option<Vec<Tensor>> = results.into_iter().map(Value::into_tensor).collect();
-    let Some(tensors) = tensors.filter(|t| t.len() >= node.outputs.len()) else { return Ok(false) };
+    let known = |id: ValueId| b.known(id).filter(|tensor| tensor.element_count() <= KNOWN);
+    let Some(tensors) = known::outputs(node, KNOWN, |id| b.fact(id), known) else { return Ok(false) };
     for (tensor, &output) in tensors.into_iter().zip(&node.outputs) {
-        if tensor.dtype() != b.dtype(output) || *tensor.shape() != b.shape(output) {
-            return Ok(false);
-        }
         b.define_constant(output, Constant::new(tensor));
     }
     Ok(true)
