@@ -8,6 +8,8 @@ mod compose;
 mod contract;
 pub mod cpu;
 mod error;
+#[cfg(feature = "wgpu")]
+mod gpu;
 mod known;
 mod partition;
 pub mod reference;

@@ -1,32 +1,23 @@
 //! The device: how it is opened, its memory and pipelines, and what goes wrong with it.
 #![allow(unsafe_code)] // shaders without a bound on loops
 
-use crate::{CompileError, ResourceError, RunError};
+use crate::{
+    CompileError, ResourceError, RunError,
+    gpu::{Limits, lock},
+};
 use ::wgpu::{
     self as api, Adapter, Backends, BindGroupLayout, Buffer, BufferUsages, ComputePipeline, DeviceType, Features,
-    Limits, ShaderRuntimeChecks,
+    ShaderRuntimeChecks,
 };
-use cutover_graph::Identity;
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-};
-
-/// Pipelines that are kept though nothing uses them.
-const IDLE_PIPELINES: usize = 512;
+use std::sync::{Arc, Mutex};
 
 /// An opened device, shared by everything that is compiled for it.
 pub(super) struct Gpu {
     pub device: api::Device,
     pub queue: api::Queue,
     pub info: api::AdapterInfo,
+    /// What our kernels go by.
     pub limits: Limits,
-    pub has_f16: bool,
-    pub has_i64: bool,
-    /// A subgroup is 8 invocations, the lanes of a vector of the processor that imitates the device.
-    pub has_lanes: bool,
-    pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
-    weights: Mutex<HashMap<(Identity, &'static str), Weak<Weight>>>,
     fault: Arc<Mutex<Option<Fault>>>,
 }
 
@@ -36,21 +27,11 @@ pub(super) struct Pipeline {
     pub layout: BindGroupLayout,
 }
 
-/// A constant on the device.
-pub(super) struct Weight {
-    pub buffer: Buffer,
-    pub bytes: u64,
-}
-
 #[derive(Clone, Debug)]
 enum Fault {
     Lost(String),
     Memory(String),
     Other(String),
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Every adapter of this machine, GPUs before those that a processor imitates.
@@ -120,39 +101,26 @@ impl Gpu {
                 });
             }
         }));
-        Ok(Gpu {
+        let is_imitated = info.device_type == DeviceType::Cpu;
+        let limits = Limits {
             has_f16: features.contains(Features::SHADER_F16),
             has_i64: features.contains(Features::SHADER_INT64),
             has_lanes: features.contains(Features::SUBGROUP)
-                && info.device_type == DeviceType::Cpu
+                && is_imitated
                 && (info.subgroup_min_size, info.subgroup_max_size) == (8, 8),
-            device,
-            queue,
-            info,
-            limits,
-            pipelines: Mutex::default(),
-            weights: Mutex::default(),
-            fault,
-        })
-    }
-
-    /// Bytes of the largest range that a kernel reads or writes.
-    pub fn binding_bytes(&self) -> u64 {
-        self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size)
-    }
-
-    /// Alignment of ranges in a buffer.
-    pub fn alignment(&self) -> usize {
-        (self.limits.min_storage_buffer_offset_alignment as usize).max(256)
-    }
-
-    /// Whether a processor imitates it, so that a subgroup is a vector of it.
-    pub fn is_imitated(&self) -> bool {
-        self.info.device_type == DeviceType::Cpu
+            is_imitated,
+            buffer_bytes: limits.max_buffer_size,
+            binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            alignment: (limits.min_storage_buffer_offset_alignment as usize).max(256),
+            bindings: limits.max_storage_buffers_per_shader_stage as usize,
+            groups: limits.max_compute_workgroups_per_dimension,
+            invocations: limits.max_compute_invocations_per_workgroup as usize,
+        };
+        Ok(Gpu { device, queue, info, limits, fault })
     }
 
     /// What went wrong since the last time, out of order; a lost device stays lost.
-    pub fn check(&self) -> Result<(), RunError> {
+    pub fn fault(&self) -> Result<(), RunError> {
         let mut fault = lock(&self.fault);
         match fault.clone() {
             None => Ok(()),
@@ -170,8 +138,8 @@ impl Gpu {
     /// The device has less.
     pub fn buffer(&self, what: &'static str, bytes: u64, usage: BufferUsages) -> Result<Buffer, ResourceError> {
         let size = bytes.max(4).next_multiple_of(4);
-        if size > self.limits.max_buffer_size {
-            return Err(ResourceError::Memory { what, needed: size, available: self.limits.max_buffer_size });
+        if size > self.limits.buffer_bytes {
+            return Err(ResourceError::Memory { what, needed: size, available: self.limits.buffer_bytes });
         }
         let scopes = [api::ErrorFilter::OutOfMemory, api::ErrorFilter::Validation, api::ErrorFilter::Internal];
         let scopes = scopes.map(|filter| self.device.push_error_scope(filter));
@@ -184,50 +152,19 @@ impl Gpu {
         }
     }
 
-    /// The constant of this identity as `recipe` holds it, uploaded once while anything uses it. `bytes` makes them.
-    pub fn weight(
-        &self,
-        identity: Identity,
-        recipe: &'static str,
-        bytes: impl FnOnce() -> Vec<u8>,
-    ) -> Result<Arc<Weight>, ResourceError> {
-        if let Some(weight) = lock(&self.weights).get(&(identity, recipe)).and_then(Weak::upgrade) {
-            return Ok(weight);
-        }
-        let mut bytes = bytes();
-        bytes.resize(bytes.len().max(4).next_multiple_of(4), 0);
-        let buffer = self.buffer("a weight", bytes.len() as u64, BufferUsages::STORAGE | BufferUsages::COPY_DST)?;
-        self.queue.write_buffer(&buffer, 0, &bytes);
-        let weight = Arc::new(Weight { buffer, bytes: bytes.len() as u64 });
-        let mut weights = lock(&self.weights);
-        weights.retain(|_, weight| weight.strong_count() > 0);
-        weights.insert((identity, recipe), Arc::downgrade(&weight));
-        Ok(weight)
-    }
-
-    /// The kernel of this text, compiled once. `read_only` says it of every binding of group 0, in order.
+    /// The kernel of this text. `read_only` says it of every binding of group 0, in order.
     ///
     /// # Errors
     /// What the driver's compiler says.
-    pub fn pipeline(&self, source: &str, read_only: &[bool]) -> Result<Arc<Pipeline>, String> {
-        if let Some(pipeline) = lock(&self.pipelines).get(source) {
-            return Ok(Arc::clone(pipeline));
-        }
+    pub fn pipeline(&self, source: &str, read_only: &[bool]) -> Result<Pipeline, String> {
         let scopes = [api::ErrorFilter::OutOfMemory, api::ErrorFilter::Validation, api::ErrorFilter::Internal];
         let scopes = scopes.map(|filter| self.device.push_error_scope(filter));
         let pipeline = self.compile(source, read_only);
         let failures = scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop()));
-        if let Some(error) = failures.last() {
-            tracing::debug!("{error}\n{source}");
-            return Err(error.to_string());
+        match failures.last() {
+            None => Ok(pipeline),
+            Some(error) => Err(error.to_string()),
         }
-        let pipeline = Arc::new(pipeline);
-        let mut pipelines = lock(&self.pipelines);
-        if pipelines.len() >= IDLE_PIPELINES {
-            pipelines.retain(|_, pipeline| Arc::strong_count(pipeline) > 1);
-        }
-        pipelines.insert(source.to_string(), Arc::clone(&pipeline));
-        Ok(pipeline)
     }
 
     fn compile(&self, source: &str, read_only: &[bool]) -> Pipeline {
@@ -273,9 +210,9 @@ impl Gpu {
     }
 
     /// Waits until everything that was submitted is done.
-    pub fn wait(&self) -> Result<(), RunError> {
+    pub fn idle(&self) -> Result<(), RunError> {
         let waited = self.device.poll(api::PollType::wait_indefinitely());
-        self.check()?;
+        self.fault()?;
         match waited {
             Ok(_) => Ok(()),
             Err(error) => Err(RunError::DeviceLost(error.to_string())),

@@ -1,22 +1,12 @@
-//! Any GPU, through Vulkan, Metal, DX12 or GL: a plan as one submission of generated kernels over one arena.
-//!
-//! Values are functions of a place until something needs them in memory ([`code`]), so chains of operators become one kernel. For every
-//! set of input shapes there is a plan of concrete dispatches ([`plan`]); what shapes alone determine is computed on the host while
-//! planning. It runs plans whole or not at all: whoever wants what it can't do done elsewhere puts it into a partition.
+//! Any GPU, through Vulkan, Metal, DX12 or GL.
 
-mod code;
 mod devices;
-mod executable;
+mod driver;
 mod gpu;
-mod lower;
-mod plan;
 
-use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak, Precision, Support};
-use cutover_graph::{Graph, Node, Plan};
+use crate::{Backend, CompileError, gpu::Gpu as Planned};
 pub use devices::{Adapter, adapters};
 use std::sync::Arc;
-
-const NAME: &str = "wgpu";
 
 /// How the GPU is chosen.
 #[derive(Clone, Debug, Default)]
@@ -30,52 +20,15 @@ pub struct WgpuOptions {
 /// # Errors
 /// A machine without such a GPU, or one whose driver gives no device.
 pub fn wgpu(options: WgpuOptions) -> Result<Arc<dyn Backend>, CompileError> {
-    Ok(Arc::new(Wgpu { gpu: Arc::new(gpu::Gpu::open(options.adapter.as_deref())?) }))
-}
-
-struct Wgpu {
-    gpu: Arc<gpu::Gpu>,
-}
-
-impl Backend for Wgpu {
-    fn describe(&self) -> DeviceInfo {
-        let info = &self.gpu.info;
-        DeviceInfo { backend: NAME, device: info.name.clone(), isa: info.backend.to_string(), threads: 1 }
-    }
-
-    fn supports(&self, graph: &Graph, node: &Node) -> Support {
-        match lower::refusal(&self.gpu, graph, node) {
-            Some(reason) => Support::No { reason },
-            None => Support::Native { kernel: lower::kernel_name(&node.op).unwrap_or(NAME) },
-        }
-    }
-
-    fn measure_peak(&self) -> Option<Peak> {
-        devices::peak(&self.gpu)
-    }
-
-    fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {
-        if options.precision != Precision::F32 {
-            let message = format!("the GPU computes as the model says, not in {:?}", options.precision);
-            return Err(CompileError::Options(message));
-        }
-        let graph = plan.graph();
-        for &id in plan.order() {
-            let node = graph.node(id);
-            if let Some(reason) = lower::refusal(&self.gpu, graph, node) {
-                return Err(CompileError::Unsupported { node: node.name.clone(), op: node.op.name(), reason });
-            }
-        }
-        Ok(executable::WgpuExecutable::new(Arc::clone(&self.gpu), plan)?)
-    }
+    Ok(Arc::new(Planned::new(gpu::Gpu::open(options.adapter.as_deref())?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Input, Output, RunContext, RunError, SessionMemory};
+    use crate::{CompileOptions, Input, Output, RunContext, RunError, SessionMemory};
     use cutover_graph::{
-        TensorFact,
+        Graph, Plan, TensorFact,
         ops::{Unary, UnaryFunction},
     };
     use cutover_tensor::{DType, Tensor, Value};
@@ -95,13 +48,13 @@ mod tests {
         let Ok(gpu) = gpu::Gpu::open(None) else {
             return println!("skipped: a_lost_device_is_an_error_of_the_run needs a GPU");
         };
-        let backend = Wgpu { gpu: Arc::new(gpu) };
+        let backend = Planned::new(gpu);
         let executable = backend.compile(&exponential(3), &CompileOptions::default()).unwrap();
         let mut session = executable.session(SessionMemory::default()).unwrap();
         let x = Value::Tensor(Tensor::from_vec([3], vec![0.0f32, 1.0, -1.0]).unwrap());
         let mut run = || session.run(&[Input::Value(&x)], &mut [Output::Allocate(None)], &RunContext::default());
         run().unwrap();
-        backend.gpu.device.destroy();
+        backend.driver().device.destroy();
         for _ in 0..2 {
             let error = run().unwrap_err();
             assert!(matches!(error, RunError::DeviceLost(_)), "{error}");
@@ -113,8 +66,8 @@ mod tests {
         let Ok(gpu) = gpu::Gpu::open(None) else {
             return println!("skipped: what_a_device_has_no_memory_for_is_refused needs a GPU");
         };
-        let most = gpu.binding_bytes() as usize;
-        let backend = Wgpu { gpu: Arc::new(gpu) };
+        let most = gpu.limits.binding_bytes as usize;
+        let backend = Planned::new(gpu);
         let executable = backend.compile(&exponential(1000), &CompileOptions::default()).unwrap();
         let budget = SessionMemory { budget_bytes: Some(1000) };
         let error = executable.session(budget).err().unwrap().to_string();

@@ -12,7 +12,7 @@ mod window;
 
 use super::{
     code,
-    gpu::Gpu,
+    device::Limits,
     plan::{Builder, Unable},
 };
 use cutover_graph::{Fact, Graph, Node, Op, ValueId, ops};
@@ -142,7 +142,7 @@ pub(super) fn kernel_name(op: &Op) -> Option<&'static str> {
 }
 
 /// Why `node` can't be run on this device, as far as its operator and types tell.
-pub(super) fn refusal(gpu: &Gpu, graph: &Graph, node: &Node) -> Option<String> {
+pub(super) fn refusal(gpu: &Limits, graph: &Graph, node: &Node) -> Option<String> {
     if kernel_name(&node.op).is_none() {
         return Some("no kernel for this operator".to_string());
     }

@@ -45,7 +45,7 @@ pub(super) fn lower_concat(b: &mut Builder<'_>, node: &Node, op: &Concat) -> Res
     let axis = cutover_graph::ops::normalize_axis(op.axis, shape.rank()).map_err(|error| error.to_string())?;
     let ids: Vec<ValueId> = node.inputs.iter().flatten().copied().filter(|&id| b.count(id) > 0).collect();
     let inner: usize = shape[axis + 1..].iter().product();
-    let most = (b.gpu.limits.max_storage_buffers_per_shader_stage as usize).saturating_sub(3);
+    let most = b.gpu.bindings.saturating_sub(3);
     let join = |shapes: &[usize], base: usize| {
         let block: usize = shapes.iter().sum::<usize>() * inner;
         let mut body = format!("let outer = i / {block}u;\nlet rest = i % {block}u;\n");

@@ -2,15 +2,14 @@
 
 use super::{
     code,
-    gpu::{Gpu, lock},
-    plan::{self, From, NoPlan, Place, PlannedOutput, ShapePlan, Step},
+    device::{Device, Driver, Weight, lock},
+    plan::{self, NoPlan, PlannedOutput, Ready, ShapePlan, Source, Step},
 };
 use crate::{
     CompileError, Executable, Footprint, Input, OpTiming, Output, PlacedNode, Placement, ResourceError, RunContext,
     RunError, Session, SessionMemory, Signature,
     binding::{self, bind_inputs, check_outputs, check_result},
 };
-use ::wgpu::{self as api, BufferUsages};
 use cutover_graph::{Bindings, Fact, NodeId, OpError, Plan, TensorFact};
 use cutover_tensor::{DType, Tensor, TensorView, Value};
 use std::{
@@ -24,25 +23,25 @@ use std::{
 const SHAPES_KEPT: usize = 16;
 const ARENAS_KEPT: usize = 2;
 
-pub(super) struct WgpuExecutable {
-    gpu: Arc<Gpu>,
+pub(super) struct GpuExecutable<D: Driver> {
+    device: Arc<Device<D>>,
     plan: Plan,
     signature: Signature,
     /// By value: what is known of constants.
     constants: Vec<Option<Fact>>,
-    plans: Mutex<Vec<Arc<ShapePlan>>>,
+    plans: Mutex<Vec<Arc<Ready<D>>>>,
     placement: Placement,
     footprint: Footprint,
     /// The first plan's weights, for as long as the executable is.
-    weights: Vec<Arc<super::gpu::Weight>>,
+    weights: Vec<Arc<Weight<D>>>,
 }
 
-impl WgpuExecutable {
-    pub fn new(gpu: Arc<Gpu>, plan: &Plan) -> Result<Arc<WgpuExecutable>, CompileError> {
+impl<D: Driver> GpuExecutable<D> {
+    pub fn new(device: Arc<Device<D>>, plan: &Plan) -> Result<Arc<GpuExecutable<D>>, CompileError> {
         let graph = plan.graph();
         let fact = |id| graph.constant(id).map(|c| Fact::Tensor(TensorFact::of_tensor(&c.tensor)));
-        let mut executable = WgpuExecutable {
-            gpu,
+        let mut executable = GpuExecutable {
+            device,
             signature: Signature::of(graph),
             constants: graph.values().map(|(id, _)| fact(id)).collect(),
             plan: plan.clone(),
@@ -56,7 +55,7 @@ impl WgpuExecutable {
             let weight_bytes = first.weights.iter().map(|weight| weight.bytes).sum();
             let shared = first.weights.iter().filter(|weight| Arc::strong_count(weight) > 1);
             let shared_bytes = shared.map(|weight| weight.bytes).sum();
-            let session_bytes = first.arena_bytes + first.staging_bytes;
+            let session_bytes = first.plan.arena_bytes + first.plan.staging_bytes;
             executable.footprint = Footprint { weight_bytes, shared_bytes, session_bytes };
             executable.weights = first.weights.clone();
             if is_static {
@@ -68,7 +67,7 @@ impl WgpuExecutable {
     }
 
     /// The plan of static shapes, or else of every symbol at 1, as far as that tells anything.
-    fn first(&self) -> Result<Option<(ShapePlan, bool)>, CompileError> {
+    fn first(&self) -> Result<Option<(Ready<D>, bool)>, CompileError> {
         let mut symbols = BTreeSet::new();
         let facts: Option<Vec<&TensorFact>> = self.signature.inputs.iter().map(|b| b.fact.as_tensor()).collect();
         let Some(facts) = facts else { return Ok(None) };
@@ -92,15 +91,15 @@ impl WgpuExecutable {
         }
     }
 
-    fn build(&self, inputs: &[TensorFact]) -> Result<ShapePlan, NoPlan> {
-        plan::build(&self.plan, &self.gpu, &self.constants, inputs)
+    fn build(&self, inputs: &[TensorFact]) -> Result<Ready<D>, NoPlan> {
+        plan::build(&self.plan, &self.device, &self.constants, inputs)
     }
 
     fn place(&mut self) {
         let graph = self.plan.graph();
         let kernels = |node: &str| {
             let plans = lock(&self.plans);
-            let step = plans.first().and_then(|plan| plan.steps.iter().find(|step| step.node == node));
+            let step = plans.first().and_then(|ready| ready.plan.steps.iter().find(|step| step.node == node));
             step.map(|step| step.kernel.to_string())
         };
         let place = |&id: &NodeId| {
@@ -109,7 +108,7 @@ impl WgpuExecutable {
             PlacedNode {
                 node: node.name.clone(),
                 op: node.op.name(),
-                backend: super::NAME,
+                backend: D::NAME,
                 kernel: kernels(&node.name).unwrap_or_else(|| "fused".to_string()),
                 dtype: dtype.map(|dtype| dtype.to_string()).unwrap_or_default(),
                 reason: String::new(),
@@ -120,9 +119,9 @@ impl WgpuExecutable {
     }
 
     /// The plan for these inputs: a kept one, or a new one.
-    fn plan_for(&self, views: &[TensorView<'_>]) -> Result<Arc<ShapePlan>, RunError> {
+    fn plan_for(&self, views: &[TensorView<'_>]) -> Result<Arc<Ready<D>>, RunError> {
         let mut plans = lock(&self.plans);
-        if let Some(at) = plans.iter().rposition(|plan| is_for(plan, views)) {
+        if let Some(at) = plans.iter().rposition(|ready| is_for(&ready.plan, views)) {
             let plan = plans.remove(at);
             plans.push(Arc::clone(&plan));
             return Ok(plan);
@@ -171,7 +170,7 @@ fn is_for(plan: &ShapePlan, views: &[TensorView<'_>]) -> bool {
     })
 }
 
-impl Executable for WgpuExecutable {
+impl<D: Driver> Executable for GpuExecutable<D> {
     fn signature(&self) -> &Signature {
         &self.signature
     }
@@ -195,25 +194,18 @@ impl Executable for WgpuExecutable {
             let needed = self.footprint.session_bytes;
             return Err(ResourceError::Memory { what: "a session on the GPU", needed, available });
         }
-        Ok(Box::new(WgpuSession { executable: self, memory, ready: Vec::new() }))
+        Ok(Box::new(GpuSession { executable: self, memory, ready: Vec::new() }))
     }
 }
 
-struct WgpuSession {
-    executable: Arc<WgpuExecutable>,
+struct GpuSession<D: Driver> {
+    executable: Arc<GpuExecutable<D>>,
     memory: SessionMemory,
-    /// Used last comes last.
-    ready: Vec<(Arc<ShapePlan>, Ready)>,
+    /// Memory, which goes first, and the plan that it is for; used last comes last.
+    ready: Vec<(D::Memory, Arc<Ready<D>>)>,
 }
 
-/// A plan with its memory.
-struct Ready {
-    arena: api::Buffer,
-    staging: api::Buffer,
-    groups: Vec<api::BindGroup>,
-}
-
-impl Session for WgpuSession {
+impl<D: Driver> Session for GpuSession<D> {
     fn run(
         &mut self,
         inputs: &[Input<'_>],
@@ -221,7 +213,7 @@ impl Session for WgpuSession {
         context: &RunContext<'_>,
     ) -> Result<(), RunError> {
         let executable = Arc::clone(&self.executable);
-        let (gpu, signature) = (&executable.gpu, &executable.signature);
+        let (driver, signature) = (&executable.device.driver, &executable.signature);
         let mut symbols = Bindings::new();
         bind_inputs(signature, inputs, &mut symbols)?;
         check_outputs(signature, outputs, &symbols)?;
@@ -231,148 +223,72 @@ impl Session for WgpuSession {
             Input::Value(_) => Err(binding::mismatch(&binding.name, &binding.fact, input)),
         });
         let views = views.collect::<Result<Vec<_>, _>>()?;
-        gpu.check()?;
-        let plan = executable.plan_for(&views)?;
+        driver.check()?;
+        let ready = executable.plan_for(&views)?;
+        let plan = &ready.plan;
         if let Some(step) = plan.steps.first() {
             context.check(&step.node)?;
         }
-        let ready = self.ready_for(&plan, context)?;
-        for (view, range) in views.iter().zip(&plan.inputs) {
-            let Some(range) = range else { continue };
+        let memory = self.memory_for(&ready, context)?;
+        for (at, (view, range)) in views.iter().zip(&plan.inputs).enumerate() {
+            if range.is_none() {
+                continue;
+            }
             let mut bytes = view_to_device(*view);
             if !bytes.len().is_multiple_of(4) {
                 let whole = bytes.len().next_multiple_of(4);
                 bytes.to_mut().resize(whole, 0);
             }
             if !bytes.is_empty() {
-                gpu.queue.write_buffer(&ready.arena, range.offset, &bytes);
+                driver.write(plan, memory, at, &bytes)?;
             }
         }
         match context.profiler {
-            None => submit(gpu, &plan, ready, 0..plan.steps.len()),
+            None => driver.submit(&ready, memory, 0..plan.steps.len())?,
             // One at a time, waited for.
             Some(profiler) => {
                 for (at, step) in plan.steps.iter().enumerate() {
-                    gpu.wait()?;
+                    driver.wait(memory)?;
                     let start = Instant::now();
-                    submit(gpu, &plan, ready, at..at + 1);
-                    gpu.wait()?;
+                    driver.submit(&ready, memory, at..at + 1)?;
+                    driver.wait(memory)?;
                     let Step { node, op, kernel, work, .. } = step;
                     profiler.record(OpTiming { node, op, kernel, duration: start.elapsed(), work: *work });
                 }
                 if plan.steps.is_empty() {
-                    submit(gpu, &plan, ready, 0..0);
+                    driver.submit(&ready, memory, 0..0)?;
                 }
             }
         }
-        read(&executable, &plan, ready, outputs)
+        driver.read(memory, &mut |staged| hand_out(&executable, plan, staged, outputs))
     }
 }
 
-impl WgpuSession {
+impl<D: Driver> GpuSession<D> {
     /// The memory of `plan`, kept from a run before or new.
-    fn ready_for(&mut self, plan: &Arc<ShapePlan>, context: &RunContext<'_>) -> Result<&Ready, RunError> {
-        let needed = plan.arena_bytes + plan.staging_bytes;
+    fn memory_for(&mut self, plan: &Arc<Ready<D>>, context: &RunContext<'_>) -> Result<&mut D::Memory, RunError> {
+        let needed = plan.plan.arena_bytes + plan.plan.staging_bytes;
         let available = context.limits.arena_bytes.min(self.memory.budget_bytes.unwrap_or(u64::MAX));
         if needed > available {
             return Err(ResourceError::Memory { what: "a session's arena", needed, available }.into());
         }
-        if let Some(at) = self.ready.iter().position(|(of, _)| Arc::ptr_eq(of, plan)) {
+        if let Some(at) = self.ready.iter().position(|(_, of)| Arc::ptr_eq(of, plan)) {
             let kept = self.ready.remove(at);
             self.ready.push(kept);
         } else {
             // The old ones first: all together may be more than there is.
             let excess = (self.ready.len() + 1).saturating_sub(ARENAS_KEPT);
             self.ready.drain(..excess);
-            let ready = Ready::new(&self.executable.gpu, plan)?;
-            self.ready.push((Arc::clone(plan), ready));
+            let memory = self.executable.device.driver.memory(plan)?;
+            self.ready.push((memory, Arc::clone(plan)));
         }
-        Ok(&self.ready[self.ready.len() - 1].1)
+        let last = self.ready.len() - 1;
+        Ok(&mut self.ready[last].0)
     }
 }
 
-impl Ready {
-    fn new(gpu: &Gpu, plan: &ShapePlan) -> Result<Ready, ResourceError> {
-        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-        let arena = gpu.buffer("a session's arena", plan.arena_bytes, usage)?;
-        let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
-        let staging = gpu.buffer("a session's results", plan.staging_bytes, usage)?;
-        let group = |step: &Step| {
-            let entries: Vec<api::BindGroupEntry<'_>> = (0..)
-                .zip(&step.bindings)
-                .map(|(binding, place)| {
-                    let resource = match place {
-                        Place::Weight(weight) => weight.buffer.as_entire_binding(),
-                        Place::Arena(range) => api::BindingResource::Buffer(api::BufferBinding {
-                            buffer: &arena,
-                            offset: range.offset,
-                            size: std::num::NonZero::new(range.bytes),
-                        }),
-                    };
-                    api::BindGroupEntry { binding, resource }
-                })
-                .collect();
-            let layout = &step.pipeline.layout;
-            gpu.device.create_bind_group(&api::BindGroupDescriptor { label: None, layout, entries: &entries })
-        };
-        Ok(Ready { groups: plan.steps.iter().map(group).collect(), arena, staging })
-    }
-}
-
-/// Submits some of a plan's steps; before the first the faults are cleared, after the last the outputs are copied.
-fn submit(gpu: &Gpu, plan: &ShapePlan, ready: &Ready, steps: std::ops::Range<usize>) {
-    let mut encoder = gpu.device.create_command_encoder(&api::CommandEncoderDescriptor::default());
-    if steps.start == 0 {
-        encoder.clear_buffer(&ready.arena, 0, Some(plan::FAULT_BYTES as u64));
-    }
-    let is_last = steps.end == plan.steps.len();
-    if !steps.is_empty() {
-        let mut pass = encoder.begin_compute_pass(&api::ComputePassDescriptor::default());
-        for at in steps {
-            let step = &plan.steps[at];
-            pass.set_pipeline(&step.pipeline.pipeline);
-            pass.set_bind_group(0, &ready.groups[at], &[]);
-            let [x, y, z] = step.groups;
-            pass.dispatch_workgroups(x, y, z);
-        }
-    }
-    if is_last {
-        encoder.copy_buffer_to_buffer(&ready.arena, 0, &ready.staging, 0, plan::FAULT_BYTES as u64);
-        for output in &plan.outputs {
-            if let From::Device { place, staged_at, bytes } = &output.from
-                && *bytes > 0
-            {
-                let (buffer, offset) = match place {
-                    Place::Arena(range) => (&ready.arena, range.offset),
-                    Place::Weight(weight) => (&weight.buffer, 0),
-                };
-                encoder.copy_buffer_to_buffer(buffer, offset, &ready.staging, *staged_at, *bytes);
-            }
-        }
-    }
-    gpu.queue.submit([encoder.finish()]);
-}
-
-/// Waits for what was submitted and hands out the results.
-fn read(
-    executable: &WgpuExecutable,
-    plan: &ShapePlan,
-    ready: &Ready,
-    outputs: &mut [Output<'_>],
-) -> Result<(), RunError> {
-    let gpu = &executable.gpu;
-    let slice = ready.staging.slice(..);
-    slice.map_async(api::MapMode::Read, |_| {});
-    gpu.wait()?;
-    let mapped = slice.get_mapped_range().map_err(|error| RunError::DeviceLost(error.to_string()))?;
-    let result = hand_out(executable, plan, &mapped, outputs);
-    drop(mapped);
-    ready.staging.unmap();
-    result
-}
-
-fn hand_out(
-    executable: &WgpuExecutable,
+fn hand_out<D: Driver>(
+    executable: &GpuExecutable<D>,
     plan: &ShapePlan,
     staged: &[u8],
     outputs: &mut [Output<'_>],
@@ -391,8 +307,8 @@ fn hand_out(
     for ((output, planned), binding) in outputs.iter_mut().zip(&plan.outputs).zip(&executable.signature.outputs) {
         let PlannedOutput { dtype, shape, from } = planned;
         let bytes = || match from {
-            From::Host(tensor) => Cow::Borrowed(tensor.bytes()),
-            From::Device { staged_at, bytes, .. } => {
+            Source::Host(tensor) => Cow::Borrowed(tensor.bytes()),
+            Source::Device { staged_at, bytes, .. } => {
                 let staged = &staged[*staged_at as usize..(*staged_at + *bytes) as usize];
                 from_device(*dtype, shape.element_count(), staged)
             }
@@ -405,8 +321,8 @@ fn hand_out(
             }
             Output::Allocate(place) => {
                 let tensor = match from {
-                    From::Host(tensor) => Ok(tensor.clone()),
-                    From::Device { .. } => Tensor::from_bytes(*dtype, shape.clone(), &bytes()),
+                    Source::Host(tensor) => Ok(tensor.clone()),
+                    Source::Device { .. } => Tensor::from_bytes(*dtype, shape.clone(), &bytes()),
                 };
                 let tensor =
                     tensor.map_err(|error| ResourceError::System { what: "an output", message: error.to_string() })?;

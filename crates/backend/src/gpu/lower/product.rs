@@ -21,7 +21,7 @@ const ROWS: usize = 16;
 
 /// Invocations of a group for `count` columns: the size with the fewest that are idle.
 fn group_size(b: &Builder<'_>, count: usize) -> usize {
-    let sizes: &[usize] = if b.gpu.is_imitated() { &[64, 56, 48, 40, 32, 24, 16, 8] } else { &[64, 128, 32] };
+    let sizes: &[usize] = if b.gpu.is_imitated { &[64, 56, 48, 40, 32, 24, 16, 8] } else { &[64, 128, 32] };
     let idle = |size: &usize| count.div_ceil(*size) * size;
     // Of equal ones the first.
     sizes.iter().copied().min_by_key(idle).unwrap_or(64)

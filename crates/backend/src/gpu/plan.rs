@@ -2,12 +2,12 @@
 
 use super::{
     code::{self, Binding, Function, GROUP, Operand, Text},
-    gpu::{Gpu, Pipeline, Weight},
+    device::{Device, Driver, Limits, Weight},
     lower,
 };
 use crate::{ResourceError, RunError, Work};
 use cutover_graph::{
-    Constant, Fact, Graph, Node, NodeId, Plan, TensorFact, ValueId,
+    Constant, Fact, Graph, Identity, Node, NodeId, Plan, TensorFact, ValueId,
     ops::{Facts, InferContext},
     plan::arena::{Interval, place},
 };
@@ -16,16 +16,23 @@ use std::{collections::HashMap, rc::Rc, sync::Arc};
 
 /// A range of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct BufferId(pub u32);
+pub(crate) struct BufferId(pub u32);
 
 /// Functions that one kernel is made of at most.
 const FUSED: usize = 24;
 
 /// Bytes at the arena's begin where kernels say what they found wrong.
-pub(super) const FAULT_BYTES: usize = 256;
+pub(crate) const FAULT_BYTES: usize = 256;
 
-/// All that a run of one set of input shapes needs.
-pub(super) struct ShapePlan {
+/// A [`ShapePlan`] with its kernels and weights on a device: all that a run of one set of input shapes needs.
+pub(crate) struct Ready<D: Driver> {
+    pub plan: ShapePlan,
+    pub pipelines: Vec<Arc<D::Pipeline>>,
+    pub weights: Vec<Arc<Weight<D>>>,
+}
+
+/// What a run of one set of input shapes does, whatever the device.
+pub(crate) struct ShapePlan {
     /// Types and shapes, and the elements of those inputs that shapes were computed from.
     pub key: Vec<TensorFact>,
     /// By input: where it goes, if any kernel reads it.
@@ -35,38 +42,39 @@ pub(super) struct ShapePlan {
     pub arena_bytes: u64,
     /// Outputs as they come back, behind the faults.
     pub staging_bytes: u64,
-    pub weights: Vec<Arc<Weight>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Range {
+pub(crate) struct Range {
     pub offset: u64,
     pub bytes: u64,
 }
 
-pub(super) struct PlannedOutput {
+pub(crate) struct PlannedOutput {
     pub dtype: DType,
     pub shape: Shape,
-    pub from: From,
+    pub from: Source,
 }
 
 /// Where an output is.
-pub(super) enum From {
+pub(crate) enum Source {
     /// Shapes alone determine it.
     Host(Tensor),
     /// In the arena, or a weight, and in the staging buffer at an offset.
     Device { place: Place, staged_at: u64, bytes: u64 },
 }
 
-#[derive(Clone)]
-pub(super) enum Place {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
     Arena(Range),
-    Weight(Arc<Weight>),
+    /// By its number among the plan's.
+    Weight(usize),
 }
 
 /// One dispatch.
-pub(super) struct Step {
-    pub pipeline: Arc<Pipeline>,
+pub(crate) struct Step {
+    /// By its number among the plan's.
+    pub pipeline: usize,
     pub bindings: Vec<Place>,
     pub groups: [u32; 3],
     pub node: String,
@@ -76,7 +84,7 @@ pub(super) struct Step {
 }
 
 /// Why no plan can be made.
-pub(super) enum NoPlan {
+pub(crate) enum NoPlan {
     /// This node can't be run here.
     Refused {
         node: NodeId,
@@ -90,33 +98,33 @@ pub(super) enum NoPlan {
     Error(RunError),
 }
 
-impl<E: Into<RunError>> std::convert::From<E> for NoPlan {
+impl<E: Into<RunError>> From<E> for NoPlan {
     fn from(error: E) -> NoPlan {
         NoPlan::Error(error.into())
     }
 }
 
 /// Why a node has no kernel.
-pub(super) enum Unable {
+pub(crate) enum Unable {
     Because(String),
     /// It follows from elements that are not known yet.
     Unknown(String),
     Error(ResourceError),
 }
 
-impl std::convert::From<ResourceError> for Unable {
+impl From<ResourceError> for Unable {
     fn from(error: ResourceError) -> Unable {
         Unable::Error(error)
     }
 }
 
-impl std::convert::From<&str> for Unable {
+impl From<&str> for Unable {
     fn from(reason: &str) -> Unable {
         Unable::Because(reason.to_string())
     }
 }
 
-impl std::convert::From<String> for Unable {
+impl From<String> for Unable {
     fn from(reason: String) -> Unable {
         Unable::Because(reason)
     }
@@ -124,11 +132,11 @@ impl std::convert::From<String> for Unable {
 
 struct Building {
     bytes: usize,
-    weight: Option<Arc<Weight>>,
+    weight: Option<usize>,
 }
 
 struct PlannedStep {
-    pipeline: Arc<Pipeline>,
+    pipeline: usize,
     bindings: Vec<BufferId>,
     groups: [u32; 3],
     node: NodeId,
@@ -136,10 +144,55 @@ struct PlannedStep {
     work: Work,
 }
 
+/// The device, as a plan is made: kernels and weights by number, the same for the same.
+trait Stock {
+    fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String>;
+
+    /// And its length in bytes.
+    fn weight(
+        &mut self,
+        identity: Identity,
+        recipe: &'static str,
+        bytes: &mut dyn FnMut() -> Vec<u8>,
+    ) -> Result<(usize, u64), ResourceError>;
+}
+
+struct Stocked<'a, D: Driver> {
+    device: &'a Device<D>,
+    pipelines: Vec<Arc<D::Pipeline>>,
+    weights: Vec<Arc<Weight<D>>>,
+}
+
+impl<D: Driver> Stock for Stocked<'_, D> {
+    fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String> {
+        let pipeline = self.device.pipeline(source, read_only)?;
+        Ok(number(&mut self.pipelines, pipeline))
+    }
+
+    fn weight(
+        &mut self,
+        identity: Identity,
+        recipe: &'static str,
+        bytes: &mut dyn FnMut() -> Vec<u8>,
+    ) -> Result<(usize, u64), ResourceError> {
+        let weight = self.device.weight(identity, recipe, bytes)?;
+        let bytes = weight.bytes;
+        Ok((number(&mut self.weights, weight), bytes))
+    }
+}
+
+fn number<T>(all: &mut Vec<Arc<T>>, one: Arc<T>) -> usize {
+    all.iter().position(|other| Arc::ptr_eq(other, &one)).unwrap_or_else(|| {
+        all.push(one);
+        all.len() - 1
+    })
+}
+
 /// Makes a [`ShapePlan`]: each node's lowering defines functions and adds kernels.
-pub(super) struct Builder<'a> {
+pub(crate) struct Builder<'a> {
     pub graph: &'a Graph,
-    pub gpu: &'a Gpu,
+    pub gpu: &'a Limits,
+    stock: &'a mut dyn Stock,
     constants: &'a [Option<Fact>],
     facts: Vec<Option<Fact>>,
     held: Vec<Option<Operand>>,
@@ -154,12 +207,24 @@ pub(super) struct Builder<'a> {
 }
 
 /// The faults' own range.
-pub(super) const FAULTS: BufferId = BufferId(0);
+pub(crate) const FAULTS: BufferId = BufferId(0);
 
 /// Lowers the plan for inputs of which `inputs` is known.
-pub(super) fn build(
+pub(crate) fn build<D: Driver>(
     plan: &Plan,
-    gpu: &Gpu,
+    device: &Device<D>,
+    constants: &[Option<Fact>],
+    inputs: &[TensorFact],
+) -> Result<Ready<D>, NoPlan> {
+    let mut stock = Stocked { device, pipelines: Vec::new(), weights: Vec::new() };
+    let plan = build_from(plan, device.driver.limits(), &mut stock, constants, inputs)?;
+    Ok(Ready { plan, pipelines: stock.pipelines, weights: stock.weights })
+}
+
+fn build_from(
+    plan: &Plan,
+    gpu: &Limits,
+    stock: &mut dyn Stock,
     constants: &[Option<Fact>],
     inputs: &[TensorFact],
 ) -> Result<ShapePlan, NoPlan> {
@@ -168,6 +233,7 @@ pub(super) fn build(
     let mut builder = Builder {
         graph,
         gpu,
+        stock,
         constants,
         facts: infer(plan, constants, inputs)?,
         held: vec![None; count],
@@ -265,7 +331,7 @@ impl Builder<'_> {
 
     fn check_size(&self, id: ValueId) -> Result<(), Unable> {
         let bytes = self.count(id).saturating_mul(code::storage_bytes(self.dtype(id)));
-        let most = self.gpu.binding_bytes().min(u64::from(u32::MAX / 2)) as usize;
+        let most = self.gpu.binding_bytes.min(u64::from(u32::MAX / 2)) as usize;
         if bytes > most {
             let name = &self.graph.value(id).name;
             return Err(format!("'{name}' takes {bytes} bytes, a kernel of this device reads {most} at most").into());
@@ -302,17 +368,14 @@ impl Builder<'_> {
             interval.first = interval.first.min(interval.last);
         }
         // The faults' range is the first: everything else lies behind it.
-        let placed = place(&intervals[1..], self.gpu.alignment());
-        let too_large = || ResourceError::Memory {
-            what: "the arena",
-            needed: u64::MAX,
-            available: self.gpu.limits.max_buffer_size,
-        };
+        let placed = place(&intervals[1..], self.gpu.alignment);
+        let too_large =
+            || ResourceError::Memory { what: "the arena", needed: u64::MAX, available: self.gpu.buffer_bytes };
         let placed = placed.ok_or_else(|| NoPlan::Error(too_large().into()))?;
-        let begin = FAULT_BYTES.next_multiple_of(self.gpu.alignment());
+        let begin = FAULT_BYTES.next_multiple_of(self.gpu.alignment);
         let arena_bytes = (placed.total_bytes + begin) as u64;
-        if arena_bytes > self.gpu.limits.max_buffer_size {
-            let available = self.gpu.limits.max_buffer_size;
+        if arena_bytes > self.gpu.buffer_bytes {
+            let available = self.gpu.buffer_bytes;
             return Err(ResourceError::Memory { what: "the arena", needed: arena_bytes, available }.into());
         }
         let range = |buffer: BufferId| {
@@ -320,8 +383,8 @@ impl Builder<'_> {
             let offset = if at == 0 { 0 } else { placed.offsets[at - 1] + begin };
             Range { offset: offset as u64, bytes: self.buffers[at].bytes.max(4).next_multiple_of(4) as u64 }
         };
-        let place = |buffer: BufferId| match &self.buffers[buffer.0 as usize].weight {
-            Some(weight) => Place::Weight(Arc::clone(weight)),
+        let place = |buffer: BufferId| match self.buffers[buffer.0 as usize].weight {
+            Some(weight) => Place::Weight(weight),
             None => Place::Arena(range(buffer)),
         };
         let mut staged = FAULT_BYTES as u64;
@@ -329,12 +392,12 @@ impl Builder<'_> {
             dtype: self.dtype(id),
             shape: self.shape(id),
             from: match from {
-                Ok(tensor) => From::Host(tensor),
+                Ok(tensor) => Source::Host(tensor),
                 Err(buffer) => {
                     let bytes = self.buffers[buffer.0 as usize].bytes.next_multiple_of(4) as u64;
                     let staged_at = staged;
                     staged += bytes;
-                    From::Device { place: place(buffer), staged_at, bytes }
+                    Source::Device { place: place(buffer), staged_at, bytes }
                 }
             },
         });
@@ -342,7 +405,7 @@ impl Builder<'_> {
         let used = |buffer: &BufferId| intervals[buffer.0 as usize].size_bytes > 0;
         let is_read = |buffer: &BufferId| {
             self.steps.iter().any(|step| step.bindings.contains(buffer))
-                || planned.iter().any(|output| matches!(&output.from, From::Device { place: Place::Arena(at), .. } if at.offset == range(*buffer).offset))
+                || planned.iter().any(|output| matches!(&output.from, Source::Device { place: Place::Arena(at), .. } if at.offset == range(*buffer).offset))
         };
         Ok(ShapePlan {
             key: inputs.to_vec(),
@@ -352,7 +415,7 @@ impl Builder<'_> {
                 .steps
                 .iter()
                 .map(|step| Step {
-                    pipeline: Arc::clone(&step.pipeline),
+                    pipeline: step.pipeline,
                     bindings: step.bindings.iter().map(|&b| place(b)).collect(),
                     groups: step.groups,
                     node: self.graph.node(step.node).name.clone(),
@@ -363,7 +426,6 @@ impl Builder<'_> {
                 .collect(),
             arena_bytes,
             staging_bytes: staged,
-            weights: self.buffers.iter().filter_map(|b| b.weight.clone()).collect(),
         })
     }
 
@@ -374,8 +436,8 @@ impl Builder<'_> {
 
     fn byte_len(&self, id: ValueId) -> Result<usize, ResourceError> {
         let bytes = self.count(id).checked_mul(code::storage_bytes(self.dtype(id)));
-        let bytes = bytes.filter(|&bytes| bytes as u64 <= self.gpu.binding_bytes());
-        let available = self.gpu.binding_bytes();
+        let bytes = bytes.filter(|&bytes| bytes as u64 <= self.gpu.binding_bytes);
+        let available = self.gpu.binding_bytes;
         bytes.ok_or(ResourceError::Memory { what: "a tensor on the GPU", needed: u64::MAX, available })
     }
 
@@ -458,15 +520,16 @@ impl Builder<'_> {
         &mut self,
         constant: &Constant,
         recipe: &'static str,
-        bytes: impl FnOnce(&Tensor) -> Vec<u8>,
+        bytes: impl Fn(&Tensor) -> Vec<u8>,
     ) -> Result<Operand, Unable> {
-        let weight = self.gpu.weight(constant.identity(), recipe, || bytes(&constant.tensor))?;
-        if weight.bytes > self.gpu.binding_bytes() {
-            return Err(format!("a constant of {} bytes", weight.bytes).into());
+        let mut bytes = || bytes(&constant.tensor);
+        let (weight, length) = self.stock.weight(constant.identity(), recipe, &mut bytes)?;
+        if length > self.gpu.binding_bytes {
+            return Err(format!("a constant of {length} bytes").into());
         }
-        let same = |b: &Building| b.weight.as_ref().is_some_and(|w| Arc::ptr_eq(w, &weight));
+        let same = |b: &Building| b.weight == Some(weight);
         let at = self.buffers.iter().position(same).unwrap_or_else(|| {
-            self.buffers.push(Building { bytes: weight.bytes as usize, weight: Some(weight) });
+            self.buffers.push(Building { bytes: length as usize, weight: Some(weight) });
             self.buffers.len() - 1
         });
         Ok(Operand::Buffer(BufferId(at as u32), constant.tensor.dtype()))
@@ -508,7 +571,7 @@ impl Builder<'_> {
     pub fn define(&mut self, id: ValueId, body: impl Into<String>, operands: Vec<Operand>) -> Result<(), Unable> {
         let body = body.into();
         let mut function = Function::new(self.dtype(id), body, operands);
-        let most = (self.gpu.limits.max_storage_buffers_per_shader_stage as usize).saturating_sub(2);
+        let most = self.gpu.bindings.saturating_sub(2);
         if function.buffers > most || function.depth > FUSED {
             return Err(format!("reads {} tensors, this device {most} at once", function.buffers).into());
         }
@@ -520,7 +583,7 @@ impl Builder<'_> {
     /// The operands of a node's inputs `ids`: functions as far as one kernel may hold them all, what is left in memory.
     pub fn operands(&mut self, ids: &[ValueId]) -> Result<Vec<Operand>, Unable> {
         let mut operands = ids.iter().map(|&id| self.operand(id)).collect::<Result<Vec<_>, _>>()?;
-        let most = (self.gpu.limits.max_storage_buffers_per_shader_stage as usize).saturating_sub(2);
+        let most = self.gpu.bindings.saturating_sub(2);
         loop {
             let all = Function::new(DType::F32, "", operands.clone());
             if all.buffers <= most && all.depth < FUSED {
@@ -581,11 +644,11 @@ impl Builder<'_> {
         work: Work,
     ) -> Result<(), Unable> {
         let (source, bindings) = text.finish(kernel);
-        let most = self.gpu.limits.max_storage_buffers_per_shader_stage as usize;
+        let most = self.gpu.bindings;
         if bindings.len() > most {
             return Err(format!("reads {} tensors, this device {most} at once", bindings.len()).into());
         }
-        if groups.iter().any(|&n| n > self.gpu.limits.max_compute_workgroups_per_dimension) {
+        if groups.iter().any(|&n| n > self.gpu.groups) {
             return Err(format!("{groups:?} groups of invocations").into());
         }
         // One buffer can't be bound for reading and for writing at once, and the arena is one.
@@ -598,7 +661,7 @@ impl Builder<'_> {
                 source = source.replacen(&format!("{head}read>"), &format!("{head}read_write>"), 1);
             }
         }
-        let pipeline = self.gpu.pipeline(&source, &read_only).map_err(|message| {
+        let pipeline = self.stock.pipeline(&source, &read_only).map_err(|message| {
             tracing::warn!("a kernel of node '{}' does not compile: {message}", self.graph.node(self.current).name);
             Unable::Because(format!("its kernel does not compile: {message}"))
         })?;

@@ -122,7 +122,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Recurrent) -> Result<
             }
         }
     }
-    let group = hidden.next_multiple_of(8).min(256).min(b.gpu.limits.max_compute_invocations_per_workgroup as usize);
+    let group = hidden.next_multiple_of(8).min(256).min(b.gpu.invocations);
     let state_index = match op.batch_first {
         true => format!("(n * {directions}u + d) * {hidden}u + j"),
         false => format!("(d * {batch}u + n) * {hidden}u + j"),

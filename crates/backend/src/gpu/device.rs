@@ -1,0 +1,162 @@
+//! What a plan needs of a device, and what everything that is compiled for one shares.
+
+use super::plan::{Ready, ShapePlan};
+use crate::{DeviceInfo, Peak, ResourceError, RunError};
+use cutover_graph::Identity;
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+/// Pipelines that are kept though nothing uses them.
+const IDLE_PIPELINES: usize = 512;
+
+/// One way to a GPU: how kernels are compiled for it, and memory is had and kernels are run.
+pub(crate) trait Driver: Send + Sync + Sized + 'static {
+    /// The backend's name, as written on command lines.
+    const NAME: &'static str;
+
+    /// A constant on the device.
+    type Buffer: Send + Sync;
+    /// A compiled kernel.
+    type Pipeline: Send + Sync;
+    /// What a session holds for one plan: the arena, what results come back through, and whatever is recorded once.
+    type Memory: Send;
+
+    fn describe(&self) -> DeviceInfo;
+
+    fn limits(&self) -> &Limits;
+
+    fn measure_peak(&self) -> Option<Peak>;
+
+    /// What went wrong since the last time, out of order; a lost device stays lost.
+    fn check(&self) -> Result<(), RunError>;
+
+    /// A constant of these bytes, whole words.
+    ///
+    /// # Errors
+    /// The device has no memory for it.
+    fn constant(&self, bytes: &[u8]) -> Result<Self::Buffer, ResourceError>;
+
+    /// The kernel of this text, WGSL with the entry `main`. `read_only` says it of every binding of group 0, in order.
+    ///
+    /// # Errors
+    /// What the compiler says.
+    fn compile(&self, source: &str, read_only: &[bool]) -> Result<Self::Pipeline, String>;
+
+    /// A session's memory for `plan`.
+    ///
+    /// # Errors
+    /// The device has less.
+    fn memory(&self, plan: &Ready<Self>) -> Result<Self::Memory, ResourceError>;
+
+    /// The run that is submitted next reads `bytes`, whole words, as input number `input` of the plan.
+    ///
+    /// # Errors
+    /// A lost device.
+    fn write(&self, plan: &ShapePlan, memory: &mut Self::Memory, input: usize, bytes: &[u8]) -> Result<(), RunError>;
+
+    /// Submits some of a plan's steps; before the first the faults are cleared, after the last the outputs are copied to where
+    /// [`Driver::read`] finds them.
+    ///
+    /// # Errors
+    /// A lost device.
+    fn submit(&self, plan: &Ready<Self>, memory: &mut Self::Memory, steps: Range<usize>) -> Result<(), RunError>;
+
+    /// Waits until everything that was submitted with `memory` is done.
+    ///
+    /// # Errors
+    /// A lost device, and whatever failed.
+    fn wait(&self, memory: &mut Self::Memory) -> Result<(), RunError>;
+
+    /// Waits, and hands out what came back: the faults, then the outputs, as the plan lays them out.
+    ///
+    /// # Errors
+    /// As [`Driver::wait`], and those of `hand_out`.
+    fn read(
+        &self,
+        memory: &mut Self::Memory,
+        hand_out: &mut dyn FnMut(&[u8]) -> Result<(), RunError>,
+    ) -> Result<(), RunError>;
+}
+
+/// What kernels are made for.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Limits {
+    pub has_f16: bool,
+    pub has_i64: bool,
+    /// A subgroup is 8 invocations, the lanes of a vector of the processor that imitates the device.
+    pub has_lanes: bool,
+    /// A processor imitates the device, so that a subgroup is a vector of it.
+    pub is_imitated: bool,
+    /// Of the largest buffer.
+    pub buffer_bytes: u64,
+    /// Of the largest range that a kernel reads or writes.
+    pub binding_bytes: u64,
+    /// Of ranges in a buffer, in bytes.
+    pub alignment: usize,
+    /// Ranges that one kernel reads and writes.
+    pub bindings: usize,
+    /// Groups of a dispatch along one dimension.
+    pub groups: u32,
+    /// Invocations of a group.
+    pub invocations: usize,
+}
+
+/// An opened device, shared by everything that is compiled for it.
+pub(crate) struct Device<D: Driver> {
+    pub driver: D,
+    pipelines: Mutex<HashMap<String, Arc<D::Pipeline>>>,
+    weights: Mutex<HashMap<(Identity, &'static str), Weak<Weight<D>>>>,
+}
+
+/// A constant on the device.
+pub(crate) struct Weight<D: Driver> {
+    pub buffer: D::Buffer,
+    pub bytes: u64,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<D: Driver> Device<D> {
+    pub fn new(driver: D) -> Device<D> {
+        Device { driver, pipelines: Mutex::default(), weights: Mutex::default() }
+    }
+
+    /// The constant of this identity as `recipe` holds it, uploaded once while anything uses it. `bytes` makes them.
+    pub fn weight(
+        &self,
+        identity: Identity,
+        recipe: &'static str,
+        bytes: &mut dyn FnMut() -> Vec<u8>,
+    ) -> Result<Arc<Weight<D>>, ResourceError> {
+        if let Some(weight) = lock(&self.weights).get(&(identity, recipe)).and_then(Weak::upgrade) {
+            return Ok(weight);
+        }
+        let mut bytes = bytes();
+        bytes.resize(bytes.len().max(4).next_multiple_of(4), 0);
+        let weight = Arc::new(Weight { buffer: self.driver.constant(&bytes)?, bytes: bytes.len() as u64 });
+        let mut weights = lock(&self.weights);
+        weights.retain(|_, weight| weight.strong_count() > 0);
+        weights.insert((identity, recipe), Arc::downgrade(&weight));
+        Ok(weight)
+    }
+
+    /// The kernel of this text, compiled once; see [`Driver::compile`].
+    pub fn pipeline(&self, source: &str, read_only: &[bool]) -> Result<Arc<D::Pipeline>, String> {
+        if let Some(pipeline) = lock(&self.pipelines).get(source) {
+            return Ok(Arc::clone(pipeline));
+        }
+        let pipeline = self.driver.compile(source, read_only);
+        let pipeline = Arc::new(pipeline.inspect_err(|error| tracing::debug!("{error}\n{source}"))?);
+        let mut pipelines = lock(&self.pipelines);
+        if pipelines.len() >= IDLE_PIPELINES {
+            pipelines.retain(|_, pipeline| Arc::strong_count(pipeline) > 1);
+        }
+        pipelines.insert(source.to_string(), Arc::clone(&pipeline));
+        Ok(pipeline)
+    }
+}

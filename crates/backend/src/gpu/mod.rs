@@ -1,0 +1,68 @@
+//! GPUs, whoever drives them: a plan as one submission of generated kernels over one arena.
+//!
+//! Values are functions of a place until something needs them in memory ([`code`]), so chains of operators become one kernel. For every
+//! set of input shapes there is a plan of concrete dispatches ([`plan`]); what shapes alone determine is computed on the host while
+//! planning. A [`Driver`] compiles and runs them: it sees text, ranges of memory and dispatches, and no graph. Plans run whole or not
+//! at all: whoever wants what a device can't do done elsewhere puts it into a partition.
+
+mod code;
+mod device;
+mod executable;
+mod lower;
+mod peak;
+mod plan;
+
+use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak, Precision, Support};
+use cutover_graph::{Graph, Node, Plan};
+pub(crate) use device::{Device, Driver, Limits, lock};
+pub(crate) use peak::peak;
+pub(crate) use plan::{FAULT_BYTES, Place, Ready, ShapePlan, Source, Step};
+use std::sync::Arc;
+
+/// The backend of one device. What it compiles shares its pipelines and weights.
+pub(crate) struct Gpu<D: Driver> {
+    device: Arc<Device<D>>,
+}
+
+impl<D: Driver> Gpu<D> {
+    pub fn new(driver: D) -> Gpu<D> {
+        Gpu { device: Arc::new(Device::new(driver)) }
+    }
+
+    #[cfg(test)]
+    pub fn driver(&self) -> &D {
+        &self.device.driver
+    }
+}
+
+impl<D: Driver> Backend for Gpu<D> {
+    fn describe(&self) -> DeviceInfo {
+        self.device.driver.describe()
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Support {
+        match lower::refusal(self.device.driver.limits(), graph, node) {
+            Some(reason) => Support::No { reason },
+            None => Support::Native { kernel: lower::kernel_name(&node.op).unwrap_or(D::NAME) },
+        }
+    }
+
+    fn measure_peak(&self) -> Option<Peak> {
+        self.device.driver.measure_peak()
+    }
+
+    fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {
+        if options.precision != Precision::F32 {
+            let message = format!("the GPU computes as the model says, not in {:?}", options.precision);
+            return Err(CompileError::Options(message));
+        }
+        let graph = plan.graph();
+        for &id in plan.order() {
+            let node = graph.node(id);
+            if let Some(reason) = lower::refusal(self.device.driver.limits(), graph, node) {
+                return Err(CompileError::Unsupported { node: node.name.clone(), op: node.op.name(), reason });
+            }
+        }
+        Ok(executable::GpuExecutable::new(Arc::clone(&self.device), plan)?)
+    }
+}

@@ -1,0 +1,140 @@
+//! The device as plans are run on it: an arena and a bind group for every step, and a submission for every run.
+
+use super::{
+    devices,
+    gpu::{Gpu, Pipeline},
+};
+use crate::{
+    DeviceInfo, Peak, ResourceError, RunError,
+    gpu::{Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, Step},
+};
+use ::wgpu::{self as api, BufferUsages};
+use std::{num::NonZero, ops::Range};
+
+/// A plan's memory in a session.
+pub(super) struct Memory {
+    arena: api::Buffer,
+    staging: api::Buffer,
+    groups: Vec<api::BindGroup>,
+}
+
+impl Driver for Gpu {
+    const NAME: &'static str = "wgpu";
+    type Buffer = api::Buffer;
+    type Pipeline = Pipeline;
+    type Memory = Memory;
+
+    fn describe(&self) -> DeviceInfo {
+        let (device, isa) = (self.info.name.clone(), self.info.backend.to_string());
+        DeviceInfo { backend: Gpu::NAME, device, isa, threads: 1 }
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn measure_peak(&self) -> Option<Peak> {
+        devices::peak(self)
+    }
+
+    fn check(&self) -> Result<(), RunError> {
+        self.fault()
+    }
+
+    fn constant(&self, bytes: &[u8]) -> Result<api::Buffer, ResourceError> {
+        let buffer = self.buffer("a weight", bytes.len() as u64, BufferUsages::STORAGE | BufferUsages::COPY_DST)?;
+        self.queue.write_buffer(&buffer, 0, bytes);
+        Ok(buffer)
+    }
+
+    fn compile(&self, source: &str, read_only: &[bool]) -> Result<Pipeline, String> {
+        self.pipeline(source, read_only)
+    }
+
+    fn memory(&self, ready: &Ready<Gpu>) -> Result<Memory, ResourceError> {
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+        let arena = self.buffer("a session's arena", ready.plan.arena_bytes, usage)?;
+        let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+        let staging = self.buffer("a session's results", ready.plan.staging_bytes, usage)?;
+        let group = |step: &Step| {
+            let entries: Vec<api::BindGroupEntry<'_>> = (0..)
+                .zip(&step.bindings)
+                .map(|(binding, place)| {
+                    let resource = match *place {
+                        Place::Weight(at) => ready.weights[at].buffer.as_entire_binding(),
+                        Place::Arena(range) => api::BindingResource::Buffer(api::BufferBinding {
+                            buffer: &arena,
+                            offset: range.offset,
+                            size: NonZero::new(range.bytes),
+                        }),
+                    };
+                    api::BindGroupEntry { binding, resource }
+                })
+                .collect();
+            let layout = &ready.pipelines[step.pipeline].layout;
+            self.device.create_bind_group(&api::BindGroupDescriptor { label: None, layout, entries: &entries })
+        };
+        Ok(Memory { groups: ready.plan.steps.iter().map(group).collect(), arena, staging })
+    }
+
+    fn write(&self, plan: &ShapePlan, memory: &mut Memory, input: usize, bytes: &[u8]) -> Result<(), RunError> {
+        if let Some(range) = &plan.inputs[input] {
+            self.queue.write_buffer(&memory.arena, range.offset, bytes);
+        }
+        Ok(())
+    }
+
+    fn submit(&self, ready: &Ready<Gpu>, memory: &mut Memory, steps: Range<usize>) -> Result<(), RunError> {
+        let plan = &ready.plan;
+        let mut encoder = self.device.create_command_encoder(&api::CommandEncoderDescriptor::default());
+        if steps.start == 0 {
+            encoder.clear_buffer(&memory.arena, 0, Some(FAULT_BYTES as u64));
+        }
+        let is_last = steps.end == plan.steps.len();
+        if !steps.is_empty() {
+            let mut pass = encoder.begin_compute_pass(&api::ComputePassDescriptor::default());
+            for at in steps {
+                let step = &plan.steps[at];
+                pass.set_pipeline(&ready.pipelines[step.pipeline].pipeline);
+                pass.set_bind_group(0, &memory.groups[at], &[]);
+                let [x, y, z] = step.groups;
+                pass.dispatch_workgroups(x, y, z);
+            }
+        }
+        if is_last {
+            encoder.copy_buffer_to_buffer(&memory.arena, 0, &memory.staging, 0, FAULT_BYTES as u64);
+            for output in &plan.outputs {
+                if let Source::Device { place, staged_at, bytes } = output.from
+                    && bytes > 0
+                {
+                    let (buffer, offset) = match place {
+                        Place::Arena(range) => (&memory.arena, range.offset),
+                        Place::Weight(at) => (&ready.weights[at].buffer, 0),
+                    };
+                    encoder.copy_buffer_to_buffer(buffer, offset, &memory.staging, staged_at, bytes);
+                }
+            }
+        }
+        self.queue.submit([encoder.finish()]);
+        Ok(())
+    }
+
+    fn wait(&self, _memory: &mut Memory) -> Result<(), RunError> {
+        self.idle()
+    }
+
+    fn read(
+        &self,
+        memory: &mut Memory,
+        hand_out: &mut dyn FnMut(&[u8]) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let slice = memory.staging.slice(..);
+        slice.map_async(api::MapMode::Read, |_| {});
+        self.idle()?;
+        let mapped = slice.get_mapped_range().map_err(|error| RunError::DeviceLost(error.to_string()))?;
+        let result = hand_out(&mapped);
+        drop(mapped);
+        memory.staging.unmap();
+        result
+    }
+}
