@@ -3,7 +3,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use cutover_kernels::cpu::{
     Activation, IsaLevel, Output, Residual,
-    conv::{self, Axis, Conv, ConvShape},
+    conv::{self, Axis, Conv, ConvShape, Operands},
     conv_first::{self, First, FirstShape},
     depthwise::{self, Depthwise, DepthwiseShape},
     gemm::{self, Bias, Gemm, Matrix},
@@ -63,29 +63,41 @@ fn convolutions(criterion: &mut Criterion) {
             ConvShape { channels_in: inputs, channels_out: outputs, groups: 1, height, width, transposed: false };
         group.throughput(Throughput::Elements((inputs * outputs * extent * extent * kernel * kernel) as u64));
         let weights = vec![0.5; inputs * outputs * kernel * kernel];
-        let mut filter = vec![0f32; conv::packed_filter_len(&shape)];
-        conv::pack_filter(&shape, &weights, &mut filter);
         let (input, mut output) = (vec![0.25f32; shape.input_len()], vec![0f32; shape.output_len()]);
-        let problem = Conv {
-            shape,
-            input: &input,
-            filter: &filter,
-            bias: None,
-            residual: Residual::None,
-            activation: Activation::Relu,
-        };
-        for level in IsaLevel::available() {
+        let of_pairs = |level: IsaLevel| level.has_bf16().then_some((level, Operands::Bf16));
+        for (level, operands) in
+            IsaLevel::available().flat_map(|level| [Some((level, Operands::F32)), of_pairs(level)]).flatten()
+        {
             let name = format!("{inputs}-{outputs} {extent}x{extent} {kernel}x{kernel}");
-            group.bench_function(BenchmarkId::new(format!("{} direct", level.name()), &name), |bencher| {
-                let units = conv::conv_units(level, &shape);
+            let rung =
+                if operands == Operands::F32 { level.name().to_string() } else { format!("{} pairs", level.name()) };
+            let mut filter = vec![0f32; operands.words(conv::packed_filter_len(&shape))];
+            match operands {
+                Operands::F32 => conv::pack_filter(&shape, &weights, &mut filter),
+                Operands::Bf16 => conv::pack_filter_bf16(level, &shape, &weights, &mut filter),
+            }
+            // Of halves the first part of it, as words of the same bits: numbers all the same.
+            let problem = Conv {
+                shape,
+                operands,
+                input: &input,
+                filter: &filter,
+                bias: None,
+                residual: Residual::None,
+                activation: Activation::Relu,
+            };
+            group.bench_function(BenchmarkId::new(format!("{rung} direct"), &name), |bencher| {
+                let units = conv::conv_units(level, &shape, operands);
                 bencher.iter(|| conv::conv(level, &problem, 0..units, Output::new(&mut output)));
             });
-            for tile in [WinogradTile::Two, WinogradTile::Four].into_iter().filter(|tile| tile.supports(&shape)) {
-                let mut filter = vec![0f32; winograd::packed_winograd_len(tile, &shape)];
-                winograd::pack_winograd(level, tile, &shape, &weights, &mut filter);
-                let mut workspace = vec![0f32; winograd::winograd_workspace_len(tile, &shape)];
-                let (problem, units) = (Conv { filter: &filter, ..problem }, winograd::winograd_units(tile, &shape));
-                let id = BenchmarkId::new(format!("{} winograd {tile:?}", level.name()), &name);
+            let tiles = [WinogradTile::Two, WinogradTile::Four];
+            for tile in tiles.into_iter().filter(|tile| tile.supports(&shape, operands)) {
+                let mut filter = vec![0f32; winograd::packed_winograd_len(tile, &shape, operands)];
+                winograd::pack_winograd(level, tile, &shape, operands, &weights, &mut filter);
+                let mut workspace = vec![0f32; winograd::winograd_workspace_len(tile, &shape, operands)];
+                let problem = Conv { filter: &filter, ..problem };
+                let units = winograd::winograd_units(tile, &shape, operands);
+                let id = BenchmarkId::new(format!("{rung} winograd {tile:?}"), &name);
                 group.bench_function(id, |bencher| {
                     bencher.iter(|| {
                         let output = Output::new(&mut output);

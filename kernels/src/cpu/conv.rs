@@ -9,13 +9,15 @@
 //! Not here: depthwise convolution ([`super::depthwise`]), the first layer that reads plain `NCHW` ([`super::conv_first`]), and
 //! Winograd's ([`super::winograd`]).
 
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
-use super::dispatch::{Kernel, dispatch};
+use super::dispatch::{Kernel, dispatch, dispatch_bf16};
 use super::epilogue::{Activation, ApplyRows, Output, Residual};
+use super::half::{HalfType, narrow};
 use super::isa::Isa;
 use super::pointwise::Strip;
-use super::tile::{BlockedPixels, Tile, accumulate_blocks, pieces};
+pub use super::tile::Operands;
+use super::tile::{BlockedPixels, Floats, Pairs, Terms, Tile, accumulate_blocks, pieces};
 pub use super::window::Axis;
 use super::window::Taps;
 use super::{BLOCK, IsaLevel, vmath};
@@ -159,13 +161,33 @@ pub fn pack_filter(shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
     }
 }
 
+/// As [`pack_filter`], in words of two neighbouring input channels, rounded to the nearest: half as many.
+pub fn pack_filter_bf16(level: IsaLevel, shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
+    let mut filter = vec![0.0; packed_filter_len(shape)];
+    pack_filter(shape, weights, &mut filter);
+    pair_rows(level, &filter, packed);
+}
+
+/// Rounds rows of 16 outputs, an even number, and makes words of two of them.
+pub(super) fn pair_rows(level: IsaLevel, rows: &[f32], words: &mut [f32]) {
+    let mut halves = vec![0; rows.len()];
+    narrow(level, HalfType::Bf16, rows, &mut halves);
+    for (two, words) in halves.chunks_exact(2 * BLOCK).zip(words.chunks_exact_mut(BLOCK)) {
+        for (o, word) in words.iter_mut().enumerate() {
+            *word = f32::from_bits(u32::from(two[o]) | u32::from(two[BLOCK + o]) << 16);
+        }
+    }
+}
+
 /// A convolution of one image.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv<'a> {
     pub shape: ConvShape,
-    /// `[ceil(I/16)][H][W][16]`.
+    /// What input and filter are held in. The rest is f32.
+    pub operands: Operands,
+    /// `[ceil(I/16)][H][W][16]`, or as [`narrow_image`](super::layout::narrow_image) leaves it.
     pub input: &'a [f32],
-    /// As [`pack_filter`] leaves it.
+    /// As [`pack_filter`] leaves it, or [`pack_filter_bf16`].
     pub filter: &'a [f32],
     /// One value per output channel.
     pub bias: Option<&'a [f32]>,
@@ -233,7 +255,7 @@ impl Units {
 }
 
 /// Units of work of a convolution, for [`conv`].
-pub fn conv_units(level: IsaLevel, shape: &ConvShape) -> usize {
+pub fn conv_units(level: IsaLevel, shape: &ConvShape, operands: Operands) -> usize {
     struct Count<'a>(&'a ConvShape);
     impl Kernel for Count<'_> {
         type Output = usize;
@@ -242,7 +264,7 @@ pub fn conv_units(level: IsaLevel, shape: &ConvShape) -> usize {
             Units::new::<I>(self.0).count()
         }
     }
-    dispatch(level, Count(shape))
+    dispatch(operands.level(level), Count(shape))
 }
 
 /// Computes a range of units. `output` is the whole image, `[ceil(O/16)][H'][W'][16]`.
@@ -250,33 +272,41 @@ pub fn conv(level: IsaLevel, conv: &Conv<'_>, units: Range<usize>, output: Outpu
     if units.is_empty() {
         return;
     }
-    let shape = &conv.shape;
-    assert!(conv.input.len() >= shape.input_len(), "input of {} for {shape:?}", conv.input.len());
-    assert!(conv.filter.len() >= packed_filter_len(shape), "filter of {} for {shape:?}", conv.filter.len());
+    let Conv { shape, operands, .. } = conv;
+    let (input, filter) = (operands.words(shape.input_len()), operands.words(packed_filter_len(shape)));
+    assert!(conv.input.len() >= input, "input of {} for {shape:?}", conv.input.len());
+    assert!(conv.filter.len() >= filter, "filter of {} for {shape:?}", conv.filter.len());
     assert!(output.len() >= shape.output_len(), "output of {} for {shape:?}", output.len());
     assert!(conv.bias.is_none_or(|bias| bias.len() >= shape.channels_out), "too few biases for {shape:?}");
     if let Residual::Slice(residual) = conv.residual {
         assert!(residual.len() >= shape.output_len(), "residual of {} for {shape:?}", residual.len());
     }
-    dispatch(level, Direct { conv, units, output: output.pointer() });
+    let output = output.pointer();
+    match operands {
+        Operands::F32 => dispatch(level, Direct { conv, units, output, of: PhantomData::<Floats> }),
+        Operands::Bf16 => dispatch_bf16(level, Direct { conv, units, output, of: PhantomData::<Pairs> }),
+    }
 }
 
-struct Direct<'a> {
+struct Direct<'a, T> {
     conv: &'a Conv<'a>,
     units: Range<usize>,
     output: *mut f32,
+    of: PhantomData<T>,
 }
 
-impl Kernel for Direct<'_> {
+impl<T: Terms> Kernel for Direct<'_, T> {
     type Output = ();
+    const OF_HALVES: bool = T::OF_HALVES;
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Conv { shape, input, filter, bias, residual, activation } = *self.conv;
+        let Conv { shape, input, filter, bias, residual, activation, .. } = *self.conv;
         let units = Units::new::<I>(&shape);
         assert!(self.units.end <= units.count(), "units {:?} of {}", self.units, units.count());
         let Grouping { channels_in, channels_out, .. } = units.grouping;
         let (blocks_in, blocks_out) = (channels_in.div_ceil(BLOCK), channels_out.div_ceil(BLOCK));
+        let words_in = channels_in.div_ceil(BLOCK / T::WORDS);
         let taps = shape.height.kernel * shape.width.kernel;
         let (input_plane, output_plane) = if shape.is_pointwise() {
             (units.row_pixels, units.row_pixels)
@@ -293,10 +323,10 @@ impl Kernel for Direct<'_> {
                 isa.outline(unsafe {
                     let output = self.output.add((block * output_plane + start) * BLOCK);
                     Strip {
-                        input: input.as_ptr().add((group * blocks_in * input_plane + start) * BLOCK),
-                        input_block_stride: input_plane * BLOCK,
-                        channels_in,
-                        filter: filter.as_ptr().add(block * blocks_in * BLOCK * BLOCK),
+                        input: input.as_ptr().add((group * blocks_in * input_plane + start) * T::WORDS),
+                        input_block_stride: input_plane * T::WORDS,
+                        words_in,
+                        filter: filter.as_ptr().add(block * blocks_in * T::WORDS * BLOCK),
                         outputs: channels_out - set * BLOCK,
                         bias: bias.map(|bias| &bias[first_out..(group + 1) * channels_out]),
                         residual: match residual {
@@ -307,6 +337,7 @@ impl Kernel for Direct<'_> {
                         activation,
                         output,
                         pixels: end - start,
+                        of: PhantomData::<T>,
                     }
                 });
                 continue;
@@ -327,11 +358,12 @@ impl Kernel for Direct<'_> {
             // SAFETY: the entry checked the lengths; group, block and row are inside the shape.
             let mut row = unsafe {
                 Row {
-                    input: input.as_ptr().add(group * blocks_in * input_plane * BLOCK),
-                    input_block_stride: input_plane * BLOCK,
+                    input: input.as_ptr().add(group * blocks_in * input_plane * T::WORDS),
+                    input_block_stride: input_plane * T::WORDS,
                     input_width,
-                    channels_in,
-                    filter: filter.as_ptr().add(group_out * blocks_in * taps * BLOCK * BLOCK),
+                    blocks_in,
+                    words_in,
+                    filter: filter.as_ptr().add(group_out * blocks_in * taps * T::WORDS * BLOCK),
                     filter_taps: taps,
                     filter_width: shape.width.kernel,
                     y_taps,
@@ -363,10 +395,10 @@ impl Kernel for Direct<'_> {
                     row.output = base.wrapping_add(phase * BLOCK);
                     row.residual =
                         if base_residual.is_null() { base_residual } else { base_residual.wrapping_add(phase * BLOCK) };
-                    run_row(isa, &row, start..end.min(pixels).max(start), blocks.clone());
+                    run_row::<I, T>(isa, &row, start..end.min(pixels).max(start), blocks.clone());
                 }
             } else {
-                run_row(isa, &row, start..end, blocks);
+                run_row::<I, T>(isa, &row, start..end, blocks);
             }
         }
     }
@@ -377,7 +409,9 @@ struct Row<'a> {
     input: *const f32,
     input_block_stride: usize,
     input_width: usize,
-    channels_in: usize,
+    blocks_in: usize,
+    /// Words of a pixel.
+    words_in: usize,
     filter: *const f32,
     filter_taps: usize,
     filter_width: usize,
@@ -411,7 +445,7 @@ const fn tile_pixels<I: Isa>(blocks: usize) -> usize {
 }
 
 #[inline(always)]
-fn run_row<I: Isa>(isa: I, row: &Row<'_>, pixels: Range<usize>, blocks: Range<usize>) {
+fn run_row<I: Isa, T: Terms>(isa: I, row: &Row<'_>, pixels: Range<usize>, blocks: Range<usize>) {
     let mut block = blocks.start;
     while block < blocks.end {
         let count = if blocks.end - block >= 4 { 4 } else { 1 };
@@ -423,19 +457,19 @@ fn run_row<I: Isa>(isa: I, row: &Row<'_>, pixels: Range<usize>, blocks: Range<us
                     match (piece.len(), count, BLOCK / I::LANES) {
                         $(
                             ($pixels, 1, 1) if const { I::LANES == 16 } => {
-                                isa.outline(Pixels::<$pixels, 1, 1> { row, x, block })
+                                isa.outline(Pixels::<T, $pixels, 1, 1> { row, x, block, of: PhantomData })
                             }
                             ($pixels, 4, 1) if const { I::LANES == 16 && $pixels <= tile_pixels::<I>(4) } => {
-                                isa.outline(Pixels::<$pixels, 4, 1> { row, x, block })
+                                isa.outline(Pixels::<T, $pixels, 4, 1> { row, x, block, of: PhantomData })
                             }
                             ($pixels, 1, 2) if const { I::LANES == 8 && $pixels <= tile_pixels::<I>(1) } => {
-                                isa.outline(Pixels::<$pixels, 1, 2> { row, x, block })
+                                isa.outline(Pixels::<T, $pixels, 1, 2> { row, x, block, of: PhantomData })
                             }
                             ($pixels, 4, 2) if const { I::LANES == 8 && $pixels <= tile_pixels::<I>(4) } => {
-                                isa.outline(Pixels::<$pixels, 4, 2> { row, x, block })
+                                isa.outline(Pixels::<T, $pixels, 4, 2> { row, x, block, of: PhantomData })
                             }
                             ($pixels, 1, 4) if const { I::LANES == 4 && $pixels <= tile_pixels::<I>(1) } => {
-                                isa.outline(Pixels::<$pixels, 1, 4> { row, x, block })
+                                isa.outline(Pixels::<T, $pixels, 1, 4> { row, x, block, of: PhantomData })
                             }
                         )+
                         _ => unreachable!("a unit's blocks and pieces fit its tiles"),
@@ -449,21 +483,23 @@ fn run_row<I: Isa>(isa: I, row: &Row<'_>, pixels: Range<usize>, blocks: Range<us
 }
 
 /// A tile of `MR` pixels from `x` by `OB` output blocks from `block`.
-struct Pixels<'a, const MR: usize, const OB: usize, const VB: usize> {
+struct Pixels<'a, T, const MR: usize, const OB: usize, const VB: usize> {
     row: &'a Row<'a>,
     x: usize,
     block: usize,
+    of: PhantomData<T>,
 }
 
-impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR, OB, VB> {
+impl<T: Terms, const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, T, MR, OB, VB> {
     type Output = ();
+    const OF_HALVES: bool = T::OF_HALVES;
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
         let row = self.row;
         let mut acc: Tile<I, MR, OB, VB> = [[[isa.zero(); VB]; OB]; MR];
-        let blocks_in = row.channels_in.div_ceil(BLOCK);
-        let filter_block = row.filter_taps * blocks_in * BLOCK * BLOCK;
+        let filter_tap = row.blocks_in * T::WORDS * BLOCK;
+        let filter_block = row.filter_taps * filter_tap;
         let step = row.pixel_step as isize;
         let x0 = self.x as isize * step + row.x_taps.input_first;
         let width = row.input_width as isize;
@@ -484,10 +520,10 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
             for j in 0..row.y_taps.count {
                 let y = row.y_taps.input_first + j as isize * row.y_taps.input_step;
                 // Of a flat row this may be outside: its pixels are looked up below.
-                let line = row.input.wrapping_offset(y * width * BLOCK as isize);
+                let line = row.input.wrapping_offset(y * width * T::WORDS as isize);
                 let tap_row = (row.y_taps.first + j * row.y_taps.step) * row.filter_width;
                 for i in 0..row.x_taps.count {
-                    let tap = (tap_row + row.x_taps.first + i * row.x_taps.step) * blocks_in * BLOCK * BLOCK;
+                    let tap = (tap_row + row.x_taps.first + i * row.x_taps.step) * filter_tap;
                     let mut b = [row.filter; OB];
                     for (o, pointer) in b.iter_mut().enumerate() {
                         *pointer = row.filter.add((self.block + o) * filter_block + tap);
@@ -500,25 +536,25 @@ impl<const MR: usize, const OB: usize, const VB: usize> Kernel for Pixels<'_, MR
                         for (m, start) in starts.into_iter().enumerate() {
                             let (y, x) = (start.0 + y, start.1 + x);
                             if y >= 0 && y < flat_height && x >= 0 && x < width {
-                                pixels.first[m] = row.input.offset((y * width + x) * BLOCK as isize);
+                                pixels.first[m] = row.input.offset((y * width + x) * T::WORDS as isize);
                                 pixels.block_stride[m] = row.input_block_stride;
                             }
                         }
                     } else if left >= 0 && right < width {
                         for m in 0..MR {
-                            pixels.first[m] = line.offset((left + m as isize * step) * BLOCK as isize);
+                            pixels.first[m] = line.offset((left + m as isize * step) * T::WORDS as isize);
                             pixels.block_stride[m] = row.input_block_stride;
                         }
                     } else {
                         for m in 0..MR {
                             let at = left + m as isize * step;
                             if at >= 0 && at < width {
-                                pixels.first[m] = line.offset(at * BLOCK as isize);
+                                pixels.first[m] = line.offset(at * T::WORDS as isize);
                                 pixels.block_stride[m] = row.input_block_stride;
                             }
                         }
                     }
-                    accumulate_blocks::<I, MR, OB, VB>(isa, &mut acc, pixels, b, row.channels_in);
+                    accumulate_blocks::<I, T, MR, OB, VB>(isa, &mut acc, pixels, b, row.words_in);
                 }
             }
             finish(isa, &acc, row, self.x, self.block);
@@ -593,7 +629,7 @@ pub(crate) fn load_bias<I: Isa>(isa: I, bias: &[f32], first: usize) -> I::V {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::layout::{blocked_len, blocked_to_nchw, layout_units, nchw_to_blocked};
+    use super::super::layout::{blocked_len, blocked_to_nchw, layout_units, narrow_image, nchw_to_blocked};
     use super::super::testing::*;
     use super::*;
 
@@ -670,13 +706,33 @@ pub(crate) mod tests {
         output
     }
 
+    /// A blocked image as `operands` hold it.
+    pub fn held(level: IsaLevel, operands: Operands, channels: usize, pixels: usize, image: &[f32]) -> Vec<f32> {
+        if operands == Operands::F32 {
+            return image.to_vec();
+        }
+        let mut output = vec![f32::NAN; image.len() / 2];
+        narrow_image(level, channels, pixels, image, 0..layout_units(channels, pixels), Output::new(&mut output));
+        output
+    }
+
+    /// A filter as `operands` hold it.
+    pub fn filter(level: IsaLevel, operands: Operands, shape: &ConvShape, weights: &[f32]) -> Vec<f32> {
+        let mut filter = vec![f32::NAN; operands.words(packed_filter_len(shape))];
+        match operands {
+            Operands::F32 => pack_filter(shape, weights, &mut filter),
+            Operands::Bf16 => pack_filter_bf16(level, shape, weights, &mut filter),
+        }
+        filter
+    }
+
     pub fn unblocked(level: IsaLevel, channels: usize, pixels: usize, image: &[f32]) -> Vec<f32> {
         let mut output = vec![0.0; channels * pixels];
         blocked_to_nchw(level, channels, pixels, image, 0..layout_units(channels, pixels), Output::new(&mut output));
         output
     }
 
-    fn check(level: IsaLevel, shape: ConvShape, activation: Activation, random: &mut Random) {
+    fn check(level: IsaLevel, operands: Operands, shape: ConvShape, activation: Activation, random: &mut Random) {
         let (h, w) = (shape.height, shape.width);
         let (pixels_in, pixels_out) = (h.input * w.input, h.output * w.output);
         let input = random.units(shape.channels_in * pixels_in);
@@ -684,28 +740,28 @@ pub(crate) mod tests {
         let bias = random.units(shape.channels_out);
         let residual = random.units(shape.channels_out * pixels_out);
         let (use_bias, use_residual) = (random.between(0, 1) == 1, random.between(0, 2));
-        let mut filter = vec![f32::NAN; packed_filter_len(&shape)];
-        pack_filter(&shape, &weights, &mut filter);
         let blocked_input = blocked(level, shape.channels_in, pixels_in, &input);
+        let blocked_input = held(level, operands, shape.channels_in, pixels_in, &blocked_input);
         let blocked_residual = blocked(level, shape.channels_out, pixels_out, &residual);
         let problem = Conv {
             shape,
+            operands,
             input: &blocked_input,
-            filter: &filter,
+            filter: &filter(level, operands, &shape, &weights),
             bias: use_bias.then_some(&bias),
             residual: [Residual::None, Residual::Slice(&blocked_residual), Residual::Output][use_residual],
             activation,
         };
         let mut whole = if use_residual == 2 { blocked_residual.clone() } else { vec![f32::NAN; shape.output_len()] };
         let mut cut = whole.clone();
-        let count = conv_units(level, &shape);
+        let count = conv_units(level, &shape, operands);
         conv(level, &problem, 0..count, Output::new(&mut whole));
         for units in random_cuts(random, count) {
             conv(level, &problem, units, Output::new(&mut cut));
         }
         let whole = unblocked(level, shape.channels_out, pixels_out, &whole);
         assert_same_bits(level, &shape, &whole, &unblocked(level, shape.channels_out, pixels_out, &cut));
-        let mut expected = plain_conv(&shape, &input, &weights);
+        let mut expected = plain_conv(&shape, &rounded(operands, &input), &rounded(operands, &weights));
         for (at, value) in expected.iter_mut().enumerate() {
             if use_bias {
                 *value += f64::from(bias[at / pixels_out]);
@@ -717,7 +773,7 @@ pub(crate) mod tests {
         }
         // A chain of as many roundings as terms, of terms below 1.
         let terms = (shape.channels_in / shape.groups * h.kernel * w.kernel) as f64;
-        assert_near(level, &(shape, activation), &whole, &expected, 2e-6 * (1.0 + terms.sqrt()));
+        assert_near(level, &(shape, operands, activation), &whole, &expected, 2e-6 * (1.0 + terms.sqrt()));
     }
 
     #[test]
@@ -734,7 +790,9 @@ pub(crate) mod tests {
                 let width = random_axis(&mut random, transposed);
                 let height = if round % 5 == 0 { Axis::UNIT } else { random_axis(&mut random, transposed) };
                 let shape = ConvShape { channels_in, channels_out, groups, height, width, transposed };
-                check(level, shape, ACTIVATIONS[round % ACTIVATIONS.len()], &mut random);
+                for operands in operands(level) {
+                    check(level, operands, shape, ACTIVATIONS[round % ACTIVATIONS.len()], &mut random);
+                }
             }
         }
     }
@@ -761,7 +819,9 @@ pub(crate) mod tests {
                 (64, 32, up, true),
             ] {
                 let shape = ConvShape { channels_in, channels_out, groups: 1, height: side, width: side, transposed };
-                check(level, shape, Activation::Relu, &mut random);
+                for operands in operands(level) {
+                    check(level, operands, shape, Activation::Relu, &mut random);
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use super::conv::load_bias;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{Activation, ApplyRows, Output};
 use super::isa::Isa;
-use super::tile::{ListedRows, Rows, ScatteredRows, SteppedRows, Tile, accumulate, pieces};
+use super::tile::{Floats, ListedRows, Rows, ScatteredRows, SteppedRows, Tile, accumulate, pieces};
 use super::window::Axis;
 use super::{BLOCK, IsaLevel, vmath};
 
@@ -270,7 +270,7 @@ impl<const STEP: usize> Interior<'_, STEP> {
                             $($pixels if const { $pixels <= tile_pixels::<I>() } => {
                                 let mut acc: Tile<I, $pixels, 1, VB> = [[[isa.zero(); VB]; 1]; $pixels];
                                 let depth = self.taps.len();
-                                accumulate::<I, _, $pixels, 1, VB>(isa, &mut acc, rows, [filter], BLOCK, depth);
+                                accumulate::<I, Floats, _, $pixels, 1, VB>(isa, &mut acc, rows, [filter], BLOCK, depth);
                                 for m in 0..$pixels {
                                     for v in 0..VB {
                                         let value = vmath::clip(isa, isa.add(acc[m][0][v], biases[v]), low, high);
@@ -363,7 +363,7 @@ impl<const MR: usize, const VB: usize> Kernel for Pixels<'_, MR, VB> {
                             match width.stride {
                                 $($step => {
                                     let rows = ListedRows::<$step> { first, offsets };
-                                    accumulate::<I, _, MR, 1, VB>(isa, &mut acc, rows, [b], BLOCK, depth);
+                                    accumulate::<I, Floats, _, MR, 1, VB>(isa, &mut acc, rows, [b], BLOCK, depth);
                                     true
                                 })+
                                 _ => false,
@@ -446,7 +446,7 @@ impl<const MR: usize, const VB: usize> Pixels<'_, MR, VB> {
                 for (j, ky) in taps_y.clone().enumerate() {
                     let line = image.first.add(channel * image.channel_stride + j * image.row_stride);
                     let b = b.add((channel * height.kernel + ky) * width.kernel * BLOCK);
-                    accumulate::<I, _, MR, 1, VB>(isa, &mut acc, rows(line), [b], BLOCK, width.kernel);
+                    accumulate::<I, Floats, _, MR, 1, VB>(isa, &mut acc, rows(line), [b], BLOCK, width.kernel);
                 }
             }
         }
@@ -505,7 +505,7 @@ impl<const MR: usize, const VB: usize> Pixels<'_, MR, VB> {
                             *pointer = at(line, kx, m);
                         }
                         let b = b.add(((channel * height.kernel + ky) * width.kernel + kx) * BLOCK);
-                        accumulate::<I, _, MR, 1, VB>(isa, &mut acc, ScatteredRows(pointers), [b], BLOCK, 1);
+                        accumulate::<I, Floats, _, MR, 1, VB>(isa, &mut acc, ScatteredRows(pointers), [b], BLOCK, 1);
                     }
                 }
             }

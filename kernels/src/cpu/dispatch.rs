@@ -1,6 +1,8 @@
 //! The one ladder from what the machine has to code compiled for it.
 
 use super::isa::Isa;
+#[cfg(target_arch = "aarch64")]
+use super::isa::neon::{DOT_PRODUCT, MATRICES};
 use super::isa::scalar::Scalar;
 
 /// Code written once for every rung: [`dispatch`] runs `eval` compiled for one of them.
@@ -9,7 +11,8 @@ use super::isa::scalar::Scalar;
 /// without the rung's features and would be slow.
 pub trait Kernel {
     type Output;
-    /// Whether it has a use for products of four bytes: only such kernels are compiled for the rungs that have them (AVX-VNNI, AVX-512 VNNI).
+    /// Whether it has a use for products of four bytes: only such kernels are compiled for the rungs that have them (AVX-VNNI, AVX-512 VNNI,
+    /// NEON with dot products or I8MM).
     const OF_BYTES: bool = false;
     /// Whether it has a use for products of pairs of bfloat16, likewise (AVX-512 BF16, NEON with BF16).
     const OF_HALVES: bool = false;
@@ -21,6 +24,8 @@ enum Rung {
     Scalar,
     #[cfg(target_arch = "aarch64")]
     Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
     #[cfg(target_arch = "aarch64")]
     NeonBf16,
     #[cfg(target_arch = "x86_64")]
@@ -61,8 +66,9 @@ impl IsaLevel {
         ];
         #[cfg(target_arch = "aarch64")]
         let more = [
-            super::isa::neon::Neon::<false>::new().map(|_| IsaLevel(Rung::Neon)),
-            super::isa::neon::Neon::<true>::new().map(|_| IsaLevel(Rung::NeonBf16)),
+            super::isa::neon::Neon::<0>::new().map(|_| IsaLevel(Rung::Neon)),
+            super::isa::neon::Neon::<DOT_PRODUCT>::new().map(|_| IsaLevel(Rung::NeonDot)),
+            super::isa::neon::Neon::<MATRICES>::new().map(|_| IsaLevel(Rung::NeonBf16)),
         ];
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let more: [Option<IsaLevel>; 0] = [];
@@ -74,12 +80,14 @@ impl IsaLevel {
         IsaLevel::available().find(|level| level.name() == name)
     }
 
-    /// `scalar`, `neon`, `neonbf16`, `avx2`, `avxvnni`, `avx512`, `avx512vnni` or `avx512bf16`.
+    /// `scalar`, `neon`, `neondot`, `neonbf16` (with I8MM), `avx2`, `avxvnni`, `avx512`, `avx512vnni` or `avx512bf16`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Rung::Scalar => "scalar",
             #[cfg(target_arch = "aarch64")]
             Rung::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Rung::NeonDot => "neondot",
             #[cfg(target_arch = "aarch64")]
             Rung::NeonBf16 => "neonbf16",
             #[cfg(target_arch = "x86_64")]
@@ -112,12 +120,16 @@ pub fn dispatch<K: Kernel>(level: IsaLevel, kernel: K) -> K::Output {
     match level.0 {
         Rung::Scalar => Scalar.outline(kernel),
         #[cfg(target_arch = "aarch64")]
-        Rung::NeonBf16 if K::OF_HALVES => {
-            super::isa::neon::Neon::<true>::new().expect("a level is only made where it exists").outline(kernel)
+        Rung::NeonBf16 if K::OF_HALVES || K::OF_BYTES => {
+            super::isa::neon::Neon::<MATRICES>::new().expect("a level is only made where it exists").outline(kernel)
         }
         #[cfg(target_arch = "aarch64")]
-        Rung::Neon | Rung::NeonBf16 => {
-            super::isa::neon::Neon::<false>::new().expect("a level is only made where it exists").outline(kernel)
+        Rung::NeonDot if K::OF_BYTES => {
+            super::isa::neon::Neon::<DOT_PRODUCT>::new().expect("a level is only made where it exists").outline(kernel)
+        }
+        #[cfg(target_arch = "aarch64")]
+        Rung::Neon | Rung::NeonDot | Rung::NeonBf16 => {
+            super::isa::neon::Neon::<0>::new().expect("a level is only made where it exists").outline(kernel)
         }
         #[cfg(target_arch = "x86_64")]
         Rung::AvxVnni if K::OF_BYTES => {
@@ -139,6 +151,22 @@ pub fn dispatch<K: Kernel>(level: IsaLevel, kernel: K) -> K::Output {
         Rung::Avx512 | Rung::Avx512Vnni | Rung::Avx512Bf16 => super::isa::x86::Avx512::<false, false>::new()
             .expect("a level is only made where it exists")
             .outline(kernel),
+    }
+}
+
+/// Runs a kernel that nothing but pairs of bfloat16 is for: on a rung that multiplies them, else on the scalar one. It is compiled for no other.
+pub fn dispatch_bf16<K: Kernel>(level: IsaLevel, kernel: K) -> K::Output {
+    const { assert!(K::OF_HALVES) };
+    match level.0 {
+        #[cfg(target_arch = "aarch64")]
+        Rung::NeonBf16 => {
+            super::isa::neon::Neon::<MATRICES>::new().expect("a level is only made where it exists").outline(kernel)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Rung::Avx512Bf16 => {
+            super::isa::x86::Avx512::<false, true>::new().expect("a level is only made where it exists").outline(kernel)
+        }
+        _ => Scalar.outline(kernel),
     }
 }
 

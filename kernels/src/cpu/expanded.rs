@@ -6,14 +6,15 @@
 //! the band before has expanded already are kept. Each output is the same chain of operations as by [`super::conv`] and
 //! [`super::depthwise`] one after the other.
 
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
-use super::conv::{self, ConvShape};
+use super::conv::{self, ConvShape, Operands};
 use super::depthwise::{self, Band, DepthwiseShape};
-use super::dispatch::{Kernel, dispatch};
+use super::dispatch::{Kernel, dispatch, dispatch_bf16};
 use super::epilogue::{Activation, Output};
 use super::isa::Isa;
 use super::pointwise::Strip;
+use super::tile::{Floats, Pairs, Terms};
 use super::window::Axis;
 use super::{BLOCK, IsaLevel};
 
@@ -73,6 +74,8 @@ impl ExpandedShape {
 #[derive(Clone, Copy, Debug)]
 pub struct Expanded<'a> {
     pub shape: ExpandedShape,
+    /// What the input and the pointwise convolution's filter are held in.
+    pub operands: Operands,
     /// `[ceil(I/16)][H][W][16]`.
     pub input: &'a [f32],
     /// Of the pointwise convolution, as [`conv::pack_filter`] leaves it, with its bias (a value per channel) and what follows it.
@@ -113,35 +116,42 @@ pub fn expanded(
     width.assert_valid();
     let pointwise = shape.pointwise();
     assert!(units.end <= expanded_units(shape), "units {units:?} of {shape:?}");
-    assert!(problem.input.len() >= pointwise.input_len(), "input of {} for {shape:?}", problem.input.len());
+    let words = |values| problem.operands.words(values);
+    assert!(problem.input.len() >= words(pointwise.input_len()), "input of {} for {shape:?}", problem.input.len());
     let (expand_filter, filter) = (problem.expand_filter.len(), problem.filter.len());
-    assert!(expand_filter >= conv::packed_filter_len(&pointwise), "filter of {expand_filter} for {pointwise:?}");
+    assert!(expand_filter >= words(conv::packed_filter_len(&pointwise)), "filter of {expand_filter} for {pointwise:?}");
     assert!(filter >= depthwise::packed_depthwise_len(&shape.depthwise), "filter of {filter} for {shape:?}");
     assert!(output.len() >= shape.depthwise.output_len(), "output of {} for {shape:?}", output.len());
     for bias in [problem.expand_bias, problem.bias].into_iter().flatten() {
         assert!(bias.len() >= channels, "too few biases for {shape:?}");
     }
     assert!(workspace.len() >= expanded_workspace_len(shape), "workspace of {} elements", workspace.len());
-    dispatch(level, Bands { problem, units, output: output.pointer(), workspace });
+    let output = output.pointer();
+    match problem.operands {
+        Operands::F32 => dispatch(level, Bands { problem, units, output, workspace, of: PhantomData::<Floats> }),
+        Operands::Bf16 => dispatch_bf16(level, Bands { problem, units, output, workspace, of: PhantomData::<Pairs> }),
+    }
 }
 
-struct Bands<'a> {
+struct Bands<'a, T> {
     problem: &'a Expanded<'a>,
     units: Range<usize>,
     output: *mut f32,
     workspace: &'a mut [f32],
+    of: PhantomData<T>,
 }
 
-impl Kernel for Bands<'_> {
+impl<T: Terms> Kernel for Bands<'_, T> {
     type Output = ();
+    const OF_HALVES: bool = T::OF_HALVES;
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Expanded { shape, input, expand_filter, expand_bias, expand_activation, filter, bias, activation } =
+        let Expanded { shape, input, expand_filter, expand_bias, expand_activation, filter, bias, activation, .. } =
             *self.problem;
         let DepthwiseShape { height, width, .. } = shape.depthwise;
         let (bands, band_rows, row_len) = (shape.bands(), shape.band_rows(), width.input * BLOCK);
-        let (blocks_in, plane_len) = (shape.channels_in.div_ceil(BLOCK), height.input * row_len);
+        let (blocks_in, row_words) = (shape.channels_in.div_ceil(BLOCK), width.input * T::WORDS);
         let rows = self.workspace.as_mut_ptr();
         // The rows that the workspace holds, and of which block.
         let mut held = (usize::MAX, 0..0);
@@ -160,16 +170,17 @@ impl Kernel for Bands<'_> {
                 let first_out = block * BLOCK;
                 let pixels = (read.end - first_new) * width.input;
                 isa.outline(Strip {
-                    input: input.as_ptr().add(first_new * row_len),
-                    input_block_stride: plane_len,
-                    channels_in: shape.channels_in,
-                    filter: expand_filter.as_ptr().add(block * blocks_in * BLOCK * BLOCK),
+                    input: input.as_ptr().add(first_new * row_words),
+                    input_block_stride: height.input * row_words,
+                    words_in: shape.channels_in.div_ceil(BLOCK / T::WORDS),
+                    filter: expand_filter.as_ptr().add(block * blocks_in * T::WORDS * BLOCK),
                     outputs: shape.depthwise.channels - first_out,
                     bias: expand_bias.map(|bias| &bias[first_out..shape.depthwise.channels]),
                     residual: std::ptr::null(),
                     activation: expand_activation,
                     output: rows.add((first_new - read.start) * row_len),
                     pixels,
+                    of: PhantomData::<T>,
                 });
                 held = (block, read.clone());
                 let plane_offset = block * height.output * width.output * BLOCK;
@@ -193,8 +204,8 @@ impl Kernel for Bands<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::conv::tests::{blocked, random_axis, unblocked};
-    use super::super::conv::{Conv, conv, conv_units, pack_filter, packed_filter_len};
+    use super::super::conv::tests::{blocked, filter as held_filter, held, random_axis, unblocked};
+    use super::super::conv::{Conv, conv, conv_units};
     use super::super::depthwise::{Depthwise, depthwise, depthwise_units, pack_depthwise, packed_depthwise_len};
     use super::super::epilogue::Residual;
     use super::super::testing::*;
@@ -203,9 +214,9 @@ mod tests {
     /// Of one convolution after the other, which their own tests compare with plain loops.
     #[test]
     fn both_in_one_are_one_after_the_other_and_do_not_depend_on_ranges() {
-        for level in IsaLevel::available() {
+        for (level, operands) in levels().flat_map(|level| operands(level).map(move |operands| (level, operands))) {
             let mut random = Random::new(8);
-            for round in 0..80 {
+            for round in rounds(80) {
                 let (channels_in, channels) = (random.between(1, 40), random.between(2, 50));
                 let (mut height, mut width) = (random_axis(&mut random, false), random_axis(&mut random, false));
                 if round % 4 == 0 {
@@ -228,8 +239,8 @@ mod tests {
                 let activations = [ACTIVATIONS[round % ACTIVATIONS.len()], ACTIVATIONS[round / 3 % ACTIVATIONS.len()]];
                 let (pixels_in, pixels_out) = (height.input * width.input, height.output * width.output);
                 let input = blocked(level, channels_in, pixels_in, &random.units(channels_in * pixels_in));
-                let mut expand_filter = vec![f32::NAN; packed_filter_len(&pointwise)];
-                pack_filter(&pointwise, &random.units(channels_in * channels), &mut expand_filter);
+                let input = held(level, operands, channels_in, pixels_in, &input);
+                let expand_filter = held_filter(level, operands, &pointwise, &random.units(channels_in * channels));
                 let mut filter = vec![f32::NAN; packed_depthwise_len(&shape.depthwise)];
                 pack_depthwise(&shape.depthwise, &random.units(channels * height.kernel * width.kernel), &mut filter);
                 let biases = [random.units(channels), random.units(channels)];
@@ -238,13 +249,14 @@ mod tests {
                 let mut between = vec![f32::NAN; pointwise.output_len()];
                 let first = Conv {
                     shape: pointwise,
+                    operands,
                     input: &input,
                     filter: &expand_filter,
                     bias: expand_bias,
                     residual: Residual::None,
                     activation: activations[0],
                 };
-                conv(level, &first, 0..conv_units(level, &pointwise), Output::new(&mut between));
+                conv(level, &first, 0..conv_units(level, &pointwise, operands), Output::new(&mut between));
                 let second = Depthwise {
                     shape: shape.depthwise,
                     input: &between,
@@ -260,6 +272,7 @@ mod tests {
 
                 let problem = Expanded {
                     shape,
+                    operands,
                     input: &input,
                     expand_filter: &expand_filter,
                     expand_bias,

@@ -11,7 +11,7 @@ use super::dispatch::{Kernel, dispatch};
 use super::epilogue::{Activation, ApplyRows, Output, Residual};
 use super::isa::Isa;
 use super::movement::rows_apart;
-use super::tile::{PackedRows, Rows, ScatteredRows, Tile, accumulate, pieces};
+use super::tile::{Floats, PackedRows, Rows, ScatteredRows, Tile, accumulate, pieces};
 use super::{IsaLevel, vmath};
 
 /// Depth of a block: the panel of A it makes fits the first-level cache, and deep products still reread C seldom.
@@ -498,11 +498,11 @@ impl PackedStrip<'_> {
             }
             let b = problem.b.as_ptr().add((self.panel * problem.k + k.start) * width);
             if const { packed_stride::<I>() == 4 } {
-                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, PackedRows::<4>(packed), [b], width, k.len());
+                accumulate::<I, Floats, _, MR, 1, VB>(isa, &mut acc, PackedRows::<4>(packed), [b], width, k.len());
             } else if const { packed_stride::<I>() == 8 } {
-                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, PackedRows::<8>(packed), [b], width, k.len());
+                accumulate::<I, Floats, _, MR, 1, VB>(isa, &mut acc, PackedRows::<8>(packed), [b], width, k.len());
             } else {
-                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, PackedRows::<16>(packed), [b], width, k.len());
+                accumulate::<I, Floats, _, MR, 1, VB>(isa, &mut acc, PackedRows::<16>(packed), [b], width, k.len());
             }
             if k.end == problem.k {
                 let alpha = isa.splat(problem.alpha);
@@ -629,7 +629,7 @@ impl Strip<'_> {
             *pointer = unsafe { problem.b.as_ptr().add((self.panel + o) * problem.k * width) };
         }
         // SAFETY: packed B holds the depths of each panel.
-        unsafe { accumulate::<I, R, MR, OB, VB>(isa, &mut acc, rows, b, width, problem.k) };
+        unsafe { accumulate::<I, Floats, R, MR, OB, VB>(isa, &mut acc, rows, b, width, problem.k) };
 
         let (low, high) = problem.activation.bounds();
         let alpha = isa.splat(problem.alpha);

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::dispatch::{Kernel, dispatch};
+use super::dispatch::{Kernel, dispatch, dispatch_bf16};
 use super::epilogue::Output;
 use super::isa::Isa;
 use super::movement::rows_apart;
@@ -52,6 +52,22 @@ pub fn blocked_to_nchw(
     dispatch(level, FromBlocked { channels, pixels, input, units, output: output.pointer() });
 }
 
+/// Rounds units of an image `[ceil(channels/16)][pixels][16]` to bfloat16: `[ceil(channels/16)][pixels][8]` words of two neighbouring channels,
+/// the first in the lower bits, 0 past the last channel. Words are held as floats of the same bits.
+pub fn narrow_image(
+    level: IsaLevel,
+    channels: usize,
+    pixels: usize,
+    input: &[f32],
+    units: Range<usize>,
+    output: Output<'_>,
+) {
+    assert!(units.end <= layout_units(channels, pixels) || units.is_empty());
+    let len = blocked_len(channels, pixels);
+    assert!(input.len() >= len && output.len() >= len / 2);
+    dispatch_bf16(level, NarrowImage { channels, pixels, input, units, output: output.pointer() });
+}
+
 /// The block and the pixels of a unit.
 fn unit_range(unit: usize, pixels: usize) -> (usize, Range<usize>) {
     let per_block = pixels.div_ceil(UNIT_PIXELS);
@@ -95,6 +111,49 @@ impl Kernel for ToBlocked<'_> {
                     }
                     for c in channels..BLOCK {
                         to.add(pixel * BLOCK + c).write(0.0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct NarrowImage<'a> {
+    channels: usize,
+    pixels: usize,
+    input: &'a [f32],
+    units: Range<usize>,
+    output: *mut f32,
+}
+
+impl Kernel for NarrowImage<'_> {
+    type Output = ();
+    const OF_HALVES: bool = true;
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        for unit in self.units {
+            let (block, pixels) = unit_range(unit, self.pixels);
+            let channels = BLOCK.min(self.channels - block * BLOCK);
+            // SAFETY: the entry checked the lengths; unit, channel and pixel are inside.
+            unsafe {
+                let from = self.input.as_ptr().add((block * self.pixels + pixels.start) * BLOCK);
+                let to = self.output.cast::<u16>().add((block * self.pixels + pixels.start) * BLOCK);
+                if channels == BLOCK {
+                    for at in (0..pixels.len() * BLOCK).step_by(I::LANES) {
+                        isa.store_bf16(to.add(at), isa.load(from.add(at)));
+                    }
+                    continue;
+                }
+                for pixel in 0..pixels.len() {
+                    for lane in (0..BLOCK).step_by(I::LANES) {
+                        let at = pixel * BLOCK + lane;
+                        let values = match channels.saturating_sub(lane) {
+                            0 => isa.zero(),
+                            left if left < I::LANES => isa.load_partial(from.add(at), left),
+                            _ => isa.load(from.add(at)),
+                        };
+                        isa.store_bf16(to.add(at), values);
                     }
                 }
             }

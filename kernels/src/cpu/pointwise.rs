@@ -4,21 +4,24 @@
 //! One call computes a strip of neighbouring pixels by one block of outputs: with few input channels a tile takes a hundred cycles, and
 //! finding its operands must not take as many again. Sums are those of [`super::conv`]: one chain over the channels, then bias, residual, activation.
 
+use std::marker::PhantomData;
+
 use super::conv::load_bias;
 use super::dispatch::Kernel;
 use super::epilogue::{Activation, ApplyRows};
 use super::isa::Isa;
-use super::tile::{SteppedRows, Tile, accumulate, pieces};
+use super::tile::{Terms, Tile, accumulate, pieces};
 use super::{BLOCK, vmath};
 
 /// Neighbouring pixels by one block of outputs.
-pub(crate) struct Strip<'a> {
+pub(crate) struct Strip<'a, T> {
     /// The first channel of the first pixel.
     pub input: *const f32,
-    /// Elements from a block of channels to the next.
+    /// Words from a block of channels to the next.
     pub input_block_stride: usize,
-    pub channels_in: usize,
-    /// `[I/16][16 i][16 o]`.
+    /// Words of a pixel.
+    pub words_in: usize,
+    /// `[I/16][words of 16 i][16 o]`.
     pub filter: *const f32,
     /// Outputs of the block that exist. Vectors past them are not written.
     pub outputs: usize,
@@ -29,6 +32,7 @@ pub(crate) struct Strip<'a> {
     pub activation: Activation,
     pub output: *mut f32,
     pub pixels: usize,
+    pub of: PhantomData<T>,
 }
 
 /// Pixels of a tile of `vectors` vectors of outputs.
@@ -43,8 +47,9 @@ const fn tile_pixels<I: Isa>(vectors: usize) -> usize {
     }
 }
 
-impl Kernel for Strip<'_> {
+impl<T: Terms> Kernel for Strip<'_, T> {
     type Output = ();
+    const OF_HALVES: bool = T::OF_HALVES;
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
@@ -66,7 +71,7 @@ impl Kernel for Strip<'_> {
     }
 }
 
-impl Strip<'_> {
+impl<T: Terms> Strip<'_, T> {
     /// # Safety
     /// The operands hold what the fields say.
     #[inline(always)]
@@ -102,17 +107,17 @@ impl Strip<'_> {
         let (low, high) = self.activation.bounds();
         // SAFETY: the caller; pointers move past the last block only to be dropped.
         unsafe {
-            let mut input = self.input.add(first * BLOCK);
+            let mut input = self.input.add(first * T::WORDS);
             let mut filter = self.filter;
-            let mut left = self.channels_in;
-            while left >= BLOCK {
-                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, SteppedRows::<BLOCK>(input), [filter], BLOCK, BLOCK);
+            let mut left = self.words_in;
+            while left >= T::WORDS {
+                accumulate::<I, T, _, MR, 1, VB>(isa, &mut acc, T::pixels(input), [filter], BLOCK, T::WORDS);
                 input = input.wrapping_add(self.input_block_stride);
-                filter = filter.wrapping_add(BLOCK * BLOCK);
-                left -= BLOCK;
+                filter = filter.wrapping_add(T::WORDS * BLOCK);
+                left -= T::WORDS;
             }
             if left > 0 {
-                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, SteppedRows::<BLOCK>(input), [filter], BLOCK, left);
+                accumulate::<I, T, _, MR, 1, VB>(isa, &mut acc, T::pixels(input), [filter], BLOCK, left);
             }
             let output = self.output.add(first * BLOCK);
             for m in 0..MR {

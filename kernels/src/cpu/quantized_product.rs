@@ -2,7 +2,7 @@
 //!
 //! Images are channels-last, `[n][height][width][channels]`; a matrix product is the convolution of one row of pixels by a window of one. The
 //! rows of A that a tile needs (the windows of its pixels) are gathered into the workspace, less their zero point, and multiplied with packed
-//! weights: pairs of `i16`, or, where the rung multiplies bytes at once, groups of four bytes, the zero point taken off the sums. Either way
+//! weights: pairs of `i16`, or, where the rung multiplies bytes at once, groups of four bytes or squares of eight, the zero point taken off the sums. Either way
 //! padding is the zero point, nothing saturates, and every sum is exact as long as it fits `i32`.
 
 use std::ops::Range;
@@ -69,6 +69,11 @@ impl Quantized<'_> {
     pub(crate) fn unsigned(&self) -> (u8, i32) {
         if self.signed { (0x80, self.zero_point + 128) } else { (0, self.zero_point) }
     }
+
+    /// What makes signed bytes of them, and the zero point of those.
+    fn as_signed(&self) -> (u8, i32) {
+        if self.signed { (0, self.zero_point) } else { (0x80, self.zero_point - 128) }
+    }
 }
 
 /// What becomes of the sums. Slices have a value for every output channel.
@@ -110,6 +115,8 @@ pub struct Cut {
     pub columns: usize,
     /// Whether weights that fit signed bytes are packed as such.
     pub bytes: bool,
+    /// Whether those of one column are eight to a place, else four.
+    squares: bool,
 }
 
 pub fn cut(level: IsaLevel) -> Cut {
@@ -119,7 +126,7 @@ pub fn cut(level: IsaLevel) -> Cut {
         const OF_BYTES: bool = true;
         #[inline(always)]
         fn eval<I: Isa>(self, _: I) -> Cut {
-            Cut { rows: tile_rows::<I>(), columns: panel_columns::<I>(), bytes: I::DOT4 }
+            Cut { rows: tile_rows::<I>(), columns: panel_columns::<I>(), bytes: I::DOT4, squares: I::SQUARES }
         }
     }
     dispatch(level, Cuts)
@@ -144,7 +151,8 @@ pub fn packed_len(level: IsaLevel, shape: &ProductShape, bytes: bool) -> usize {
 
 /// Packs weights `[channels_out][channels_in/groups][height][width]`, less their zero points.
 pub fn pack(level: IsaLevel, shape: &ProductShape, weights: &[i16], bytes: bool, packed: &mut [f32]) {
-    let (columns, words, width) = (shape.columns(), shape.words(bytes), cut(level).columns);
+    let (columns, words) = (shape.columns(), shape.words(bytes));
+    let Cut { columns: width, squares: in_squares, .. } = cut(level);
     let (taps, channels, depth) =
         (shape.height.kernel * shape.width.kernel, shape.channels_in / shape.groups, shape.depth());
     let per_word = if bytes { 4 } else { 2 };
@@ -155,15 +163,20 @@ pub fn pack(level: IsaLevel, shape: &ProductShape, weights: &[i16], bytes: bool,
             packed[group * group_len..][..group_len].split_at_mut(group_len - panels(level, shape) * width);
         for first in (0..columns).step_by(width) {
             let rows = &weights[(group * columns + first) * depth..][..width.min(columns - first) * depth];
-            for (word, to) in body[first * words..][..width * words].chunks_exact_mut(width).enumerate() {
+            let panel = &mut body[first * words..][..width * words];
+            for word in 0..words {
                 // Row-major over the window, channels innermost, as rows of A are gathered; 0 where the last word has more.
                 let at: [usize; 4] = std::array::from_fn(|i| match word * per_word + i {
                     k if k < depth => k % channels * taps + k / channels,
                     _ => depth,
                 });
-                for (to, own) in to.iter_mut().zip(rows.chunks_exact(depth)) {
+                for (column, own) in rows.chunks_exact(depth).enumerate() {
                     let of = |i: usize| own.get(at[i]).copied().unwrap_or(0);
-                    *to = f32::from_bits(match bytes {
+                    let place = match bytes && in_squares {
+                        true => (word / 2 * width + column) * 2 + word % 2,
+                        false => word * width + column,
+                    };
+                    panel[place] = f32::from_bits(match bytes {
                         true => u32::from_le_bytes(std::array::from_fn(|i| of(i) as i8 as u8)),
                         false => u32::from(of(0) as u16) | u32::from(of(1) as u16) << 16,
                     });
@@ -291,7 +304,8 @@ impl Kernel for Multiply<'_> {
         let panel_count = columns.div_ceil(width);
         let group_len = panel_count * width * (words + 1);
         let block = block_rows(tile, words);
-        let (_, zero_point) = problem.input.unsigned();
+        let bytes_of = if problem.bytes && I::SIGNED { problem.input.as_signed() } else { problem.input.unsigned() };
+        let (_, zero_point) = bytes_of;
         let (size, in_bytes) = (problem.epilogue.size(), problem.bytes);
         let mut sums = [0i32; TILE];
         for group in 0..shape.groups {
@@ -300,8 +314,8 @@ impl Kernel for Multiply<'_> {
             for first in rows.clone().step_by(block) {
                 let count = block.min(rows.end - first);
                 match problem.bytes {
-                    true => gather::<u8>(problem, group, first..first + count, workspace, words * 4),
-                    false => gather::<i16>(problem, group, first..first + count, workspace, words * 2),
+                    true => gather::<u8>(problem, group, bytes_of, first..first + count, workspace, words * 4),
+                    false => gather::<i16>(problem, group, bytes_of, first..first + count, workspace, words * 2),
                 }
                 for panel in panels.clone() {
                     let start = panel * width;
@@ -393,7 +407,9 @@ unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize>(
                 }
             }};
         }
-        if I::DOT4 && bytes {
+        if I::SQUARES && bytes {
+            return multiply_squares::<I, ROWS, VECTORS>(isa, a, words, b, starts, sums);
+        } else if I::DOT4 && bytes {
             accumulate!(dot4)
         } else {
             accumulate!(dot2)
@@ -401,6 +417,48 @@ unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize>(
         for r in 0..ROWS {
             for v in 0..VECTORS {
                 isa.store_w(sums.as_mut_ptr().add((r * 2 + v) * I::LANES), tile[r][v]);
+            }
+        }
+    }
+}
+
+/// As [`multiply`], by squares of two rows, or columns, of eight bytes.
+///
+/// # Safety
+/// As for [`multiply`].
+#[inline(always)]
+unsafe fn multiply_squares<I: Isa, const ROWS: usize, const VECTORS: usize>(
+    isa: I,
+    a: *const i32,
+    words: usize,
+    b: *const i32,
+    starts: &[i32; 32],
+    sums: &mut [i32; TILE],
+) {
+    const { assert!(ROWS <= 12 && VECTORS <= 2) };
+    let mut tile = [[isa.splat_w(0); 4]; 6];
+    // SAFETY: the caller; a panel has as many columns as two vectors have lanes, 32 at most, and sums has room for an even number of rows.
+    unsafe {
+        for k in (0..words).step_by(2) {
+            let mut columns = [isa.splat_w(0); 4];
+            for pair in 0..2 * VECTORS {
+                columns[pair] = isa.load_w(b.add(k * 2 * I::LANES + pair * 4));
+            }
+            for pair in 0..ROWS.div_ceil(2) {
+                let row = |r: usize| a.add(r.min(ROWS - 1) * words + k);
+                let rows = isa.load_rows_w([row(2 * pair), row(2 * pair + 1)]);
+                for column in 0..2 * VECTORS {
+                    tile[pair][column] = isa.square(tile[pair][column], rows, columns[column]);
+                }
+            }
+        }
+        for pair in 0..ROWS.div_ceil(2) {
+            for v in 0..VECTORS {
+                let start = isa.load_w(starts.as_ptr().add(v * I::LANES));
+                for (r, row) in isa.rows_of_squares(tile[pair][2 * v], tile[pair][2 * v + 1]).into_iter().enumerate() {
+                    let to = sums.as_mut_ptr().add(((2 * pair + r) * 2 + v) * I::LANES);
+                    isa.store_w(to, isa.add_w(row, start));
+                }
             }
         }
     }
@@ -571,20 +629,26 @@ unsafe fn fill<P: Part>(to: *mut P, part: P, count: usize) -> *mut P {
 
 /// Gathers the windows of a range of rows, `row_len` elements apart.
 #[inline(always)]
-fn gather<P: Part>(problem: &Product<'_>, group: usize, rows: Range<usize>, room: &mut [f32], row_len: usize) {
+fn gather<P: Part>(
+    problem: &Product<'_>,
+    group: usize,
+    bytes_of: (u8, i32),
+    rows: Range<usize>,
+    room: &mut [f32],
+    row_len: usize,
+) {
     let shape = &problem.shape;
-    let unsigned = problem.input.unsigned();
     let bytes = problem.input.bytes;
     let (height, width) = (&shape.height, &shape.width);
     let channels = shape.channels_in / shape.groups;
     let depth = shape.depth();
-    let padding = P::of(unsigned.1 as u8, unsigned.1);
+    let padding = P::of(bytes_of.1 as u8, bytes_of.1);
     assert!((rows.len() * row_len + RUN) * size_of::<P>() <= size_of_val(room));
     let room = room.as_mut_ptr().cast::<P>();
     // SAFETY, below: the rows lie in the room one after the other, with space for a run after the last; each is written from its start to its end.
     if shape.groups == 1 && height.is_pointwise() && width.is_pointwise() && row_len == depth {
         // Rows are pixels, one after the other.
-        unsafe { put(room, bytes, rows.start * depth, rows.len() * depth, unsigned) };
+        unsafe { put(room, bytes, rows.start * depth, rows.len() * depth, bytes_of) };
         return;
     }
     let (mut image, mut oy, mut ox) = (
@@ -609,14 +673,14 @@ fn gather<P: Part>(problem: &Product<'_>, group: usize, rows: Range<usize>, room
                 if !columns.is_empty() {
                     let count = columns.len() * channels;
                     unsafe {
-                        put(to, bytes, at(columns.start), count, unsigned);
+                        put(to, bytes, at(columns.start), count, bytes_of);
                         to = to.add(count);
                     }
                 }
             } else {
                 for kx in columns.clone() {
                     unsafe {
-                        put(to, bytes, at(kx) + group * channels, channels, unsigned);
+                        put(to, bytes, at(kx) + group * channels, channels, bytes_of);
                         to = to.add(channels);
                     }
                 }

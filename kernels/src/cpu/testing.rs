@@ -1,6 +1,8 @@
 //! What the tests of all families share: seeded numbers and comparison against `f64`.
 
 use super::IsaLevel;
+use super::conv::Operands;
+use super::half::{HalfType, narrow};
 
 /// The rungs to test: all that this machine has, or those that `CUTOVER_LEVELS` names, by commas; a name that it lacks is a failure.
 pub fn levels() -> impl Iterator<Item = IsaLevel> {
@@ -9,6 +11,20 @@ pub fn levels() -> impl Iterator<Item = IsaLevel> {
         names.split(',').map(level).collect()
     };
     std::env::var("CUTOVER_LEVELS").map_or_else(|_| IsaLevel::available().collect(), named).into_iter()
+}
+
+/// What convolutions on a rung may have their operands in: pairs of bfloat16 where they are an instruction, and as the scalar rung computes them.
+pub fn operands(level: IsaLevel) -> impl Iterator<Item = Operands> {
+    let of_pairs = level.has_bf16() || level == IsaLevel::SCALAR;
+    [Some(Operands::F32), of_pairs.then_some(Operands::Bf16)].into_iter().flatten()
+}
+
+/// The nearest bfloat16s, for [`Operands::Bf16`].
+pub fn rounded(operands: Operands, values: &[f32]) -> Vec<f32> {
+    let mut halves = vec![0; values.len()];
+    narrow(IsaLevel::SCALAR, HalfType::Bf16, values, &mut halves);
+    let widened = halves.into_iter().map(|half| f32::from_bits(u32::from(half) << 16));
+    if operands == Operands::F32 { values.to_vec() } else { widened.collect() }
 }
 
 /// The random cases to run: `count`, or of each `CUTOVER_SAMPLE` of them one, and at least a few.

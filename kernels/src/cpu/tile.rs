@@ -3,8 +3,100 @@
 //! Every accumulator is one chain of [`Isa::fma`] over ascending k. A tile's shape therefore never changes a result, and
 //! neither does storing an accumulator and going on from it later.
 
-use super::BLOCK;
 use super::isa::Isa;
+use super::{BLOCK, IsaLevel};
+
+/// What the images and the filter of a convolution are held in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Operands {
+    #[default]
+    F32,
+    /// Words of two neighbouring channels in bfloat16, for processors that multiply them at once ([`IsaLevel::has_bf16`]); on others they are
+    /// computed with by the scalar rung, for tests. Words are held as floats of the same bits.
+    Bf16,
+}
+
+impl Operands {
+    /// Words of as many values, an even number.
+    pub fn words(self, values: usize) -> usize {
+        match self {
+            Operands::F32 => values,
+            Operands::Bf16 => values / 2,
+        }
+    }
+
+    /// The rung that computes with them.
+    pub(crate) fn level(self, level: IsaLevel) -> IsaLevel {
+        if self == Operands::F32 || level.has_bf16() { level } else { IsaLevel::SCALAR }
+    }
+}
+
+/// [`Operands`] as a type: what a tile's sums are made of.
+pub(crate) trait Terms: Copy {
+    /// Words of a block of channels.
+    const WORDS: usize;
+    /// Whether they are pairs of bfloat16.
+    const OF_HALVES: bool;
+    /// Neighbouring pixels.
+    type Pixels: Rows;
+    fn pixels(first: *const f32) -> Self::Pixels;
+    /// The sum and the product of what is in the words.
+    fn add<I: Isa>(isa: I, sum: I::V, a: I::V, b: I::V) -> I::V;
+    /// Stores values of a vector of channels, the first of which is the `lane`th of the block at `to`.
+    /// # Safety
+    /// The block is writable.
+    unsafe fn store<I: Isa>(isa: I, to: *mut f32, lane: usize, values: I::V);
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Floats;
+
+impl Terms for Floats {
+    const WORDS: usize = BLOCK;
+    const OF_HALVES: bool = false;
+    type Pixels = SteppedRows<BLOCK>;
+
+    #[inline(always)]
+    fn pixels(first: *const f32) -> SteppedRows<BLOCK> {
+        SteppedRows(first)
+    }
+
+    #[inline(always)]
+    fn add<I: Isa>(isa: I, sum: I::V, a: I::V, b: I::V) -> I::V {
+        isa.fma(a, b, sum)
+    }
+
+    #[inline(always)]
+    unsafe fn store<I: Isa>(isa: I, to: *mut f32, lane: usize, values: I::V) {
+        // SAFETY: the caller.
+        unsafe { isa.store(to.add(lane), values) }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs;
+
+impl Terms for Pairs {
+    const WORDS: usize = BLOCK / 2;
+    const OF_HALVES: bool = true;
+    type Pixels = SteppedRows<{ BLOCK / 2 }>;
+
+    #[inline(always)]
+    fn pixels(first: *const f32) -> SteppedRows<{ BLOCK / 2 }> {
+        SteppedRows(first)
+    }
+
+    #[inline(always)]
+    fn add<I: Isa>(isa: I, sum: I::V, a: I::V, b: I::V) -> I::V {
+        isa.dot_bf16(sum, a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn store<I: Isa>(isa: I, to: *mut f32, lane: usize, values: I::V) {
+        // SAFETY: the caller.
+        unsafe { isa.store_bf16(to.cast::<u16>().add(lane), values) }
+    }
+}
 
 /// Where the value of row `m` at depth `k` is.
 pub(crate) trait Rows: Copy {
@@ -73,7 +165,7 @@ pub(crate) type Tile<I, const MR: usize, const OB: usize, const VB: usize> = [[[
 /// # Safety
 /// All rows and all of `b` are readable for `depth` steps.
 #[inline(always)]
-pub(crate) unsafe fn accumulate<I: Isa, R: Rows, const MR: usize, const OB: usize, const VB: usize>(
+pub(crate) unsafe fn accumulate<I: Isa, T: Terms, R: Rows, const MR: usize, const OB: usize, const VB: usize>(
     isa: I,
     acc: &mut Tile<I, MR, OB, VB>,
     rows: R,
@@ -95,7 +187,7 @@ pub(crate) unsafe fn accumulate<I: Isa, R: Rows, const MR: usize, const OB: usiz
             let a = isa.splat(unsafe { rows.at(m, k).read() });
             for o in 0..OB {
                 for v in 0..VB {
-                    sums[m][o][v] = isa.fma(a, vectors[o][v], sums[m][o][v]);
+                    sums[m][o][v] = T::add(isa, sums[m][o][v], a, vectors[o][v]);
                 }
             }
         }
@@ -103,7 +195,7 @@ pub(crate) unsafe fn accumulate<I: Isa, R: Rows, const MR: usize, const OB: usiz
     *acc = sums;
 }
 
-/// Pixels of a blocked image: channel `c` of pixel `m` is at `first[m] + (c / 16)·block_stride[m] + c % 16`. A stride of 0 repeats one
+/// Pixels of a blocked image: word `k` of pixel `m` is at `first[m] + (k / WORDS)·block_stride[m] + k % WORDS`. A stride of 0 repeats one
 /// block, of zeros for padding.
 #[derive(Clone, Copy)]
 pub(crate) struct BlockedPixels<const MR: usize> {
@@ -111,31 +203,31 @@ pub(crate) struct BlockedPixels<const MR: usize> {
     pub block_stride: [usize; MR],
 }
 
-/// [`accumulate`] over the channels of pixels. The operands are contiguous, a block of 16 outputs per channel.
+/// [`accumulate`] over the words of pixels. The operands are contiguous, a block of 16 outputs per word.
 ///
 /// # Safety
-/// All pixels and all of `b` are readable for `channels`.
+/// All pixels and all of `b` are readable for `words`.
 #[inline(always)]
-pub(crate) unsafe fn accumulate_blocks<I: Isa, const MR: usize, const OB: usize, const VB: usize>(
+pub(crate) unsafe fn accumulate_blocks<I: Isa, T: Terms, const MR: usize, const OB: usize, const VB: usize>(
     isa: I,
     acc: &mut Tile<I, MR, OB, VB>,
     pixels: BlockedPixels<MR>,
     mut b: [*const f32; OB],
-    channels: usize,
+    words: usize,
 ) {
     let mut rows = ScatteredRows(pixels.first);
     let mut done = 0;
-    while done < channels {
-        let depth = BLOCK.min(channels - done);
+    while done < words {
+        let depth = T::WORDS.min(words - done);
         // SAFETY: the caller; the pointers move past the last block only to be dropped.
-        unsafe { accumulate::<I, _, MR, OB, VB>(isa, acc, rows, b, BLOCK, depth) };
+        unsafe { accumulate::<I, T, _, MR, OB, VB>(isa, acc, rows, b, BLOCK, depth) };
         for (pointer, stride) in rows.0.iter_mut().zip(pixels.block_stride) {
             *pointer = pointer.wrapping_add(stride);
         }
         for pointer in &mut b {
-            *pointer = pointer.wrapping_add(BLOCK * BLOCK);
+            *pointer = pointer.wrapping_add(T::WORDS * BLOCK);
         }
-        done += BLOCK;
+        done += T::WORDS;
     }
 }
 

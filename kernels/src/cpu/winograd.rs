@@ -16,11 +16,11 @@
 
 use std::{marker::PhantomData, ops::Range};
 
-use super::conv::{self, Conv, ConvShape, load_bias};
-use super::dispatch::{Kernel, dispatch};
+use super::conv::{self, Conv, ConvShape, Operands, load_bias};
+use super::dispatch::{Kernel, dispatch, dispatch_bf16};
 use super::epilogue::{ApplyRows, Output, Residual};
 use super::isa::Isa;
-use super::tile::{SteppedRows, Tile, accumulate, pieces};
+use super::tile::{Floats, Pairs, Terms, Tile, accumulate, pieces};
 use super::{BLOCK, IsaLevel, vmath};
 
 /// Channels that are summed in one chain before they join the sum of the others.
@@ -65,18 +65,21 @@ impl WinogradTile {
 
     /// Blocks of outputs that a unit computes from one set of transformed inputs.
     const fn unit_blocks(self) -> usize {
-        if self.keeps_filter() { 2 } else { 4 }
+        if matches!(self, WinogradTile::Two) { 4 } else { 2 }
     }
 
     /// Whether filters are packed as coefficients, else as for a direct sum.
-    pub const fn keeps_filter(self) -> bool {
-        !matches!(self, WinogradTile::Two)
+    pub const fn keeps_filter(self, operands: Operands) -> bool {
+        !matches!((self, operands), (WinogradTile::Two, Operands::F32))
     }
 
-    /// Whether [`winograd`] can compute this convolution: 3 × 3, stride 1, undilated, one group.
-    pub fn supports(self, shape: &ConvShape) -> bool {
+    /// Whether [`winograd`] can compute this convolution: 3 × 3, stride 1, undilated, one group; in bfloat16 by F(2×2) only, and of an even number of
+    /// channels.
+    pub fn supports(self, shape: &ConvShape, operands: Operands) -> bool {
         let axis = |axis: &super::conv::Axis| axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1;
-        axis(&shape.height) && axis(&shape.width) && shape.groups == 1 && !shape.transposed
+        let is_plain = axis(&shape.height) && axis(&shape.width) && shape.groups == 1 && !shape.transposed;
+        let of_pairs = self == WinogradTile::Two && shape.channels_in.is_multiple_of(2);
+        is_plain && (operands == Operands::F32 || of_pairs)
     }
 }
 
@@ -84,8 +87,9 @@ impl WinogradTile {
 ///
 /// The estimate counts operations in units of one multiply-add: the products, rounded up to whole tiles; what transforms cost; and
 /// the bytes of filters, which a small image reads for few products. It looks at sizes alone, so that a model's results
-/// are the same on every run and every machine of an instruction set. No tile is larger than `largest`.
-pub fn choose(shape: &ConvShape, largest: WinogradTile) -> Option<WinogradTile> {
+/// are the same on every run and every machine of an instruction set. No tile is larger than `largest`. Of pairs of bfloat16 both operations and bytes are
+/// half as many.
+pub fn choose(shape: &ConvShape, operands: Operands, largest: WinogradTile) -> Option<WinogradTile> {
     let (inputs, outputs) = (shape.channels_in as f64, shape.channels_out as f64);
     let pixels = (shape.height.output * shape.width.output) as f64;
     if inputs < 16.0 || outputs < 16.0 {
@@ -96,17 +100,21 @@ pub fn choose(shape: &ConvShape, largest: WinogradTile) -> Option<WinogradTile> 
         let is_kept = inputs * outputs * floats <= CACHED_LEN;
         floats * if is_kept { CACHED_FILTER_COST } else { FILTER_COST }
     };
-    let direct = inputs * outputs * (9.0 * pixels + reading(9.0));
+    let products = match operands {
+        Operands::F32 => inputs * outputs,
+        Operands::Bf16 => inputs * outputs / 2.0,
+    };
+    let direct = products * (9.0 * pixels + reading(9.0));
     let estimate = |tile: WinogradTile| {
         let coefficients = tile.coefficients() as f64;
         let tiles = tile_count(tile, shape) as f64;
         let transforms = tiles * coefficients * TRANSFORM_COST * (inputs + outputs);
-        let filter = reading(if tile.keeps_filter() { coefficients } else { 9.0 });
-        inputs * outputs * (coefficients * tiles + filter) + transforms
+        let filter = reading(if tile.keeps_filter(operands) { coefficients } else { 9.0 });
+        products * (coefficients * tiles + filter) + transforms
     };
     let tiles = [WinogradTile::Two, WinogradTile::Four, WinogradTile::Six];
     let mut best = (None, 0.9 * direct);
-    for tile in tiles.into_iter().filter(|&tile| tile <= largest && tile.supports(shape)) {
+    for tile in tiles.into_iter().filter(|&tile| tile <= largest && tile.supports(shape, operands)) {
         // A larger tile has to be worth its error and its bytes.
         let estimate = estimate(tile);
         if estimate < best.1 {
@@ -129,29 +137,47 @@ fn tile_count(tile: WinogradTile, shape: &ConvShape) -> usize {
     shape.height.output.div_ceil(tile.outputs()) * shape.width.output.div_ceil(tile.outputs())
 }
 
-/// Elements of a packed filter: `[O/16][chain][A²][channels of the chain, in all C rounded up to 16][16]`, or as [`conv::pack_filter`] leaves it.
-pub fn packed_winograd_len(tile: WinogradTile, shape: &ConvShape) -> usize {
-    if !tile.keeps_filter() {
+/// Words of a packed filter: `[O/16][chain][A²][words of the chain's channels, in all C rounded up to 16][16]`, or as [`conv::pack_filter`] leaves it.
+pub fn packed_winograd_len(tile: WinogradTile, shape: &ConvShape, operands: Operands) -> usize {
+    if !tile.keeps_filter(operands) {
         return conv::packed_filter_len(shape);
     }
+    operands.words(coefficients_len(tile, shape))
+}
+
+fn coefficients_len(tile: WinogradTile, shape: &ConvShape) -> usize {
     shape.channels_out.div_ceil(BLOCK) * shape.channels_in.div_ceil(BLOCK) * BLOCK * BLOCK * tile.coefficients()
 }
 
 /// Transforms and packs weights `[O, I, 3, 3]`.
-pub fn pack_winograd(level: IsaLevel, tile: WinogradTile, shape: &ConvShape, weights: &[f32], packed: &mut [f32]) {
-    assert!(tile.supports(shape), "{tile:?} of {shape:?}");
+pub fn pack_winograd(
+    level: IsaLevel,
+    tile: WinogradTile,
+    shape: &ConvShape,
+    operands: Operands,
+    weights: &[f32],
+    packed: &mut [f32],
+) {
+    assert!(tile.supports(shape, operands), "{tile:?} of {shape:?} in {operands:?}");
     assert!(weights.len() >= shape.channels_out * shape.channels_in * 9, "{} weights for {shape:?}", weights.len());
-    assert!(packed.len() >= packed_winograd_len(tile, shape), "packed filter of {} for {shape:?}", packed.len());
-    match tile {
-        WinogradTile::Two => conv::pack_filter(shape, weights, packed),
-        WinogradTile::Four => dispatch(level, Pack::<F4, 4, 6> { shape, weights, packed, of: PhantomData }),
-        WinogradTile::Six => dispatch(level, Pack::<F6, 6, 8> { shape, weights, packed, of: PhantomData }),
+    let len = packed_winograd_len(tile, shape, operands);
+    assert!(packed.len() >= len, "packed filter of {} for {shape:?}", packed.len());
+    match (tile, operands) {
+        (WinogradTile::Two, Operands::F32) => conv::pack_filter(shape, weights, packed),
+        (_, Operands::Bf16) => {
+            let mut coefficients = vec![0.0; coefficients_len(WinogradTile::Two, shape)];
+            dispatch(level, Pack::<F2, 2, 4> { shape, weights, packed: &mut coefficients, of: PhantomData });
+            conv::pair_rows(level, &coefficients, packed);
+        }
+        (WinogradTile::Four, _) => dispatch(level, Pack::<F4, 4, 6> { shape, weights, packed, of: PhantomData }),
+        (WinogradTile::Six, _) => dispatch(level, Pack::<F6, 6, 8> { shape, weights, packed, of: PhantomData }),
     }
 }
 
 /// How the work on one image is cut: unit = (tiles, blocks of outputs), blocks fastest.
 struct Units {
     tile: WinogradTile,
+    operands: Operands,
     tiles: usize,
     /// Pieces that the tiles are cut into.
     tile_pieces: usize,
@@ -163,24 +189,25 @@ struct Units {
 }
 
 impl Units {
-    fn new(tile: WinogradTile, shape: &ConvShape) -> Units {
+    fn new(tile: WinogradTile, shape: &ConvShape, operands: Operands) -> Units {
         let tiles = tile_count(tile, shape);
         let blocks_in = shape.channels_in.div_ceil(BLOCK);
         let per_tile = tile.coefficients() * blocks_in * BLOCK;
         let most = (UNIT_COEFFICIENTS / per_tile.max(1)).clamp(UNIT_TILES / 4, UNIT_TILES);
         let tile_pieces = tiles.div_ceil(most);
         let block_sets = shape.channels_out.div_ceil(BLOCK).div_ceil(tile.unit_blocks());
-        Units { tile, tiles, tile_pieces, block_sets, most_tiles: tiles.div_ceil(tile_pieces.max(1)), blocks_in }
+        let most_tiles = tiles.div_ceil(tile_pieces.max(1));
+        Units { tile, operands, tiles, tile_pieces, block_sets, most_tiles, blocks_in }
     }
 
     fn count(&self) -> usize {
         self.tile_pieces * self.block_sets
     }
 
-    /// Floats between the same place of neighbouring coefficients, of the transformed input. Lines of all coefficients of one
+    /// Words between the same place of neighbouring coefficients, of the transformed input. Lines of all coefficients of one
     /// pixel would fall into one set of the cache without the odd one out.
     fn input_stride(&self) -> usize {
-        self.blocks_in * self.most_tiles * BLOCK + BLOCK
+        self.operands.words(self.blocks_in * self.most_tiles * BLOCK) + BLOCK
     }
 
     /// The same of the sums of a block of outputs.
@@ -190,7 +217,7 @@ impl Units {
 
     /// The same of a chain of a block's filter that is not kept.
     fn filter_stride(&self) -> usize {
-        if self.tile.keeps_filter() { 0 } else { (CHAIN + 1) * BLOCK }
+        if self.tile.keeps_filter(self.operands) { 0 } else { (CHAIN + 1) * BLOCK }
     }
 
     fn workspace_len(&self) -> usize {
@@ -205,16 +232,17 @@ pub fn winograd_operations(tile: WinogradTile, shape: &ConvShape) -> u64 {
 }
 
 /// Units of work, for [`winograd`].
-pub fn winograd_units(tile: WinogradTile, shape: &ConvShape) -> usize {
-    Units::new(tile, shape).count()
+pub fn winograd_units(tile: WinogradTile, shape: &ConvShape, operands: Operands) -> usize {
+    Units::new(tile, shape, operands).count()
 }
 
 /// Elements of workspace that [`winograd`] needs on each thread.
-pub fn winograd_workspace_len(tile: WinogradTile, shape: &ConvShape) -> usize {
-    Units::new(tile, shape).workspace_len()
+pub fn winograd_workspace_len(tile: WinogradTile, shape: &ConvShape, operands: Operands) -> usize {
+    Units::new(tile, shape, operands).workspace_len()
 }
 
-/// Computes a range of units. The filter is as [`pack_winograd`] leaves it; `output` is the whole image, `[ceil(O/16)][H'][W'][16]`.
+/// Computes a range of units. The filter is as [`pack_winograd`] leaves it, the input f32 whatever the operands of the products are;
+/// `output` is the whole image, `[ceil(O/16)][H'][W'][16]`.
 pub fn winograd(
     level: IsaLevel,
     tile: WinogradTile,
@@ -227,11 +255,12 @@ pub fn winograd(
         return;
     }
     let shape = &conv.shape;
-    let of = Units::new(tile, shape);
-    assert!(tile.supports(shape), "{tile:?} of {shape:?}");
+    let of = Units::new(tile, shape, conv.operands);
+    assert!(tile.supports(shape, conv.operands), "{tile:?} of {shape:?} in {:?}", conv.operands);
     assert!(units.end <= of.count(), "units {units:?} of {}", of.count());
     assert!(conv.input.len() >= shape.input_len(), "input of {} for {shape:?}", conv.input.len());
-    assert!(conv.filter.len() >= packed_winograd_len(tile, shape), "filter of {} for {shape:?}", conv.filter.len());
+    let filter = packed_winograd_len(tile, shape, conv.operands);
+    assert!(conv.filter.len() >= filter, "filter of {} for {shape:?}", conv.filter.len());
     assert!(output.len() >= shape.output_len(), "output of {} for {shape:?}", output.len());
     assert!(conv.bias.is_none_or(|bias| bias.len() >= shape.channels_out), "too few biases for {shape:?}");
     assert!(workspace.len() >= of.workspace_len(), "workspace of {} elements", workspace.len());
@@ -239,10 +268,16 @@ pub fn winograd(
         assert!(residual.len() >= shape.output_len(), "residual of {} for {shape:?}", residual.len());
     }
     let output = output.pointer();
-    match tile {
-        WinogradTile::Two => dispatch(level, Run::<F2, 2, 4> { conv, of, units, output, workspace, with: F2 }),
-        WinogradTile::Four => dispatch(level, Run::<F4, 4, 6> { conv, of, units, output, workspace, with: F4 }),
-        WinogradTile::Six => dispatch(level, Run::<F6, 6, 8> { conv, of, units, output, workspace, with: F6 }),
+    macro_rules! run {
+        ($dispatch:ident, $with:ident, $terms:ident) => {
+            $dispatch(level, Run { conv, of, units, output, workspace, with: $with, terms: PhantomData::<$terms> })
+        };
+    }
+    match (tile, conv.operands) {
+        (_, Operands::Bf16) => run!(dispatch_bf16, F2, Pairs),
+        (WinogradTile::Two, _) => run!(dispatch, F2, Floats),
+        (WinogradTile::Four, _) => run!(dispatch, F4, Floats),
+        (WinogradTile::Six, _) => run!(dispatch, F6, Floats),
     }
 }
 
@@ -453,21 +488,26 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Pack<'_, W, 
     }
 }
 
-struct Run<'a, W, const M: usize, const A: usize> {
+struct Run<'a, W, T, const M: usize, const A: usize>
+where
+    W: Transform<M, A>,
+{
     conv: &'a Conv<'a>,
     of: Units,
     units: Range<usize>,
     output: *mut f32,
     workspace: &'a mut [f32],
     with: W,
+    terms: PhantomData<T>,
 }
 
-impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Run<'_, W, M, A> {
+impl<W: Transform<M, A>, T: Terms, const M: usize, const A: usize> Kernel for Run<'_, W, T, M, A> {
     type Output = ();
+    const OF_HALVES: bool = T::OF_HALVES;
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Run { conv, of, units, output, workspace, with } = self;
+        let Run { conv, of, units, output, workspace, with, terms } = self;
         let shape = &conv.shape;
         let blocks_out = shape.channels_out.div_ceil(BLOCK);
         let coefficients = A * A;
@@ -481,7 +521,7 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Run<'_, W, M
             let tiles = of.tiles * piece / of.tile_pieces..of.tiles * (piece + 1) / of.tile_pieces;
             let blocks = set * of.tile.unit_blocks()..blocks_out.min((set + 1) * of.tile.unit_blocks());
             if transformed.replace(piece) != Some(piece) {
-                isa.outline(TransformInputs { conv, of: &of, tiles: tiles.clone(), inputs, patch, with });
+                isa.outline(TransformInputs { conv, of: &of, tiles: tiles.clone(), inputs, patch, with, terms });
             }
             // The part of a filter that is used after one of them: it arrives meanwhile.
             let next = |block: usize, start: usize| {
@@ -493,15 +533,15 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Run<'_, W, M
                 Upcoming {
                     first: conv.filter.as_ptr().wrapping_add((block * 9 * depth + start) * BLOCK),
                     stride: depth * BLOCK,
-                    len: if of.tile.keeps_filter() { 0 } else { CHAIN.min(depth - start) * BLOCK },
+                    len: if of.tile.keeps_filter(of.operands) { 0 } else { CHAIN.min(depth - start) * BLOCK },
                 }
             };
             for start in (0..shape.channels_in).step_by(CHAIN) {
                 let chain_len = CHAIN.min(depth - start);
                 for (at, block) in blocks.clone().enumerate() {
-                    let (filter, stride) = if of.tile.keeps_filter() {
-                        let first = (block * depth + start) * coefficients * BLOCK;
-                        (&conv.filter[first..], chain_len * BLOCK)
+                    let (filter, stride) = if of.tile.keeps_filter(of.operands) {
+                        let first = of.operands.words(block * depth + start) * coefficients * BLOCK;
+                        (&conv.filter[first..], of.operands.words(chain_len) * BLOCK)
                     } else {
                         let from = &conv.filter[block * 9 * depth * BLOCK..][..9 * depth * BLOCK];
                         let stride = of.filter_stride();
@@ -510,7 +550,7 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Run<'_, W, M
                     };
                     isa.outline(Multiply {
                         coefficients,
-                        inputs: &inputs[start * of.most_tiles..],
+                        inputs: &inputs[of.operands.words(start) * of.most_tiles..],
                         input_stride: of.input_stride(),
                         filter,
                         filter_stride: stride,
@@ -518,9 +558,10 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for Run<'_, W, M
                         sum_stride: of.sum_stride(),
                         tiles: tiles.len(),
                         most_tiles: of.most_tiles,
-                        channels: CHAIN.min(shape.channels_in - start),
+                        words: CHAIN.min(shape.channels_in - start).div_ceil(BLOCK / T::WORDS),
                         first: start == 0,
                         next: next(block, start),
+                        terms,
                     });
                 }
             }
@@ -538,7 +579,7 @@ struct Upcoming {
 }
 
 /// For every coefficient, `sums[t] += Σ_c inputs[c/16][t][c % 16] · filter[c]` over a chain of channels, a vector of 16 outputs for each tile.
-struct Multiply<'a> {
+struct Multiply<'a, T> {
     coefficients: usize,
     inputs: &'a [f32],
     input_stride: usize,
@@ -548,21 +589,24 @@ struct Multiply<'a> {
     sum_stride: usize,
     tiles: usize,
     most_tiles: usize,
-    channels: usize,
+    /// Of the chain.
+    words: usize,
     /// Whether the sums begin here.
     first: bool,
     next: Upcoming,
+    terms: PhantomData<T>,
 }
 
-impl Kernel for Multiply<'_> {
+impl<T: Terms> Kernel for Multiply<'_, T> {
     type Output = ();
+    const OF_HALVES: bool = T::OF_HALVES;
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Multiply { coefficients, inputs, filter, sums, tiles, most_tiles, channels, first, next, .. } = self;
-        let (block_stride, blocks, last) = (most_tiles * BLOCK, channels.div_ceil(BLOCK), coefficients - 1);
+        let Multiply { coefficients, inputs, filter, sums, tiles, most_tiles, words, first, next, .. } = self;
+        let (block_stride, blocks, last) = (most_tiles * T::WORDS, words.div_ceil(T::WORDS), coefficients - 1);
         assert!(tiles <= most_tiles && inputs.len() >= last * self.input_stride + blocks * block_stride);
-        assert!(filter.len() >= last * self.filter_stride + blocks * BLOCK * BLOCK);
+        assert!(filter.len() >= last * self.filter_stride + blocks * T::WORDS * BLOCK);
         assert!(sums.len() >= last * self.sum_stride + tiles * BLOCK);
         for coefficient in 0..coefficients {
             let lines = next.len / BLOCK;
@@ -572,15 +616,14 @@ impl Kernel for Multiply<'_> {
                 }
             }
             for piece in pieces(tiles, most_rows::<I>()) {
-                let at = piece.start * BLOCK;
                 // SAFETY: as asserted.
                 let chain = unsafe {
                     Chain {
-                        inputs: inputs.as_ptr().add(coefficient * self.input_stride + at),
+                        inputs: inputs.as_ptr().add(coefficient * self.input_stride + piece.start * T::WORDS),
                         block_stride,
                         filter: filter.as_ptr().add(coefficient * self.filter_stride),
-                        sums: sums.as_mut_ptr().add(coefficient * self.sum_stride + at),
-                        channels,
+                        sums: sums.as_mut_ptr().add(coefficient * self.sum_stride + piece.start * BLOCK),
+                        words,
                         first,
                     }
                 };
@@ -589,9 +632,9 @@ impl Kernel for Multiply<'_> {
                         match piece.len() {
                             // SAFETY: as asserted.
                             $($rows if const { $rows <= most_rows::<I>() } => match const { BLOCK / I::LANES } {
-                                1 => unsafe { chain.sum::<I, $rows, 1>(isa) },
-                                2 if const { $rows <= 6 } => unsafe { chain.sum::<I, $rows, 2>(isa) },
-                                _ if const { $rows <= 6 } => unsafe { chain.sum::<I, $rows, 4>(isa) },
+                                1 => unsafe { chain.sum::<I, T, $rows, 1>(isa) },
+                                2 if const { $rows <= 6 } => unsafe { chain.sum::<I, T, $rows, 2>(isa) },
+                                _ if const { $rows <= 6 } => unsafe { chain.sum::<I, T, $rows, 4>(isa) },
                                 _ => unreachable!("a piece fits its tile"),
                             },)+
                             _ => unreachable!("a piece fits its tile"),
@@ -621,25 +664,25 @@ struct Chain {
     block_stride: usize,
     filter: *const f32,
     sums: *mut f32,
-    channels: usize,
+    words: usize,
     first: bool,
 }
 
 impl Chain {
     /// # Safety
-    /// The operands hold `MR` tiles and `channels` of them.
+    /// The operands hold `MR` tiles and `words` of them.
     #[inline(always)]
-    unsafe fn sum<I: Isa, const MR: usize, const VB: usize>(self, isa: I) {
-        let Chain { mut inputs, block_stride, mut filter, sums, channels, first } = self;
+    unsafe fn sum<I: Isa, T: Terms, const MR: usize, const VB: usize>(self, isa: I) {
+        let Chain { mut inputs, block_stride, mut filter, sums, words, first } = self;
         let mut acc: Tile<I, MR, 1, VB> = [[[isa.zero(); VB]; 1]; MR];
-        let mut left = channels;
+        let mut left = words;
         // SAFETY: the caller; pointers move past the last block only to be dropped.
         unsafe {
             while left > 0 {
-                let block = left.min(BLOCK);
-                accumulate::<I, _, MR, 1, VB>(isa, &mut acc, SteppedRows::<BLOCK>(inputs), [filter], BLOCK, block);
+                let block = left.min(T::WORDS);
+                accumulate::<I, T, _, MR, 1, VB>(isa, &mut acc, T::pixels(inputs), [filter], BLOCK, block);
                 inputs = inputs.wrapping_add(block_stride);
-                filter = filter.wrapping_add(BLOCK * BLOCK);
+                filter = filter.wrapping_add(T::WORDS * BLOCK);
                 left -= block;
             }
             for m in 0..MR {
@@ -697,7 +740,7 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for TransformFil
     }
 }
 
-struct TransformInputs<'a, W, const M: usize, const A: usize> {
+struct TransformInputs<'a, W, T, const M: usize, const A: usize> {
     conv: &'a Conv<'a>,
     of: &'a Units,
     tiles: Range<usize>,
@@ -705,14 +748,16 @@ struct TransformInputs<'a, W, const M: usize, const A: usize> {
     /// Room for the inputs of a tile that reaches over the image's edge.
     patch: &'a mut [f32],
     with: W,
+    terms: PhantomData<T>,
 }
 
-impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for TransformInputs<'_, W, M, A> {
+impl<W: Transform<M, A>, T: Terms, const M: usize, const A: usize> Kernel for TransformInputs<'_, W, T, M, A> {
     type Output = ();
+    const OF_HALVES: bool = T::OF_HALVES;
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let TransformInputs { conv, of, tiles, inputs, patch, with } = self;
+        let TransformInputs { conv, of, tiles, inputs, patch, with, .. } = self;
         let (height, width) = (conv.shape.height, conv.shape.width);
         let (columns, image) = (width.output.div_ceil(M), height.input * width.input * BLOCK);
         let stride = of.input_stride();
@@ -728,14 +773,14 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for TransformInp
                 patch[..A * A * BLOCK].fill(0.0);
             }
             for block in 0..of.blocks_in {
-                let to = (block * of.most_tiles + t) * BLOCK;
+                let to = (block * of.most_tiles + t) * T::WORDS;
                 // SAFETY: `inside` gives positions that exist; `to` is inside a coefficient's part, as asserted.
                 unsafe {
                     let plane = conv.input.as_ptr().add(block * image);
                     let to = inputs.as_mut_ptr().add(to);
                     if whole {
                         let from = plane.add(((y - height.pad_before) * width.input + x - width.pad_before) * BLOCK);
-                        transform_input::<I, W, M, A>(isa, with, from, width.input * BLOCK, to, stride);
+                        transform_input::<I, W, T, M, A>(isa, with, from, width.input * BLOCK, to, stride);
                     } else {
                         for i in rows.clone().take(if across.is_empty() { 0 } else { A }) {
                             let (y, x) = (y + i - height.pad_before, x + across.start - width.pad_before);
@@ -743,7 +788,7 @@ impl<W: Transform<M, A>, const M: usize, const A: usize> Kernel for TransformInp
                             let to = patch.as_mut_ptr().add((i * A + across.start) * BLOCK);
                             std::ptr::copy_nonoverlapping(from, to, across.len() * BLOCK);
                         }
-                        transform_input::<I, W, M, A>(isa, with, patch.as_ptr(), A * BLOCK, to, stride);
+                        transform_input::<I, W, T, M, A>(isa, with, patch.as_ptr(), A * BLOCK, to, stride);
                     }
                 }
             }
@@ -762,9 +807,9 @@ fn inside(start: usize, pad: usize, len: usize, count: usize) -> Range<usize> {
 /// `Bᵀ d B` for 16 channels.
 ///
 /// # Safety
-/// `A` rows of `A` pixels are readable, and 16 floats writable at every coefficient.
+/// `A` rows of `A` pixels are readable, and a block of channels is writable at every coefficient.
 #[inline(always)]
-unsafe fn transform_input<I: Isa, W: Transform<M, A>, const M: usize, const A: usize>(
+unsafe fn transform_input<I: Isa, W: Transform<M, A>, T: Terms, const M: usize, const A: usize>(
     isa: I,
     with: W,
     from: *const f32,
@@ -790,7 +835,7 @@ unsafe fn transform_input<I: Isa, W: Transform<M, A>, const M: usize, const A: u
                 }
                 let d = with.input(isa, d);
                 for i in 0..A {
-                    isa.store(to.add((i * A + j) * stride + lane), d[i]);
+                    T::store(isa, to.add((i * A + j) * stride), lane, d[i]);
                 }
             }
         }
@@ -896,17 +941,17 @@ mod tests {
         ConvShape { channels_in, channels_out, groups: 1, height, width, transposed: false }
     }
 
-    fn packed(level: IsaLevel, tile: WinogradTile, shape: &ConvShape, weights: &[f32]) -> Vec<f32> {
-        let mut packed = vec![f32::NAN; packed_winograd_len(tile, shape)];
-        pack_winograd(level, tile, shape, weights, &mut packed);
+    fn packed(level: IsaLevel, tile: WinogradTile, shape: &ConvShape, operands: Operands, weights: &[f32]) -> Vec<f32> {
+        let mut packed = vec![f32::NAN; packed_winograd_len(tile, shape, operands)];
+        pack_winograd(level, tile, shape, operands, weights, &mut packed);
         packed
     }
 
     /// The whole image, and again in random cuts of units: the same bits. Gives `[O, H', W']`.
     fn run(level: IsaLevel, tile: WinogradTile, problem: &Conv<'_>, start: &[f32], random: &mut Random) -> Vec<f32> {
         let shape = &problem.shape;
-        let count = winograd_units(tile, shape);
-        let mut workspace = vec![f32::NAN; winograd_workspace_len(tile, shape)];
+        let count = winograd_units(tile, shape, problem.operands);
+        let mut workspace = vec![f32::NAN; winograd_workspace_len(tile, shape, problem.operands)];
         let (mut whole, mut cut) = (start.to_vec(), start.to_vec());
         winograd(level, tile, problem, 0..count, Output::new(&mut whole), &mut workspace);
         for units in random_cuts(random, count) {
@@ -923,8 +968,12 @@ mod tests {
     fn any_shape_matches_plain_loops_and_does_not_depend_on_ranges() {
         for level in levels() {
             let mut random = Random::new(11);
+            let operands: Vec<Operands> = operands(level).collect();
             for round in rounds(90) {
-                let tile = TILES[round % 3];
+                let (tile, operands) = match random.pick(&operands) {
+                    Operands::F32 => (TILES[round % 3], Operands::F32),
+                    Operands::Bf16 => (WinogradTile::Two, Operands::Bf16),
+                };
                 let mut side = || loop {
                     let (input, before, after) = (random.between(1, 19), random.between(0, 3), random.between(0, 3));
                     if input + before + after > 2 {
@@ -932,7 +981,10 @@ mod tests {
                     }
                 };
                 let (height, width) = (side(), side());
-                let shape = shape(random.between(1, 90), random.between(1, 70), height, width);
+                let mut shape = shape(random.between(1, 90), random.between(1, 70), height, width);
+                if operands == Operands::Bf16 {
+                    shape.channels_in = shape.channels_in.next_multiple_of(2);
+                }
                 let pixels = shape.height.output * shape.width.output;
                 let input = random.units(shape.channels_in * shape.height.input * shape.width.input);
                 let weights = random.units(shape.channels_in * shape.channels_out * 9);
@@ -943,8 +995,9 @@ mod tests {
                 let blocked_residual = blocked(level, shape.channels_out, pixels, &residual);
                 let problem = Conv {
                     shape,
+                    operands,
                     input: &image,
-                    filter: &packed(level, tile, &shape, &weights),
+                    filter: &packed(level, tile, &shape, operands, &weights),
                     bias: use_bias.then_some(&bias),
                     residual: [Residual::None, Residual::Slice(&blocked_residual), Residual::Output][use_residual],
                     activation,
@@ -959,8 +1012,18 @@ mod tests {
                     *value = activate(activation, *value);
                 }
                 let terms = (shape.channels_in * 9) as f64;
-                let each = if tile == WinogradTile::Six { 2e-5 } else { 3e-6 };
-                assert_near(level, &(tile, shape, activation), &output, &expected, each * (1.0 + terms.sqrt()));
+                let each = match (tile, operands) {
+                    (_, Operands::Bf16) => 8e-3,
+                    (WinogradTile::Six, _) => 2e-5,
+                    _ => 3e-6,
+                };
+                assert_near(
+                    level,
+                    &(tile, operands, shape, activation),
+                    &output,
+                    &expected,
+                    each * (1.0 + terms.sqrt()),
+                );
             }
         }
     }
@@ -977,11 +1040,18 @@ mod tests {
         let weights: Vec<f32> = random.units(256 * 16 * 9).into_iter().map(|x| x * scale).collect();
         let expected = plain_conv(&shape, &input, &weights);
         let image = blocked(level, 256, 144, &input);
-        for (tile, most) in [(WinogradTile::Two, 6e-7), (WinogradTile::Four, 9e-7), (WinogradTile::Six, 7e-6)] {
+        // Rounding to bfloat16 alone is 2.4e-3, of inputs and weights.
+        for (tile, operands, most) in [
+            (WinogradTile::Two, Operands::F32, 6e-7),
+            (WinogradTile::Four, Operands::F32, 9e-7),
+            (WinogradTile::Six, Operands::F32, 7e-6),
+            (WinogradTile::Two, Operands::Bf16, 4e-3),
+        ] {
             let problem = Conv {
                 shape,
+                operands,
                 input: &image,
-                filter: &packed(level, tile, &shape, &weights),
+                filter: &packed(level, tile, &shape, operands, &weights),
                 bias: None,
                 residual: Residual::None,
                 activation: Activation::Identity,
@@ -998,7 +1068,7 @@ mod tests {
     fn large_images_with_channels_are_worth_it_and_others_are_not() {
         let of = |channels: usize, side: usize| {
             let side = axis(side, 1, 1);
-            choose(&shape(channels, channels, side, side), WinogradTile::Four)
+            choose(&shape(channels, channels, side, side), Operands::F32, WinogradTile::Four)
         };
         assert_eq!(of(64, 56), Some(WinogradTile::Four));
         // Of more coefficients than caches keep.
@@ -1007,6 +1077,6 @@ mod tests {
         assert_eq!(of(8, 56), None);
         assert_eq!(of(64, 1), None);
         let strided = Axis { stride: 2, output: 28, ..axis(56, 1, 1) };
-        assert_eq!(choose(&shape(64, 64, strided, strided), WinogradTile::Four), None);
+        assert_eq!(choose(&shape(64, 64, strided, strided), Operands::F32, WinogradTile::Four), None);
     }
 }

@@ -7,8 +7,8 @@ use std::{path::Path, process::Command};
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// Where Debian's cross compiler keeps the libraries of the target.
 const LIBRARIES: &str = "/usr/aarch64-linux-gnu";
-/// Armv8.0 without any extension, and everything that QEMU knows; with the rung of the ladder that is theirs.
-const PROCESSORS: [(&str, &str); 2] = [("cortex-a57", "neon"), ("max", "neonbf16")];
+/// Armv8.0 without any extension, one with products of bytes, and everything that QEMU knows; with the rung of the ladder that is theirs.
+const PROCESSORS: [(&str, &str); 3] = [("cortex-a57", "neon"), ("cortex-a76", "neondot"), ("max", "neonbf16")];
 
 pub fn emulate(only: &str) -> Result<()> {
     install(&["qemu-user-static", "gcc-aarch64-linux-gnu"])?;

@@ -12,7 +12,7 @@ use cutover_graph::{
     ops::{Facts, InferContext},
     plan::arena::{Interval, place},
 };
-use cutover_kernels::cpu::{half::HalfType, quantized::Quantization};
+use cutover_kernels::cpu::{conv::Operands, half::HalfType, quantized::Quantization};
 use cutover_tensor::{DType, Shape, Tensor};
 use std::{
     collections::{HashMap, HashSet},
@@ -80,6 +80,8 @@ pub(super) struct Held {
     pub plain: Option<Buffer>,
     /// `[n][ceil(c/16)][pixels][16]`, for images.
     pub blocked: Option<Buffer>,
+    /// As blocked, rounded to bfloat16, in words of two channels.
+    pub narrowed: Option<Buffer>,
     /// A strided view of another value's row-major buffer, not copied yet.
     pub strided: Option<Strided>,
     /// The quantized bytes that it is made of, not made yet.
@@ -651,6 +653,32 @@ impl Builder<'_> {
         let reorder = lower::layout::Reorder { to_blocked: true, images, channels, pixels, from, to };
         let kernel = std::mem::replace(&mut self.kernel, "layout");
         self.push(Lowered::Reorder(reorder), &[from], &[to]);
+        self.kernel = kernel;
+        Ok(to)
+    }
+
+    /// The image `id` as a convolution of such operands reads it, made so if it is not.
+    pub fn image_in(&mut self, id: ValueId, operands: Operands) -> Result<Buffer, NoPlan> {
+        match operands {
+            Operands::F32 => self.blocked(id),
+            Operands::Bf16 => self.narrowed(id),
+        }
+    }
+
+    /// The image `id` blocked and in bfloat16, made so if it is not.
+    fn narrowed(&mut self, id: ValueId) -> Result<Buffer, NoPlan> {
+        if let Some(buffer) = self.held(id).narrowed {
+            return Ok(buffer);
+        }
+        let from = self.blocked(id)?;
+        let (images, channels, pixels) = self.image(id);
+        let len = cutover_kernels::cpu::layout::blocked_len(channels, pixels) / 2;
+        let to = self.new_floats(images.saturating_mul(len))?;
+        self.held[id.index()].narrowed = Some(to);
+        self.buffers[to.0 as usize].holders.push(id);
+        let narrow = lower::layout::Narrow { images, channels, pixels, from, to };
+        let kernel = std::mem::replace(&mut self.kernel, "rounding to bf16");
+        self.push(Lowered::Narrow(narrow), &[from], &[to]);
         self.kernel = kernel;
         Ok(to)
     }

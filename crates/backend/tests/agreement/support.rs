@@ -14,7 +14,7 @@ pub fn seeds(count: u64) -> Range<u64> {
 
 /// The rungs of the dispatch ladder on every kind of machine; those that `CUTOVER_LEVELS` names, by commas, if it does.
 pub fn rungs() -> Vec<&'static str> {
-    let known = ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neonbf16"];
+    let known = ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot", "neonbf16"];
     let Ok(names) = std::env::var("CUTOVER_LEVELS") else { return known.into() };
     let rungs: Vec<_> = known.into_iter().filter(|rung| names.split(',').any(|name| name == *rung)).collect();
     assert!(!rungs.is_empty(), "CUTOVER_LEVELS names no rung: {names}");

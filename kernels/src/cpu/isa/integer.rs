@@ -7,6 +7,10 @@ pub trait Integers: Copy {
     type W: Copy;
     /// Whether products are best made of groups of four bytes ([`Integers::dot4`]), not of pairs of `i16`.
     const DOT4: bool;
+    /// Whether the first bytes of [`Integers::dot4`] are signed, too.
+    const SIGNED: bool = false;
+    /// Whether they are better still made of squares of eight bytes ([`Integers::square`]); vectors have four lanes there.
+    const SQUARES: bool = false;
 
     fn splat_w(self, x: i32) -> Self::W;
     /// # Safety
@@ -15,14 +19,71 @@ pub trait Integers: Copy {
     /// # Safety
     /// As many values as lanes are writable at `p`.
     unsafe fn store_w(self, p: *mut i32, w: Self::W);
+    /// Wrapping.
+    fn add_w(self, a: Self::W, b: Self::W) -> Self::W;
     /// Of every bit, whether the two differ in it.
     fn xor_w(self, a: Self::W, b: Self::W) -> Self::W;
     /// `w << up >> down`, the sign kept on the way down: a field of bits as a signed number. Less than 32 either.
     fn shift_w(self, w: Self::W, up: u32, down: u32) -> Self::W;
     /// Lane by lane `sum + a₀b₀ + a₁b₁` of pairs of `i16`, wrapping.
     fn dot2(self, sum: Self::W, a: Self::W, b: Self::W) -> Self::W;
-    /// Lane by lane `sum + a₀b₀ + … + a₃b₃`, where a has unsigned bytes and b signed ones; wrapping, nothing saturates.
+    /// Lane by lane `sum + a₀b₀ + … + a₃b₃`, where a has unsigned bytes (signed ones where [`Integers::SIGNED`]) and b signed ones; wrapping, nothing
+    /// saturates.
     fn dot4(self, sum: Self::W, a: Self::W, b: Self::W) -> Self::W;
+
+    /// Two rows of two words.
+    /// # Safety
+    /// They are readable at either place.
+    #[inline(always)]
+    unsafe fn load_rows_w(self, rows: [*const i32; 2]) -> Self::W {
+        let mut words = [0; 16];
+        // SAFETY: the caller; sixteen values are as many as lanes at least.
+        unsafe {
+            for (row, words) in rows.into_iter().zip(words.chunks_exact_mut(2)) {
+                words.copy_from_slice(&row.cast::<[i32; 2]>().read_unaligned());
+            }
+            self.load_w(words.as_ptr())
+        }
+    }
+
+    /// Of four lanes, `sum₂ᵢ₊ⱼ + aᵢ · bⱼ`: a has two rows of eight unsigned bytes, b of eight signed ones; wrapping, nothing saturates.
+    #[inline(always)]
+    fn square(self, sum: Self::W, a: Self::W, b: Self::W) -> Self::W {
+        let [mut sum, a, b] = [sum, a, b].map(|w| self.to_lanes_w(w));
+        let bytes = |words: &[i32]| -> [u8; 8] {
+            let [low, high] = [words[0].to_le_bytes(), words[1].to_le_bytes()];
+            std::array::from_fn(|i| if i < 4 { low[i] } else { high[i - 4] })
+        };
+        for (at, sum) in sum[..4].iter_mut().enumerate() {
+            let (a, b) = (bytes(&a[at / 2 * 2..]), bytes(&b[at % 2 * 2..]));
+            let products = (0..8).map(|k| i32::from(a[k]) * i32::from(b[k] as i8));
+            *sum = sum.wrapping_add(products.sum::<i32>());
+        }
+        // SAFETY: sixteen values are as many as lanes at least.
+        unsafe { self.load_w(sum.as_ptr()) }
+    }
+
+    /// Of four lanes, what two squares beside each other have in their first row, and in their second.
+    #[inline(always)]
+    fn rows_of_squares(self, left: Self::W, right: Self::W) -> [Self::W; 2] {
+        let [left, right] = [left, right].map(|w| self.to_lanes_w(w));
+        [0, 2].map(|row| {
+            let mut lanes = [0; 16];
+            lanes[..2].copy_from_slice(&left[row..row + 2]);
+            lanes[2..4].copy_from_slice(&right[row..row + 2]);
+            // SAFETY: sixteen values are as many as lanes at least.
+            unsafe { self.load_w(lanes.as_ptr()) }
+        })
+    }
+
+    /// The lanes, the first of 16.
+    #[inline(always)]
+    fn to_lanes_w(self, w: Self::W) -> [i32; 16] {
+        let mut lanes = [0; 16];
+        // SAFETY: sixteen values are as many as lanes at least.
+        unsafe { self.store_w(lanes.as_mut_ptr(), w) };
+        lanes
+    }
 }
 
 impl Integers for Scalar {
@@ -44,6 +105,11 @@ impl Integers for Scalar {
     unsafe fn store_w(self, p: *mut i32, w: [i32; 4]) {
         // SAFETY: the caller.
         unsafe { p.cast::<[i32; 4]>().write_unaligned(w) }
+    }
+
+    #[inline(always)]
+    fn add_w(self, a: [i32; 4], b: [i32; 4]) -> [i32; 4] {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
 
     #[inline(always)]
@@ -100,6 +166,12 @@ mod x86 {
         unsafe fn store_w(self, p: *mut i32, w: __m256i) {
             // SAFETY: the token; the caller.
             unsafe { _mm256_storeu_si256(p.cast(), w) }
+        }
+
+        #[inline(always)]
+        fn add_w(self, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: the token.
+            unsafe { _mm256_add_epi32(a, b) }
         }
 
         #[inline(always)]
@@ -165,6 +237,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn add_w(self, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: the token.
+            unsafe { _mm512_add_epi32(a, b) }
+        }
+
+        #[inline(always)]
         fn xor_w(self, a: __m512i, b: __m512i) -> __m512i {
             // SAFETY: the token.
             unsafe { _mm512_xor_si512(a, b) }
@@ -204,15 +282,17 @@ mod x86 {
 
 #[cfg(target_arch = "aarch64")]
 mod arm {
-    use super::super::neon::Neon;
+    use super::super::neon::{DOT_PRODUCT, MATRICES, Neon};
     use super::Integers;
     use std::arch::aarch64::*;
 
     // SAFETY, for every block of this impl: the token proves Advanced SIMD; memory is vouched for by the caller.
     #[allow(unused_unsafe)]
-    impl<const BF16: bool> Integers for Neon<BF16> {
+    impl<const EXTENSIONS: u8> Integers for Neon<EXTENSIONS> {
         type W = int32x4_t;
-        const DOT4: bool = false;
+        const DOT4: bool = EXTENSIONS >= DOT_PRODUCT;
+        const SIGNED: bool = EXTENSIONS == DOT_PRODUCT;
+        const SQUARES: bool = EXTENSIONS >= MATRICES;
 
         #[inline(always)]
         fn splat_w(self, x: i32) -> int32x4_t {
@@ -230,6 +310,12 @@ mod arm {
         unsafe fn store_w(self, p: *mut i32, w: int32x4_t) {
             // SAFETY: the token; the caller.
             unsafe { vst1q_s32(p, w) }
+        }
+
+        #[inline(always)]
+        fn add_w(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            // SAFETY: the token.
+            unsafe { vaddq_s32(a, b) }
         }
 
         #[inline(always)]
@@ -255,7 +341,60 @@ mod arm {
         }
 
         #[inline(always)]
+        unsafe fn load_rows_w(self, rows: [*const i32; 2]) -> int32x4_t {
+            // SAFETY: the token; the caller.
+            unsafe { vcombine_s32(vld1_s32(rows[0]), vld1_s32(rows[1])) }
+        }
+
+        #[inline(always)]
+        fn square(self, sum: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            let mut sum = sum;
+            // SAFETY: the token, where this is called.
+            unsafe {
+                std::arch::asm!(
+                    ".arch_extension i8mm",
+                    "usmmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
+                    inout(vreg) sum, in(vreg) a, in(vreg) b, options(pure, nomem, nostack),
+                );
+            }
+            sum
+        }
+
+        #[inline(always)]
+        fn rows_of_squares(self, left: int32x4_t, right: int32x4_t) -> [int32x4_t; 2] {
+            // SAFETY: the token.
+            unsafe {
+                let (left, right) = (vreinterpretq_s64_s32(left), vreinterpretq_s64_s32(right));
+                [vreinterpretq_s32_s64(vtrn1q_s64(left, right)), vreinterpretq_s32_s64(vtrn2q_s64(left, right))]
+            }
+        }
+
+        #[inline(always)]
         fn dot4(self, sum: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            if EXTENSIONS == DOT_PRODUCT {
+                let mut sum = sum;
+                // SAFETY: the token.
+                unsafe {
+                    std::arch::asm!(
+                        ".arch_extension dotprod",
+                        "sdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
+                        inout(vreg) sum, in(vreg) a, in(vreg) b, options(pure, nomem, nostack),
+                    );
+                }
+                return sum;
+            }
+            if EXTENSIONS >= MATRICES {
+                let mut sum = sum;
+                // SAFETY: the token.
+                unsafe {
+                    std::arch::asm!(
+                        ".arch_extension i8mm",
+                        "usdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
+                        inout(vreg) sum, in(vreg) a, in(vreg) b, options(pure, nomem, nostack),
+                    );
+                }
+                return sum;
+            }
             // The even bytes and the odd ones, as pairs of i16.
             // SAFETY: the token.
             unsafe {
@@ -280,19 +419,34 @@ mod tests {
 
     struct Dots<'a>(&'a [i32; 16], &'a [i32; 16]);
 
+    struct Products {
+        two: [i32; 16],
+        four: [i32; 16],
+        lanes: usize,
+        is_signed: bool,
+        /// The two rows of two squares beside each other.
+        squares: Option<[[i32; 16]; 2]>,
+    }
+
     impl Kernel for Dots<'_> {
-        type Output = ([i32; 16], [i32; 16], usize);
+        type Output = Products;
+        const OF_BYTES: bool = true;
 
         #[inline(always)]
         fn eval<I: Isa>(self, isa: I) -> Self::Output {
-            let (mut two, mut four) = ([0; 16], [0; 16]);
+            let (mut two, mut four, mut squares) = ([0; 16], [0; 16], None);
             // SAFETY: sixteen values are as many as lanes at least.
             unsafe {
                 let (a, b) = (isa.load_w(self.0.as_ptr()), isa.load_w(self.1.as_ptr()));
                 isa.store_w(two.as_mut_ptr(), isa.dot2(isa.splat_w(7), a, b));
                 isa.store_w(four.as_mut_ptr(), isa.dot4(isa.splat_w(-3), a, b));
+                if I::SQUARES || I::LANES == 4 {
+                    let rows = isa.load_rows_w([self.0.as_ptr(), self.0.as_ptr().add(2)]);
+                    let [left, right] = [b, a].map(|b| isa.square(isa.splat_w(5), rows, b));
+                    squares = Some(isa.rows_of_squares(left, right).map(|w| isa.to_lanes_w(w)));
+                }
             }
-            (two, four, I::LANES)
+            Products { two, four, lanes: I::LANES, is_signed: I::SIGNED, squares }
         }
     }
 
@@ -312,14 +466,23 @@ mod tests {
                 let (a, mut b) = (values(), values());
                 // The one sum of pairs that i32 does not hold is of no use: |i16| up to 32767.
                 b.iter_mut().for_each(|b| *b = (*b & 0x7fff_7fff) | 1);
-                let (two, four, lanes) = dispatch(level, Dots(&a, &b));
+                let Products { two, four, lanes, is_signed, squares } = dispatch(level, Dots(&a, &b));
                 for i in 0..lanes {
                     let pair = |x: i32| [x as i16 as i64, (x >> 16) as i64];
                     let expected: i64 = pair(a[i]).iter().zip(pair(b[i])).map(|(a, b)| a * b).sum();
                     assert_eq!(two[i], (7 + expected) as i32, "{}", level.name());
                     let bytes = a[i].to_le_bytes().into_iter().zip(b[i].to_le_bytes());
-                    let expected: i32 = bytes.map(|(a, b)| i32::from(a) * i32::from(b as i8)).sum();
+                    let first = |a: u8| if is_signed { i32::from(a as i8) } else { i32::from(a) };
+                    let expected: i32 = bytes.map(|(a, b)| first(a) * i32::from(b as i8)).sum();
                     assert_eq!(four[i], expected - 3, "{}", level.name());
+                }
+                for (at, row) in squares.iter().flatten().enumerate() {
+                    let bytes = |words: &[i32]| [words[0].to_le_bytes(), words[1].to_le_bytes()].concat();
+                    for (i, own) in [&b[..2], &b[2..], &a[..2], &a[2..]].into_iter().enumerate() {
+                        let pairs = bytes(&a[2 * at..]).into_iter().zip(bytes(own));
+                        let expected: i32 = pairs.map(|(a, b)| i32::from(a) * i32::from(b as i8)).sum();
+                        assert_eq!(row[i], expected + 5, "{}", level.name());
+                    }
                 }
             }
         }

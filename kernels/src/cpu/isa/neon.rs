@@ -7,14 +7,21 @@ use std::arch::aarch64::*;
 use super::Isa;
 use crate::cpu::dispatch::Kernel;
 
-/// Proof that this machine has Advanced SIMD; also its BF16 extension, where the parameter says so.
-#[derive(Clone, Copy, Debug)]
-pub struct Neon<const BF16: bool>(());
+/// Products of four bytes (FEAT_DotProd).
+pub const DOT_PRODUCT: u8 = 1;
+/// Those, and of matrices of bytes (FEAT_I8MM) and of pairs of bfloat16 (FEAT_BF16): Armv8.6.
+pub const MATRICES: u8 = 2;
 
-impl<const BF16: bool> Neon<BF16> {
-    pub fn new() -> Option<Neon<BF16>> {
-        ((!BF16 || std::arch::is_aarch64_feature_detected!("bf16")) && std::arch::is_aarch64_feature_detected!("neon"))
-            .then_some(Neon(()))
+/// Proof that this machine has Advanced SIMD; also its extensions, up to the one that the parameter names.
+#[derive(Clone, Copy, Debug)]
+pub struct Neon<const EXTENSIONS: u8>(());
+
+impl<const EXTENSIONS: u8> Neon<EXTENSIONS> {
+    pub fn new() -> Option<Neon<EXTENSIONS>> {
+        use std::arch::is_aarch64_feature_detected as has;
+        let has_dots = EXTENSIONS < DOT_PRODUCT || has!("dotprod");
+        let has_matrices = EXTENSIONS < MATRICES || has!("i8mm") && has!("bf16");
+        (has!("neon") && has_dots && has_matrices).then_some(Neon(()))
     }
 }
 
@@ -23,15 +30,23 @@ impl<const BF16: bool> Neon<BF16> {
 #[target_feature(enable = "neon")]
 #[inline(never)]
 unsafe fn outline_neon<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Neon::<false>(()))
+    kernel.eval(Neon::<0>(()))
 }
 
 /// # Safety
-/// The machine has Advanced SIMD with BF16.
-#[target_feature(enable = "neon,bf16")]
+/// The machine has Advanced SIMD with products of four bytes.
+#[target_feature(enable = "neon,dotprod")]
 #[inline(never)]
-unsafe fn outline_neon_bf16<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Neon::<true>(()))
+unsafe fn outline_neon_dot<K: Kernel>(kernel: K) -> K::Output {
+    kernel.eval(Neon::<DOT_PRODUCT>(()))
+}
+
+/// # Safety
+/// The machine has Advanced SIMD with all that [`MATRICES`] stands for.
+#[target_feature(enable = "neon,dotprod,i8mm,bf16")]
+#[inline(never)]
+unsafe fn outline_neon_matrices<K: Kernel>(kernel: K) -> K::Output {
+    kernel.eval(Neon::<MATRICES>(()))
 }
 
 const ROOT_HALF_BITS: i32 = 0x3f35_04f3;
@@ -49,7 +64,7 @@ macro_rules! lanewise {
 }
 
 // SAFETY, for every block of this impl: the token proves Advanced SIMD; memory is vouched for by the caller.
-impl<const BF16: bool> Isa for Neon<BF16> {
+impl<const EXTENSIONS: u8> Isa for Neon<EXTENSIONS> {
     type V = float32x4_t;
     type M = uint32x4_t;
     const LANES: usize = 4;
@@ -84,7 +99,13 @@ impl<const BF16: bool> Isa for Neon<BF16> {
     #[inline(always)]
     fn outline<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token.
-        unsafe { if BF16 { outline_neon_bf16(kernel) } else { outline_neon(kernel) } }
+        unsafe {
+            match EXTENSIONS {
+                0 => outline_neon(kernel),
+                DOT_PRODUCT => outline_neon_dot(kernel),
+                _ => outline_neon_matrices(kernel),
+            }
+        }
     }
 
     #[inline(always)]
@@ -167,8 +188,31 @@ impl<const BF16: bool> Isa for Neon<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::V) {
+        // SAFETY: the token; the caller vouches for four halves.
+        unsafe {
+            let halves = if EXTENSIONS >= MATRICES {
+                let halves: uint16x4_t;
+                std::arch::asm!(
+                    ".arch_extension bf16",
+                    "bfcvtn {0:v}.4h, {1:v}.4s",
+                    out(vreg) halves, in(vreg) v, options(pure, nomem, nostack),
+                );
+                halves
+            } else {
+                let bits = vreinterpretq_u32_f32(v);
+                let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+                let nearest = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+                let quiet = vorrq_u32(bits, vdupq_n_u32(0x40_0000));
+                vshrn_n_u32::<16>(vbslq_u32(vceqq_f32(v, v), nearest, quiet))
+            };
+            vst1_u16(p, halves);
+        }
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sum: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        if !BF16 {
+        if EXTENSIONS < MATRICES {
             return self.dot_bf16_widened(sum, a, b);
         }
         let mut sum = sum;

@@ -569,6 +569,26 @@ impl<const VNNI: bool, const BF16: bool> Isa for Avx512<VNNI, BF16> {
     }
 
     #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::V) {
+        // SAFETY: the token; the caller vouches for sixteen halves. Both types are 256 bits.
+        unsafe {
+            let halves = match BF16 {
+                // Subnormal numbers become 0.
+                true => std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)),
+                false => {
+                    let bits = _mm512_castps_si512(v);
+                    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                    let nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                    let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                    let bits = _mm512_mask_or_epi32(nearest, is_nan, bits, _mm512_set1_epi32(0x40_0000));
+                    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits))
+                }
+            };
+            _mm256_storeu_si256(p.cast(), halves);
+        }
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sum: Self::V, a: Self::V, b: Self::V) -> Self::V {
         if !BF16 {
             return self.dot_bf16_widened(sum, a, b);

@@ -13,7 +13,7 @@ use cutover_graph::{
 };
 use cutover_kernels::cpu::{
     Activation, BLOCK, IsaLevel, Residual,
-    conv::{self, ConvShape},
+    conv::{self, ConvShape, Operands},
     conv_first::{self, FirstShape},
     depthwise::{self, DepthwiseShape},
     half::HalfType,
@@ -29,7 +29,8 @@ pub(in crate::cpu) struct ConvStep {
     shape: ConvShape,
     /// Direct, or by tiles of Winograd's.
     tile: Option<WinogradTile>,
-    /// What the filter is held in, if not f32; of one group, direct.
+    operands: Operands,
+    /// What the filter of f32 operands is held in, if not f32; of one group, direct.
     half: Option<HalfType>,
     images: usize,
     input: Buffer,
@@ -154,10 +155,8 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Conv) -
     if !shape.supported() {
         return Ok(false);
     }
-    if residual.is_none()
-        && half::of_weights(builder, w).is_none()
-        && expanded::lower(builder, &shape, images, [x, w, output], bias, fused)?
-    {
+    let is_held_narrow = half::of_weights(builder, w).is_some() && half::operands(builder, w) == Operands::F32;
+    if residual.is_none() && !is_held_narrow && expanded::lower(builder, &shape, images, [x, w, output], bias, fused)? {
         return Ok(true);
     }
     let residual = residual.map(|r| builder.blocked(r)).transpose()?;
@@ -206,33 +205,48 @@ fn push_conv(
     activation: Activation,
     output: ValueId,
 ) -> Result<bool, NoPlan> {
-    let half = if shape.groups == 1 { half::of_weights(builder, w) } else { None };
+    let operands = half::operands(builder, w);
+    let is_held_narrow = shape.groups == 1 && operands == Operands::F32;
+    let half = if is_held_narrow { half::of_weights(builder, w) } else { None };
     let tile = match builder.numerics {
         // Transformed filters lose more by rounding than filters do.
         _ if half.is_some() => None,
         // Transformed filters are larger than filters.
         _ if builder.device.memory == MemoryUse::Lean => None,
         Numerics::Strict => None,
-        Numerics::Default => winograd::choose(&shape, WinogradTile::Four),
-        Numerics::Relaxed => winograd::choose(&shape, WinogradTile::Six),
+        Numerics::Default => winograd::choose(&shape, operands, WinogradTile::Four),
+        Numerics::Relaxed => winograd::choose(&shape, operands, WinogradTile::Six),
     };
     if let Some(tile) = tile {
-        builder.name_kernel("Winograd convolution");
-        builder.need_workspace(winograd::winograd_workspace_len(tile, &shape));
+        builder.need_workspace(winograd::winograd_workspace_len(tile, &shape, operands));
     }
-    let filter = match tile.filter(|tile| tile.keeps_filter()) {
+    let name = match (tile, operands) {
+        (None, Operands::F32) => None,
+        (None, Operands::Bf16) => Some("convolution in bf16"),
+        (Some(_), Operands::F32) => Some("Winograd convolution"),
+        (Some(_), Operands::Bf16) => Some("Winograd convolution in bf16"),
+    };
+    if let Some(name) = name {
+        builder.name_kernel(name);
+    }
+    let filter = match tile.filter(|tile| tile.keeps_filter(operands)) {
         None if let Some(of) = half => pack_half(builder, of, w, &shape)?,
-        None => pack_direct(builder, w, &shape)?,
+        None => pack_direct(builder, w, &shape, operands)?,
         Some(tile) => {
-            let (level, len) = (builder.device.level, winograd::packed_winograd_len(tile, &shape));
+            let (level, len) = (builder.device.level, winograd::packed_winograd_len(tile, &shape, operands));
             // Rounding in `f64` is the same on every instruction set.
-            let how = format!("winograd {tile:?} {}", builder.shape(w));
-            pack_blocks(builder, w, how, &shape, len, |shape, w, p| winograd::pack_winograd(level, tile, shape, w, p))?
+            let how = format!("winograd {tile:?} {operands:?} {}", builder.shape(w));
+            pack_blocks(builder, w, how, &shape, len, |shape, w, p| {
+                winograd::pack_winograd(level, tile, shape, operands, w, p);
+            })?
         }
     };
-    let input = builder.blocked(x)?;
+    let input = match tile {
+        None => builder.image_in(x, operands)?,
+        Some(_) => builder.blocked(x)?,
+    };
     let to = builder.new_blocked(output)?;
-    let step = ConvStep { shape, tile, half, images, input, filter, bias, residual, activation, output: to };
+    let step = ConvStep { shape, tile, operands, half, images, input, filter, bias, residual, activation, output: to };
     builder.push(Lowered::Conv(step), &reads([input, filter], [bias, residual]), &[to]);
     Ok(true)
 }
@@ -242,12 +256,23 @@ fn reads(always: [Buffer; 2], sometimes: [Option<Buffer>; 2]) -> Vec<Buffer> {
 }
 
 /// Packs the weights `w` of a direct convolution.
-pub(super) fn pack_direct(builder: &mut Builder<'_>, w: ValueId, shape: &ConvShape) -> Result<Buffer, NoPlan> {
-    let how = format!("conv {} groups {} transposed {}", builder.shape(w), shape.groups, shape.transposed);
-    if shape.groups == 1 && !shape.transposed {
-        return pack_blocks(builder, w, how, shape, conv::packed_filter_len(shape), conv::pack_filter);
+pub(super) fn pack_direct(
+    builder: &mut Builder<'_>,
+    w: ValueId,
+    shape: &ConvShape,
+    operands: Operands,
+) -> Result<Buffer, NoPlan> {
+    let (level, len) = (builder.device.level, operands.words(conv::packed_filter_len(shape)));
+    let ConvShape { groups, transposed, .. } = *shape;
+    let how = format!("conv {} groups {groups} transposed {transposed} {operands:?}", builder.shape(w));
+    let fill = |shape: &ConvShape, weights: &[f32], packed: &mut [f32]| match operands {
+        Operands::F32 => conv::pack_filter(shape, weights, packed),
+        Operands::Bf16 => conv::pack_filter_bf16(level, shape, weights, packed),
+    };
+    if groups == 1 && !transposed {
+        return pack_blocks(builder, w, how, shape, len, fill);
     }
-    pack(builder, w, &how, conv::packed_filter_len(shape), |w, p| conv::pack_filter(shape, w, p))
+    pack(builder, w, &how, len, |w, p| fill(shape, w, p))
 }
 
 /// Packs the weights `w` of a depthwise convolution.
@@ -320,14 +345,16 @@ impl ConvStep {
         if let Some(of) = self.half {
             return self.run_widened(of, frame, worker, level);
         }
-        let (from, to) = (self.shape.input_len(), self.shape.output_len());
-        let units = match self.tile {
-            None => conv::conv_units(level, &self.shape),
-            Some(tile) => winograd::winograd_units(tile, &self.shape),
+        let ConvStep { shape, tile, operands, .. } = *self;
+        let to = shape.output_len();
+        let (from, units) = match tile {
+            None => (operands.words(shape.input_len()), conv::conv_units(level, &shape, operands)),
+            Some(tile) => (shape.input_len(), winograd::winograd_units(tile, &shape, operands)),
         };
         for (image, units) in per_image(self.images, units, worker) {
             let problem = conv::Conv {
-                shape: self.shape,
+                shape,
+                operands,
                 input: &frame.floats(self.input)[image * from..][..from],
                 filter: frame.floats(self.filter),
                 bias: self.bias.map(|b| frame.floats(b)),
@@ -337,7 +364,7 @@ impl ConvStep {
                 activation: self.activation,
             };
             let output = frame.output_at(self.output, image * to, to);
-            match self.tile {
+            match tile {
                 None => conv::conv(level, &problem, units, output),
                 Some(tile) => winograd::winograd(level, tile, &problem, units, output, worker.workspace),
             }
@@ -349,7 +376,7 @@ impl ConvStep {
     /// Block of outputs by block, of a filter that is held in 16 bits.
     fn run_widened(&self, of: HalfType, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
         let (from, to) = (self.shape.input_len(), self.shape.output_len());
-        let block_units = conv::conv_units(level, &of_one_block(&self.shape, 0));
+        let block_units = conv::conv_units(level, &of_one_block(&self.shape, 0), Operands::F32);
         let blocks = self.shape.channels_out.div_ceil(BLOCK);
         let plane = to / blocks;
         let filter_len = conv::packed_filter_len(&of_one_block(&self.shape, 0));
@@ -365,6 +392,7 @@ impl ConvStep {
                 let at = image * to + block * plane;
                 let problem = conv::Conv {
                     shape: of_one_block(&self.shape, block),
+                    operands: Operands::F32,
                     input: &frame.floats(self.input)[image * from..][..from],
                     filter,
                     bias: self.bias.map(|b| &frame.floats(b)[block * BLOCK..]),

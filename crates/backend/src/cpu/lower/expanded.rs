@@ -3,6 +3,7 @@
 use super::{
     Lowered, activation,
     conv::{of_op, pack_depthwise, pack_direct, two_axes},
+    half,
     layout::per_image,
 };
 use crate::cpu::{
@@ -12,7 +13,7 @@ use crate::cpu::{
 use cutover_graph::{Node, NodeId, Op, ValueId, ops};
 use cutover_kernels::cpu::{
     Activation, IsaLevel,
-    conv::ConvShape,
+    conv::{ConvShape, Operands},
     depthwise::DepthwiseShape,
     expanded::{self, ExpandedShape},
 };
@@ -26,6 +27,7 @@ const FEW_CHANNELS: usize = 32;
 
 pub(in crate::cpu) struct ExpandedStep {
     shape: ExpandedShape,
+    operands: Operands,
     images: usize,
     input: Buffer,
     expand_filter: Buffer,
@@ -84,17 +86,22 @@ pub(super) fn lower(
     let Op::Conv(ops::Conv { activation: fused, .. }) = &node.op else { return Ok(false) };
     let bias = node.inputs.get(2).copied().flatten().map(|bias| builder.plain(bias)).transpose()?;
     let Some(&Some(depthwise_w)) = node.inputs.get(1) else { return Ok(false) };
-    let expand_filter = pack_direct(builder, w, shape)?;
+    let operands = half::operands(builder, w);
+    let expand_filter = pack_direct(builder, w, shape, operands)?;
     let filter = pack_depthwise(builder, depthwise_w, &depthwise)?;
     let shape = ExpandedShape { channels_in: shape.channels_in, depthwise };
     builder.need_workspace(expanded::expanded_workspace_len(&shape));
-    builder.name_kernel("expanded depthwise convolution");
-    let input = builder.blocked(x)?;
+    builder.name_kernel(match operands {
+        Operands::F32 => "expanded depthwise convolution",
+        Operands::Bf16 => "expanded depthwise convolution in bf16",
+    });
+    let input = builder.image_in(x, operands)?;
     let to = builder.new_blocked(node.outputs[0])?;
     let activation = activation(*fused);
     let reads: Vec<Buffer> = [input, expand_filter, filter].into_iter().chain(expand_bias).chain(bias).collect();
     let step = ExpandedStep {
         shape,
+        operands,
         images,
         input,
         expand_filter,
@@ -116,10 +123,12 @@ impl ExpandedStep {
     }
 
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) {
-        let (from, to) = (self.shape.pointwise().input_len(), self.shape.depthwise.output_len());
+        let from = self.operands.words(self.shape.pointwise().input_len());
+        let to = self.shape.depthwise.output_len();
         for (image, units) in per_image(self.images, expanded::expanded_units(&self.shape), worker) {
             let problem = expanded::Expanded {
                 shape: self.shape,
+                operands: self.operands,
                 input: &frame.floats(self.input)[image * from..][..from],
                 expand_filter: frame.floats(self.expand_filter),
                 expand_bias: self.expand_bias.map(|b| frame.floats(b)),

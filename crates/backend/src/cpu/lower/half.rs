@@ -1,5 +1,5 @@
 //! Weights that are held in 16 bits (`--precision bf16`, `f16`): which ones, how they are packed, and how a step gets them back as the f32s that
-//! its kernel reads.
+//! its kernel reads; and what is computed with in bfloat16, where the processor multiplies pairs of it.
 //!
 //! A worker widens as much as one call of the kernel reads, in its workspace: a few panels of a product, one block of outputs of a convolution.
 
@@ -10,6 +10,7 @@ use crate::cpu::{
 use cutover_graph::ValueId;
 use cutover_kernels::cpu::{
     IsaLevel,
+    conv::Operands,
     half::{self, HalfType},
 };
 
@@ -22,6 +23,14 @@ pub(super) fn of_weights(builder: &Builder<'_>, id: ValueId) -> Option<HalfType>
     let (floats, _) = tensor.bytes().as_chunks();
     let is_held = floats.len() >= LEAST_ELEMENTS && floats.iter().all(|&bytes| of.holds(f32::from_ne_bytes(bytes)));
     is_held.then_some(of)
+}
+
+/// What a convolution with the weights `id` has its operands in.
+pub(super) fn operands(builder: &Builder<'_>, id: ValueId) -> Operands {
+    match of_weights(builder, id) {
+        Some(HalfType::Bf16) if builder.device.level.has_bf16() => Operands::Bf16,
+        _ => Operands::F32,
+    }
 }
 
 /// Floats of memory for so many halves.

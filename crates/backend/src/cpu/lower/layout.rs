@@ -1,4 +1,4 @@
-//! Between row-major and blocked images.
+//! Between row-major and blocked images, and from those in f32 to those in bfloat16.
 
 use crate::cpu::frame::{Buffer, Frame, Worker};
 use cutover_kernels::cpu::{IsaLevel, layout};
@@ -25,6 +25,27 @@ impl Reorder {
                 true => layout::nchw_to_blocked(level, channels, pixels, from, units, to),
                 false => layout::blocked_to_nchw(level, channels, pixels, from, units, to),
             }
+        }
+    }
+}
+
+/// Rounds every blocked image of a batch to bfloat16.
+pub(in crate::cpu) struct Narrow {
+    pub images: usize,
+    pub channels: usize,
+    pub pixels: usize,
+    pub from: Buffer,
+    pub to: Buffer,
+}
+
+impl Narrow {
+    pub fn run(&self, frame: &Frame<'_>, worker: &Worker<'_>, level: IsaLevel) {
+        let Narrow { images, channels, pixels, .. } = *self;
+        let len = layout::blocked_len(channels, pixels);
+        for (image, units) in per_image(images, layout::layout_units(channels, pixels), worker) {
+            let from = &frame.floats(self.from)[image * len..][..len];
+            let to = frame.output_at(self.to, image * len / 2, len / 2);
+            layout::narrow_image(level, channels, pixels, from, units, to);
         }
     }
 }

@@ -36,6 +36,7 @@ use cutover_tensor::DType;
 /// The steps there are. A `match` per step of a run, nothing virtual.
 pub(super) enum Lowered {
     Reorder(layout::Reorder),
+    Narrow(layout::Narrow),
     Conv(conv::ConvStep),
     FirstConv(conv::FirstStep),
     Depthwise(conv::DepthwiseStep),
@@ -108,6 +109,7 @@ impl Lowered {
     pub fn run(&self, frame: &Frame<'_>, worker: &mut Worker<'_>, level: IsaLevel) -> Result<(), RunError> {
         match self {
             Lowered::Reorder(step) => step.run(frame, worker, level),
+            Lowered::Narrow(step) => step.run(frame, worker, level),
             Lowered::Conv(step) => step.run(frame, worker, level),
             Lowered::FirstConv(step) => step.run(frame, worker, level),
             Lowered::Depthwise(step) => step.run(frame, worker, level),
