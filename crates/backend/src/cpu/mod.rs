@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub struct CpuOptions {
     /// Worker threads, the caller's included; 0 for as many as this process may use.
     pub threads: usize,
-    /// A lower rung of the dispatch ladder than the CPU offers: `avx512bf16`, `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `neondot`, `neonbf16`, `neon`, `scalar`.
+    /// A lower rung of the dispatch ladder than the CPU offers: `avx512bf16`, `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `neonbf16`, `neondot`, `neon`, `scalar`.
     pub isa: Option<String>,
     pub memory: MemoryUse,
 }
