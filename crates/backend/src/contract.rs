@@ -4,6 +4,7 @@ use crate::{CompileError, ResourceError, RunError};
 use cutover_graph::{Fact, Graph, Node, Plan, ops::EvalContext};
 use cutover_tensor::{DType, TensorView, TensorViewMut, Value};
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,6 +21,11 @@ pub trait Backend: Send + Sync {
 
     /// What the device can do at most, measured now, in some ten milliseconds; `None` where nobody knows how.
     fn measure_peak(&self) -> Option<Peak> {
+        None
+    }
+
+    /// Name and version of what drives the device, where there is such a thing: with another one, what was measured is no longer true.
+    fn driver(&self) -> Option<String> {
         None
     }
 
@@ -42,6 +48,11 @@ pub trait Executable: Send + Sync {
 
     /// Which kernel runs each node, and why.
     fn placement(&self) -> &Placement;
+
+    /// Why it is this backend's, where several were asked.
+    fn choice(&self) -> Option<&Choice> {
+        None
+    }
 
     fn session(self: Arc<Self>, memory: SessionMemory) -> Result<Box<dyn Session>, ResourceError>;
 }
@@ -129,6 +140,8 @@ pub struct RunContext<'a> {
     pub limits: RunLimits,
     /// Told how long every node took; measuring costs two clock reads a node.
     pub profiler: Option<&'a dyn Profiler>,
+    /// Told where a run's time went, by a backend whose device is apart from the host; such a run waits for the device between its phases.
+    pub phases: Option<&'a dyn PhaseObserver>,
 }
 
 impl RunContext<'_> {
@@ -179,6 +192,22 @@ impl Default for RunLimits {
 /// Receives measurements while a model runs.
 pub trait Profiler: Sync {
     fn record(&self, timing: OpTiming<'_>);
+}
+
+/// Receives what the parts of a run took, where the device is apart from the host.
+pub trait PhaseObserver: Sync {
+    fn record(&self, phase: Phase, duration: Duration);
+}
+
+/// A part of a run on a device of its own; what is none of these is the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Inputs to the device.
+    CopyIn,
+    /// From the first kernel to the last: by the device's clock where it has one, else until the host hears of its end.
+    Kernels,
+    /// Outputs to the host.
+    CopyOut,
 }
 
 /// How long one step took.
@@ -265,6 +294,51 @@ pub struct DeviceInfo {
     /// Instruction set or interface in use: `avx512`, `avx2`, `scalar`.
     pub isa: String,
     pub threads: usize,
+}
+
+/// Which of several backends a plan was compiled for, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// The one that was chosen.
+    pub device: DeviceInfo,
+    pub tried: Vec<Tried>,
+    /// Whether it was measured at an earlier load.
+    pub was_kept: bool,
+}
+
+impl fmt::Display for Choice {
+    /// `cpu, of cpu (…) 3.20 ms, wgpu (…) 5.10 ms, at least 1.00 ms; measured now`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, of ", self.device.backend)?;
+        for (number, tried) in self.tried.iter().enumerate() {
+            let separator = if number > 0 { ", " } else { "" };
+            write!(f, "{separator}{} ({})", tried.backend, tried.device)?;
+            let ms = |time: Duration| time.as_secs_f64() * 1e3;
+            if let Some(measured) = tried.measured {
+                write!(f, " {:.3} ms", ms(measured))?;
+            }
+            if let Some(predicted) = tried.predicted {
+                write!(f, " (predicted: at least {:.3} ms)", ms(predicted))?;
+            }
+            if !tried.note.is_empty() {
+                write!(f, " {}", tried.note)?;
+            }
+        }
+        write!(f, "; measured {}", if self.was_kept { "at an earlier load" } else { "now" })
+    }
+}
+
+/// A backend that a plan could be compiled for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tried {
+    pub backend: String,
+    pub device: String,
+    /// The least time of a run, by what the plan has to do and the device can do at most.
+    pub predicted: Option<Duration>,
+    /// The median time of a run on made-up inputs.
+    pub measured: Option<Duration>,
+    /// Why it was not measured; empty where it was.
+    pub note: String,
 }
 
 /// Whether a backend runs a node.

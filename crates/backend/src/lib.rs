@@ -17,9 +17,9 @@ pub mod reference;
 pub mod wgpu;
 
 pub use contract::{
-    Backend, Binding, Cancellation, CompileOptions, DeviceInfo, Executable, Footprint, Input, Numerics, OpTiming,
-    Output, Peak, PlacedNode, Placement, Precision, Profiler, RunContext, RunLimits, Session, SessionMemory, Signature,
-    Support, Work,
+    Backend, Binding, Cancellation, Choice, CompileOptions, DeviceInfo, Executable, Footprint, Input, Numerics,
+    OpTiming, Output, Peak, Phase, PhaseObserver, PlacedNode, Placement, Precision, Profiler, RunContext, RunLimits,
+    Session, SessionMemory, Signature, Support, Tried, Work,
 };
 pub use cpu::{CpuOptions, MemoryUse, cpu};
 pub use error::{CompileError, ResourceError, RunError};

@@ -74,6 +74,10 @@ impl Backend for Partition {
         self.backends.preferred.measure_peak()
     }
 
+    fn driver(&self) -> Option<String> {
+        self.backends.preferred.driver()
+    }
+
     fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {
         let plan = crate::compose::compose(plan)?;
         let graph = plan.graph();

@@ -1,4 +1,5 @@
-//! Everything the `cutover` command does. Exit codes: 0 done, 1 the answer is no, 2 an error.
+//! Everything the `cutover` command does. Exit codes: 0 done, 1 the answer is no, 2 an error, 3 an assertion of `bench` does not hold,
+//! 130 interrupted.
 
 mod commands;
 mod evidence;
@@ -17,12 +18,12 @@ use std::process::ExitCode;
 #[command(
     name = "cutover",
     version,
-    after_help = "Exit codes: 0 done, 1 the answer is no, 2 error.\nExample: cutover demo"
+    after_help = "Exit codes: 0 done, 1 the answer is no, 2 error; of bench also 3, an assertion does not hold, and 130, interrupted.\nExample: cutover demo"
 )]
 struct Arguments {
-    /// Prints one JSON document instead of text.
-    #[arg(long, global = true)]
-    json: bool,
+    /// Prints one JSON document instead of text; with =FILE, writes it there, and prints the text.
+    #[arg(long, global = true, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    json: Option<Option<std::path::PathBuf>>,
     #[command(subcommand)]
     command: commands::Command,
 }
@@ -32,6 +33,10 @@ struct Arguments {
 pub(crate) enum Verdict {
     Yes,
     No,
+    /// An assertion of `bench` does not hold.
+    Broken,
+    /// By the user; what was done until then is kept.
+    Interrupted,
 }
 
 /// Runs the command line of this process.
@@ -40,9 +45,12 @@ pub fn main() -> ExitCode {
     let level = filter.unwrap_or(tracing_subscriber::filter::LevelFilter::WARN);
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).init();
     let arguments = Arguments::parse();
-    match arguments.command.run(&output::Printer { json: arguments.json }) {
+    let printer = output::Printer { json: arguments.json == Some(None), file: arguments.json.flatten() };
+    match arguments.command.run(&printer) {
         Ok(Verdict::Yes) => ExitCode::SUCCESS,
         Ok(Verdict::No) => ExitCode::from(1),
+        Ok(Verdict::Broken) => ExitCode::from(3),
+        Ok(Verdict::Interrupted) => ExitCode::from(130),
         // Whoever reads this command's output has gone: nobody is left to be told.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -201,6 +201,34 @@ fn shapes(
     Ok((shapes, assumed))
 }
 
+/// The batch that inputs of `bindings` have where `wanted` is asked for: that one where a first axis varies, a fixed one where that is it or nothing else is asked for.
+///
+/// # Errors
+/// The input with another fixed one.
+pub(crate) fn batch_of(bindings: &[Binding], wanted: Option<usize>) -> Result<usize> {
+    let mut fixed = None;
+    for binding in bindings {
+        let dims = tensor_fact(binding)?.shape.as_deref().unwrap_or_default();
+        if dims.iter().any(|dim| symbols(std::slice::from_ref(dim)).iter().any(|s| is_batch(s))) {
+            return Ok(wanted.unwrap_or(1));
+        }
+        let Some(first) = dims.first().filter(|_| dims.len() >= 2) else { continue };
+        match first.as_const() {
+            Some(extent) if fixed.is_none() => fixed = usize::try_from(extent).ok().map(|extent| (extent, binding)),
+            Some(_) => {}
+            None => return Ok(wanted.unwrap_or(1)),
+        }
+    }
+    match (fixed, wanted) {
+        (Some((extent, binding)), Some(wanted)) if extent != wanted => {
+            bail!("input '{}' ({}) has a fixed batch of {extent}", binding.name, binding.fact)
+        }
+        (None, Some(wanted)) if wanted != 1 => bail!("no input has a batch"),
+        (Some((extent, _)), _) => Ok(extent),
+        (None, _) => Ok(1),
+    }
+}
+
 /// Whether a symbol is called as batches are.
 fn is_batch(symbol: &str) -> bool {
     let symbol = symbol.to_lowercase();
@@ -209,7 +237,7 @@ fn is_batch(symbol: &str) -> bool {
 
 /// Inputs of these shapes, and whether any of them holds integers that the limit is for.
 fn fill(bindings: &[Binding], shapes: &[Vec<usize>], integers_below: u64, seed: u64) -> Result<(Named, bool)> {
-    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut random = Random::new(seed);
     let mut inputs = Vec::with_capacity(bindings.len());
     let mut integers = false;
     for (binding, shape) in bindings.iter().zip(shapes) {
@@ -271,10 +299,19 @@ fn random_tensor(
     Ok(tensor)
 }
 
-/// xorshift64*: fast, seeded, and all that made-up inputs need.
-struct Random(u64);
+/// xorshift64*: fast, seeded, and all that made-up inputs and the order of measurements need.
+pub(crate) struct Random(u64);
 
 impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    /// An integer below `end`, which is at least 1.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -282,7 +319,8 @@ impl Random {
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11
     }
 
-    fn unit(&mut self) -> f64 {
+    /// From 0 to below 1.
+    pub fn unit(&mut self) -> f64 {
         self.next() as f64 / (1u64 << 53) as f64
     }
 }

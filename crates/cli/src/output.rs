@@ -1,17 +1,25 @@
 //! How commands print: text and tables for people, one JSON document for scripts.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::Value;
-use std::io::Write;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 pub(crate) struct Printer {
     pub json: bool,
+    /// Where the document goes besides.
+    pub file: Option<PathBuf>,
 }
 
 impl Printer {
-    /// Prints `document` where JSON was asked for, and `text` otherwise.
+    /// Prints `document` where JSON was asked for, and `text` otherwise; writes it to the file where there is one.
     pub fn print(&self, document: &Value, text: impl FnOnce() -> String) -> Result<()> {
+        if let Some(path) = &self.file {
+            write_whole(path, format!("{document:#}\n").as_bytes())?;
+        }
         let mut out = std::io::stdout().lock();
         match self.json {
             true => writeln!(out, "{}", serde_json::to_string_pretty(document)?)?,
@@ -19,6 +27,25 @@ impl Printer {
         }
         Ok(())
     }
+}
+
+/// Replaces a file at once: whoever stops the program, or reads meanwhile, finds a whole one. What is no regular file, as `/dev/stdout`, is
+/// written to.
+pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+    let at = || format!("cannot write {}", path.display());
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return std::fs::write(path, content).with_context(at);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".cutover");
+    // As any other file, not for the owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).with_context(at)?;
+    file.write_all(content).with_context(at)?;
+    file.persist(path).map_err(|e| e.error).with_context(at)?;
+    Ok(())
 }
 
 /// A table whose columns after the first are numbers, aligned to the right, where `numbers` says so.

@@ -23,6 +23,8 @@
 //!
 //! This crate is the whole of what embeds: no async runtime, no network, no training.
 
+mod auto;
+mod choices;
 mod model;
 
 pub use cutover_backend as backend;

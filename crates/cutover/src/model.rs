@@ -1,9 +1,13 @@
 //! From a file to answers.
 
-use crate::Error;
+use crate::{
+    Error,
+    auto::{Wall, fastest},
+    choices::Choices,
+};
 use cutover_backend::{
-    Backend, CompileError, CompileOptions, CpuOptions, Executable, Input, MemoryUse, Output, Placement, RunContext,
-    SessionMemory, Signature,
+    Backend, Choice, CompileError, CompileOptions, CpuOptions, Executable, Input, MemoryUse, Output, Placement,
+    RunContext, SessionMemory, Signature,
 };
 use cutover_graph::{
     Graph, Plan,
@@ -110,7 +114,7 @@ impl Model {
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The fastest there is in this build: the CPU.
+    /// The one that is fastest for the model, by measuring when it is compiled ([`CompiledModel::choice`]); the CPU where there is no other.
     #[default]
     Auto,
     Cpu,
@@ -143,7 +147,16 @@ impl Device {
     pub fn backend(self, options: &DeviceOptions) -> Result<Arc<dyn Backend>, Error> {
         match self {
             Device::Reference => Ok(cutover_backend::reference()),
-            Device::Auto | Device::Cpu => Ok(cutover_backend::cpu(cpu(options))?),
+            Device::Cpu => Ok(cutover_backend::cpu(cpu(options))?),
+            Device::Auto => {
+                let cpu = Device::Cpu.backend(options)?;
+                let others = gpus(options);
+                // Where there is nothing to choose, choosing costs nothing.
+                match others.is_empty() {
+                    true => Ok(cpu),
+                    false => Ok(fastest(cpu, others, Choices::of_user(), Wall::new())),
+                }
+            }
             #[cfg(feature = "wgpu")]
             Device::Wgpu => {
                 let gpu = cutover_backend::wgpu(cutover_backend::WgpuOptions { adapter: options.adapter.clone() })?;
@@ -156,6 +169,15 @@ impl Device {
             }
         }
     }
+}
+
+/// GPUs that answer, of those this build has backends for.
+fn gpus(options: &DeviceOptions) -> Vec<Arc<dyn Backend>> {
+    let devices: &[Device] = &[
+        #[cfg(feature = "wgpu")]
+        Device::Wgpu,
+    ];
+    devices.iter().filter_map(|device| device.backend(options).ok()).collect()
 }
 
 fn cpu(options: &DeviceOptions) -> CpuOptions {
@@ -198,6 +220,11 @@ impl CompiledModel {
     /// Which kernel runs each node, and why.
     pub fn placement(&self) -> &Placement {
         self.executable.placement()
+    }
+
+    /// Why it runs where it does, of a model compiled for [`Device::Auto`] where there was a choice.
+    pub fn choice(&self) -> Option<&Choice> {
+        self.executable.choice()
     }
 
     pub fn executable(&self) -> &Arc<dyn Executable> {

@@ -26,6 +26,11 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
 
     fn describe(&self) -> DeviceInfo;
 
+    /// Name and version of what drives the device.
+    fn version(&self) -> Option<String> {
+        None
+    }
+
     fn limits(&self) -> &Limits;
 
     fn measure_peak(&self) -> Option<Peak>;

@@ -6,8 +6,8 @@ use super::{
     plan::{self, NoPlan, PlannedOutput, Ready, ShapePlan, Source, Step},
 };
 use crate::{
-    CompileError, Executable, Footprint, Input, OpTiming, Output, PlacedNode, Placement, ResourceError, RunContext,
-    RunError, Session, SessionMemory, Signature,
+    CompileError, Executable, Footprint, Input, OpTiming, Output, Phase, PhaseObserver, PlacedNode, Placement,
+    ResourceError, RunContext, RunError, Session, SessionMemory, Signature,
     binding::{self, bind_inputs, check_outputs, check_result},
 };
 use cutover_graph::{Bindings, Fact, NodeId, OpError, Plan, TensorFact};
@@ -230,6 +230,7 @@ impl<D: Driver> Session for GpuSession<D> {
             context.check(&step.node)?;
         }
         let memory = self.memory_for(&ready, context)?;
+        let mut clock = PhaseClock { observer: context.phases, start: Instant::now() };
         for (at, (view, range)) in views.iter().zip(&plan.inputs).enumerate() {
             if range.is_none() {
                 continue;
@@ -242,6 +243,12 @@ impl<D: Driver> Session for GpuSession<D> {
             if !bytes.is_empty() {
                 driver.write(plan, memory, at, &bytes)?;
             }
+        }
+        if clock.is_watched() {
+            // Some drivers copy with the next submission: one of no steps.
+            driver.submit(&ready, memory, 0..0)?;
+            driver.wait(memory)?;
+            clock.end(Phase::CopyIn);
         }
         match context.profiler {
             None => driver.submit(&ready, memory, 0..plan.steps.len())?,
@@ -260,7 +267,33 @@ impl<D: Driver> Session for GpuSession<D> {
                 }
             }
         }
-        driver.read(memory, &mut |staged| hand_out(&executable, plan, staged, outputs))
+        if clock.is_watched() {
+            driver.wait(memory)?;
+            clock.end(Phase::Kernels);
+        }
+        driver.read(memory, &mut |staged| hand_out(&executable, plan, staged, outputs))?;
+        clock.end(Phase::CopyOut);
+        Ok(())
+    }
+}
+
+/// Tells an observer, where there is one, what the phases of a run take.
+struct PhaseClock<'a> {
+    observer: Option<&'a dyn PhaseObserver>,
+    start: Instant,
+}
+
+impl PhaseClock<'_> {
+    fn is_watched(&self) -> bool {
+        self.observer.is_some()
+    }
+
+    /// What has passed since the last phase ended was `phase`.
+    fn end(&mut self, phase: Phase) {
+        if let Some(observer) = self.observer {
+            observer.record(phase, self.start.elapsed());
+            self.start = Instant::now();
+        }
     }
 }
 

@@ -51,6 +51,10 @@ impl<D: Driver> Backend for Gpu<D> {
         self.device.driver.measure_peak()
     }
 
+    fn driver(&self) -> Option<String> {
+        self.device.driver.version()
+    }
+
     fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {
         if options.precision != Precision::F32 {
             let message = format!("the GPU computes as the model says, not in {:?}", options.precision);

@@ -29,6 +29,10 @@ impl Driver for Gpu {
         DeviceInfo { backend: Gpu::NAME, device, isa, threads: 1 }
     }
 
+    fn version(&self) -> Option<String> {
+        Some([self.info.driver.as_str(), self.info.driver_info.as_str()].join(" ").trim().to_string())
+    }
+
     fn limits(&self) -> &Limits {
         &self.limits
     }

@@ -1,6 +1,6 @@
 //! `cutover inspect`.
 
-use super::{DeviceArguments, ModelArguments};
+use super::{DeviceArguments, ModelArguments, choice_json, device_of};
 use crate::{
     Verdict,
     output::{Printer, bytes, table},
@@ -45,14 +45,15 @@ impl Arguments {
             (count + constant.tensor.element_count() as u64, bytes + constant.tensor.bytes().len() as u64)
         });
         let devices = match self.device.backend {
-            Device::Auto => vec![Device::Cpu, Device::Reference],
+            Device::Auto => vec![Device::Auto, Device::Reference],
             one => vec![one],
         };
         let mut backends = Vec::new();
         for device in devices {
             let backend = device.backend(&self.device.options())?;
             let compiled = model.compile_on(&*backend, &self.device.options().compile);
-            backends.push((backend.describe(), compiled));
+            let info = compiled.as_ref().map_or_else(|_| backend.describe(), |compiled| device_of(compiled, &*backend));
+            backends.push((info, compiled));
         }
         let placed = |placement: &Placement| -> BTreeMap<String, usize> {
             let mut kernels = BTreeMap::new();
@@ -78,6 +79,7 @@ impl Arguments {
                     "device": info.device,
                     "isa": info.isa,
                     "threads": info.threads,
+                    "choice": choice_json(compiled),
                     "kernels": placed(compiled.placement()),
                     "footprint_bytes": { "weights": compiled.executable().footprint().weight_bytes,
                         "session": compiled.executable().footprint().session_bytes },
@@ -107,6 +109,9 @@ impl Arguments {
                             bytes(footprint.weight_bytes),
                             bytes(footprint.session_bytes)
                         );
+                        if let Some(choice) = compiled.choice() {
+                            text += &format!("chosen: {choice}\n");
+                        }
                         let rows =
                             placed(compiled.placement()).into_iter().map(|(k, n)| vec![k, n.to_string()]).collect();
                         text += &table(&["kernel", "nodes"], rows, true);

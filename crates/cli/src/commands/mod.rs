@@ -24,14 +24,15 @@ use crate::{Verdict, output::Printer};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use cutover::{
-    Device, DeviceOptions, Model, OpenOptions,
-    backend::{CompileOptions, MemoryUse, Numerics, Precision},
+    CompiledModel, Device, DeviceOptions, Model, OpenOptions,
+    backend::{Backend, CompileOptions, DeviceInfo, MemoryUse, Numerics, Precision},
     graph::{
         onnx::{ImportOptions, Limits},
         passes::PassOptions,
     },
 };
-use std::path::PathBuf;
+use serde_json::{Value as Json, json};
+use std::{path::PathBuf, time::Duration};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -112,19 +113,26 @@ struct DeviceArguments {
     /// Threads of the CPU; one per core if left out.
     #[arg(long)]
     threads: Option<usize>,
-    /// A lower instruction set than the CPU has: avx512, avx2 or scalar.
-    #[arg(long)]
-    isa: Option<String>,
     /// f32; f16 or bf16 for weights of products and convolutions in 16 bits, which are half the memory, and rounded.
     #[arg(long, default_value = "f32", value_parser = precision)]
     precision: Precision,
+    #[command(flatten)]
+    details: DeviceDetails,
+}
+
+/// What few change about a device.
+#[derive(Args)]
+struct DeviceDetails {
+    /// A lower instruction set than the CPU has: avx512, avx2 or scalar.
+    #[arg(long)]
+    isa: Option<String>,
     /// How arithmetic may be rearranged: default; strict, for direct sums alone; relaxed, for Winograd's F(6×6, 3×3) too.
     #[arg(long, default_value = "default", value_parser = numerics)]
     numerics: Numerics,
     /// fast, or lean: the weights once and one arena, no more.
     #[arg(long, default_value = "fast", value_parser = memory)]
     memory: MemoryUse,
-    /// Refuses a model of which a node would not run on the backend asked for.
+    /// Refuses a model of which a node would not run on the backend asked for; a matrix then exits with 1 where a cell could not run.
     #[arg(long)]
     strict: bool,
     /// Which GPU, by a part of its name as `cutover devices` lists it.
@@ -138,6 +146,21 @@ fn numerics(text: &str) -> Result<Numerics, String> {
         "strict" => Ok(Numerics::Strict),
         "relaxed" => Ok(Numerics::Relaxed),
         _ => Err("expected default, strict or relaxed".to_string()),
+    }
+}
+
+fn numerics_name(numerics: Numerics) -> &'static str {
+    match numerics {
+        Numerics::Default => "default",
+        Numerics::Strict => "strict",
+        Numerics::Relaxed => "relaxed",
+    }
+}
+
+fn memory_name(memory: MemoryUse) -> &'static str {
+    match memory {
+        MemoryUse::Fast => "fast",
+        MemoryUse::Lean => "lean",
     }
 }
 
@@ -160,13 +183,14 @@ fn precision(text: &str) -> Result<Precision, String> {
 
 impl DeviceArguments {
     fn options(&self) -> DeviceOptions {
-        let compile = CompileOptions { precision: self.precision, numerics: self.numerics };
+        let details = &self.details;
+        let compile = CompileOptions { precision: self.precision, numerics: details.numerics };
         DeviceOptions {
             threads: self.threads,
-            isa: self.isa.clone(),
-            memory: self.memory,
-            strict: self.strict,
-            adapter: self.adapter.clone(),
+            isa: details.isa.clone(),
+            memory: details.memory,
+            strict: details.strict,
+            adapter: details.adapter.clone(),
             compile,
         }
     }
@@ -225,4 +249,25 @@ impl ModelArguments {
     fn name(&self) -> String {
         self.model.display().to_string()
     }
+}
+
+/// Which backend a model was compiled for, where it was chosen, else what `asked` says of itself.
+fn device_of(compiled: &CompiledModel, asked: &dyn Backend) -> DeviceInfo {
+    compiled.choice().map_or_else(|| asked.describe(), |choice| choice.device.clone())
+}
+
+/// Why a model runs where it does; null where nothing was chosen.
+fn choice_json(compiled: &CompiledModel) -> Json {
+    let Some(choice) = compiled.choice() else { return Json::Null };
+    let ms = |time: Option<Duration>| time.map(|time| time.as_secs_f64() * 1e3);
+    let tried = choice.tried.iter().map(|tried| {
+        json!({
+            "backend": tried.backend,
+            "device": tried.device,
+            "predicted_ms": ms(tried.predicted),
+            "measured_ms": ms(tried.measured),
+            "note": tried.note,
+        })
+    });
+    json!({ "backend": choice.device.backend, "kept": choice.was_kept, "tried": tried.collect::<Vec<_>>() })
 }

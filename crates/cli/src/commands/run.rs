@@ -13,7 +13,10 @@ use cutover::{
     backend::{RunContext, RunLimits},
 };
 use serde_json::{Map, Value as Json};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 #[derive(clap::Args)]
 #[command(
@@ -33,6 +36,9 @@ pub(crate) struct Arguments {
     /// Where to write the outputs, in any of those formats; printed if left out.
     #[arg(long)]
     outputs: Option<PathBuf>,
+    /// Says which backend runs the model, and why that one.
+    #[arg(long)]
+    verbose: bool,
     /// Bytes that the run may hold.
     #[arg(long, default_value_t = RunLimits::default().arena_bytes)]
     max_memory_bytes: u64,
@@ -48,6 +54,12 @@ impl Arguments {
             opened = opened.with_preprocessing(described, tokenizer.as_deref())?;
         }
         let model = opened.compile_with(self.device.backend, &self.device.options())?;
+        if self.verbose {
+            let nodes = &model.placement().nodes;
+            let backends: BTreeSet<&str> = nodes.iter().map(|node| node.backend).collect();
+            let chosen = model.choice().map_or(String::new(), |choice| format!("; chosen: {choice}"));
+            eprintln!("{} nodes on {}{chosen}", nodes.len(), backends.into_iter().collect::<Vec<_>>().join(" and "));
+        }
         let inputs = match raw::is_raw(&self.inputs) {
             true => {
                 let samples = raw::read(&self.inputs, usize::MAX)?;

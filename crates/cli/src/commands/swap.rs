@@ -1,7 +1,7 @@
 //! `cutover bench --swap A B`: what replacing a model under load costs.
 
 use super::{
-    bench::peak_rss_bytes,
+    bench::one::peak_rss_bytes,
     serve::{open_host, package_of},
 };
 use crate::{

@@ -152,7 +152,7 @@ fn broken_tensors_are_refused_by_name() {
 }
 
 /// `[1]` followed by the length and `bytes`: a field of a protobuf message.
-fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2][..], &varint(bytes.len() as u64), bytes].concat()
 }
 
@@ -167,7 +167,7 @@ fn varint(mut value: u64) -> Vec<u8> {
 }
 
 /// A model of one `node`, from `x [dims]` to `y`, of f32, with the initializers given.
-fn model(node: &[Vec<u8>], dims: &[u64], initializers: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn model(node: &[Vec<u8>], dims: &[u64], initializers: &[Vec<u8>]) -> Vec<u8> {
     let info = |name: &str, dims: Option<&[u64]>| {
         let dims = dims.into_iter().flatten().map(|&d| field(1, &[vec![8], varint(d)].concat()));
         let shape = field(2, &dims.collect::<Vec<_>>().concat());

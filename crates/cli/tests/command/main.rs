@@ -1,5 +1,6 @@
 //! The command as a user types it: what it prints, how it exits, and what it says of input that is wrong.
 
+mod bench;
 mod hostile;
 mod models;
 mod protocol;
