@@ -61,6 +61,15 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, numbers: bool) -> S
     table.to_string()
 }
 
+/// As [`table`] of numbers, without lines between rows.
+pub(crate) fn dense_table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let table = table(header, rows, true);
+    let lines: Vec<&str> = table.lines().collect();
+    let is_rule = |line: &str| line.chars().all(|c| c == '─');
+    let kept = lines.iter().enumerate().filter(|(at, line)| *at == 0 || at + 1 == lines.len() || !is_rule(line));
+    kept.map(|(_, line)| *line).collect::<Vec<_>>().join("\n")
+}
+
 /// Bytes in the unit that makes them readable.
 pub(crate) fn bytes(count: u64) -> String {
     match count {

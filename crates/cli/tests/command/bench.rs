@@ -69,7 +69,7 @@ fn a_matrix_measures_what_can_run_and_says_why_the_rest_can_not() {
         "--plot",
         &files[3],
     ];
-    let text = cutover(&line).done().says(&["median ms", "p99 ms", "items/s", "why not", "fixed batch of 2"]).stdout;
+    let text = cutover(line).done().says(&["median ms", "p99 ms", "items/s", "why not", "fixed batch of 2"]).stdout;
     let document = read(&files[0]);
     assert_eq!((&document["complete"], &document["rounds_done"]), (&json!(true), &json!(3)));
     assert_eq!(document["cells"].as_array().unwrap().len(), 2 * 3 * 2 * (2 + 1 + 1));
@@ -132,9 +132,10 @@ fn a_matrix_measures_what_can_run_and_says_why_the_rest_can_not() {
 fn requests_that_come_by_a_clock_are_answered_or_counted() {
     let document = cutover(&quick(&["--rate", "500", "--arrivals", "constant", "--json"])).done().json();
     let figures = &document["cells"][0]["figures"];
-    assert_eq!((&document["settings"]["rate"], &figures["unanswered"]), (&json!(500.0), &json!(0)));
-    // Ten milliseconds a round, at 500 a second.
-    assert!((8..=14).contains(&figures["runs"].as_u64().unwrap()), "{figures}");
+    assert_eq!(document["settings"]["rate"], 500.0);
+    // Ten milliseconds a round, at 500 a second. On a busy machine some have no answer, and none is forgotten.
+    let [runs, unanswered] = ["runs", "unanswered"].map(|name| figures[name].as_u64().unwrap());
+    assert!((10..=12).contains(&(runs + unanswered)), "{figures}");
     // More than anyone can answer: those without an answer are in the figures, with what they waited.
     let line = arguments![
         "bench",
@@ -150,7 +151,7 @@ fn requests_that_come_by_a_clock_are_answered_or_counted() {
         "20000",
         "--json",
     ];
-    let document = cutover(&line).done().json();
+    let document = cutover(line).done().json();
     let figures = &document["cells"][0]["figures"];
     assert!(figures["unanswered"].as_u64().unwrap() > 500, "{figures}");
     assert!(figures["latency_ms"]["median"].as_f64().unwrap() > 20.0, "{figures}");
@@ -176,7 +177,7 @@ fn a_matrix_has_an_exit_code_for_everything() {
         (&["--batch", "1000000"], &["65536"]),
         (&["--threads", "2000"], &["1024"]),
         (&["--rounds", "0"], &["--rounds 0"]),
-        (&["--rate", "-1"], &["--rate"]),
+        (&["--rate", "0"], &["--rate 0"]),
         (&["--rate", "nan"], &["--rate"]),
         (&["--timeout", "0"], &["--timeout"]),
         (&["--seconds", "inf"], &["--seconds"]),
@@ -194,7 +195,7 @@ fn a_matrix_has_an_exit_code_for_everything() {
         cutover(&quick(more)).refuses(parts);
     }
     cutover(&["bench", "--matrix", "nowhere.onnx"]).refuses(&["nowhere.onnx", "No such file"]);
-    cutover(&["bench"]).refuses(&["--matrix"]);
+    cutover(&["bench"]).refuses(&["<MODEL>"]);
     cutover(&["bench", &digits("v1"), "--backend", "cpu,reference"]).refuses(&["--backend", "--matrix"]);
     // A shape that no input has, and a model that is none, are the cells' affair.
     let folder = Folder::new();
@@ -257,7 +258,14 @@ fn measured(folder: &Folder) -> (String, Json) {
     ];
     let json = format!("--json={path}");
     cutover(&line.iter().copied().chain([json.as_str()]).collect::<Vec<_>>()).done();
-    let document = read(&path);
+    let mut document = read(&path);
+    // What a busy machine measures is left to it: these medians are one like the other, and none is there twice.
+    for (at, cell) in document["cells"].as_array_mut().unwrap().iter_mut().enumerate() {
+        for (number, round) in cell["rounds"].as_array_mut().unwrap().iter_mut().enumerate() {
+            round["median_ms"] = json!(1.0 + at as f64 + number as f64 / 100.0);
+        }
+    }
+    folder.write("before.json", document.to_string());
     (path, document)
 }
 
@@ -331,8 +339,9 @@ fn what_is_not_alike_is_not_compared() {
     other["cells"][1]["gap"] = json!("the dog ate it");
     other["cells"][0]["rounds"].as_array_mut().unwrap().truncate(3);
     let path = folder.write("missing.json", other.to_string());
-    let outcome = cutover(&["bench", "diff", &before, &path]).done().says(&["batch 4: only before (the dog ate it)"]);
-    assert!(outcome.stderr.contains("measure with more --rounds") || outcome.stderr.is_empty(), "{outcome:#?}");
+    cutover(&["bench", "diff", &before, &path]).done().says(&["batch 4: only before (the dog ate it)"]);
+    let outcome = cutover(&["bench", "diff", &path, &path]).done();
+    assert!(outcome.stderr.contains("1 of 1 cells have too few rounds"), "{outcome:#?}");
 }
 
 #[test]

@@ -22,8 +22,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Latencies that a round keeps: it ends with these.
-const SAMPLES_MAX: usize = 20_000;
 /// Runs that are timed node by node, or phase by phase, after the round.
 const PROFILED_RUNS: usize = 5;
 /// How long requests are waited for that came too fast, in rounds.
@@ -46,6 +44,8 @@ pub(super) struct Spec {
     pub seed: u64,
     /// Of measuring; warming up may take as long again.
     pub seconds: f64,
+    /// The round ends with so many latencies.
+    pub samples_max: usize,
     pub rate: Option<f64>,
     pub arrivals: Arrivals,
     /// Whether work and phases are looked at too.
@@ -104,7 +104,7 @@ impl Spec {
         let mut seconds = None;
         match self.rate {
             None => {
-                while latencies_ms.is_empty() || (start.elapsed() < round && latencies_ms.len() < SAMPLES_MAX) {
+                while latencies_ms.is_empty() || (start.elapsed() < round && latencies_ms.len() < self.samples_max) {
                     let start = Instant::now();
                     run()?;
                     latencies_ms.push(ms(start.elapsed()));
@@ -112,7 +112,7 @@ impl Spec {
             }
             Some(rate) => {
                 let mut random = Random::new(self.seed ^ 0xA771_7A15);
-                let due = schedule(rate, self.arrivals, self.seconds, SAMPLES_MAX, &mut random);
+                let due = schedule(rate, self.arrivals, self.seconds, self.samples_max, &mut random);
                 let served = serve(&due, round.mul_f64(1.0 + DRAIN_ROUNDS), &Wall(Instant::now()), &mut run)?;
                 (latencies_ms, unanswered, seconds) = (served.latencies_ms, served.unanswered, Some(served.seconds));
             }
@@ -185,7 +185,9 @@ fn work(backend: &dyn Backend, session: &mut Session, inputs: &Views<'_>) -> Res
         return Ok(None);
     }
     let peak = backend.measure_peak();
-    let least = peak.map(|peak| steps.iter().filter_map(|work| peak.share(*work, 1.0)).sum());
+    // What has no counted products is bound by what nobody counted, as integers' are.
+    let least =
+        peak.filter(|_| operations > 0).map(|peak| steps.iter().filter_map(|work| peak.share(*work, 1.0)).sum());
     Ok(Some(WorkDone {
         operations,
         bytes,

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Verdict,
-    output::{Printer, table},
+    output::{Printer, dense_table},
 };
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -29,6 +29,7 @@ use std::{
 pub(super) struct Arguments {
     /// What `cutover bench --matrix --json=FILE` wrote.
     before: PathBuf,
+    /// Another such file, later.
     now: PathBuf,
     /// A cell that has become slower by more than this, and not by chance, makes the command exit with 1.
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
@@ -147,11 +148,11 @@ impl Arguments {
     /// # Errors
     /// Files of different machines, or measured differently, unless forced.
     fn comparable(&self, before: &Document, now: &Document) -> Result<Vec<String>> {
-        let mut differ = now.machine.differences(&before.machine);
+        let mut differ = before.machine.differences(&now.machine);
         let (a, b) = (&before.settings, &now.settings);
         if (a.rate, a.arrivals) != (b.rate, b.arrivals) {
             let rate = |rate: Option<f64>| rate.map_or("none".to_string(), |rate| rate.to_string());
-            differ.push(format!("rate: {} and {}", rate(b.rate), rate(a.rate)));
+            differ.push(format!("rate: {} and {}", rate(a.rate), rate(b.rate)));
         }
         if !differ.is_empty() && !self.force {
             bail!("these are not to be compared, unless with --force: {}", differ.join("; "));
@@ -255,7 +256,7 @@ fn text(changes: &[Change], missing: &[String], mean: Option<f64>, coloured: boo
         ]
     };
     let head = ["cell", "before ms", "now ms", "ratio", "95 %", "p", ""];
-    let mut text = table(&head, changes.iter().map(row).collect(), true);
+    let mut text = dense_table(&head, changes.iter().map(row).collect());
     if coloured {
         text = text.lines().map(painted).collect::<Vec<_>>().join("\n");
     }

@@ -38,6 +38,11 @@ const BATCH_MAX: usize = 65_536;
 const THREADS_MAX: usize = 1024;
 /// What a cell's process may print.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
+/// Rounds of all cells together: what a file of them takes is bounded.
+const PROCESSES_MAX: usize = 100_000;
+/// Latencies that a cell keeps, and a round of it.
+const SAMPLES_MAX: usize = 200_000;
+const ROUND_SAMPLES_MAX: usize = 20_000;
 /// How often a running cell is looked after.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -117,8 +122,12 @@ impl Plan {
                 }
             }
         }
-        if keys.len() > CELLS_MAX {
-            bail!("{} cells, expected at most {CELLS_MAX}", keys.len());
+        if keys.len() > CELLS_MAX || keys.len() * matrix.rounds > PROCESSES_MAX {
+            bail!(
+                "{} cells in {} rounds, expected at most {CELLS_MAX} cells, and {PROCESSES_MAX} in all rounds",
+                keys.len(),
+                matrix.rounds
+            );
         }
         shapes_name_models(&arguments.shapes, &models)?;
         let assertions = matrix.assertions.iter().map(|text| Assertion::parse(text, METRICS)).collect::<Result<_>>()?;
@@ -269,6 +278,7 @@ impl Plan {
             shapes: shapes_of(&self.shapes, model, batch.unwrap_or(1)),
             seed: self.settings.seed,
             seconds: self.settings.seconds / self.settings.rounds as f64,
+            samples_max: (SAMPLES_MAX / self.settings.rounds).min(ROUND_SAMPLES_MAX),
             rate: self.settings.rate,
             arrivals: self.settings.arrivals,
             detail: round == 0,
@@ -289,7 +299,7 @@ fn measure(spec: &Spec, timeout: Duration, interrupted: &AtomicBool) -> Result<O
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
     let program = std::env::current_exe().map_err(|e| failed("this program's path", &e))?;
     let mut command = Command::new(program);
-    command.args(["bench", "--cell"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["bench", "--cell", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // An interrupt from the terminal is for this process: it ends the other.
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -331,8 +341,10 @@ fn measure(spec: &Spec, timeout: Duration, interrupted: &AtomicBool) -> Result<O
         Ok(Err(reason)) => Err(reason),
         Err(_) => {
             let errors = String::from_utf8_lossy(&errors);
-            let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-            Err(format!("its process ended ({status}): {}", last.chars().take(300).collect::<String>()))
+            let mut lines = errors.lines().filter(|line| !line.trim().is_empty());
+            let said = lines.clone().find(|line| line.contains("error") || line.contains("panicked"));
+            let said = said.or_else(|| lines.next_back()).unwrap_or("it said nothing");
+            Err(format!("its process ended ({status}): {}", said.chars().take(300).collect::<String>()))
         }
     }
 }

@@ -78,7 +78,7 @@ pub(crate) struct Arguments {
     matrix: Matrix,
     #[command(flatten)]
     swap: SwapArguments,
-    /// Measures a cell that is described on the standard input: what a matrix starts processes for.
+    /// Measures the cell that is described on the standard input, which stands for the model: what a matrix starts processes for.
     #[arg(long, hide = true)]
     cell: bool,
 }

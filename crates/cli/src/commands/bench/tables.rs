@@ -1,9 +1,12 @@
 //! A matrix as a table: for people, for documents, for spreadsheets.
 
 use super::document::{Arrivals, Cell, Document, Figures};
-use crate::output::{bytes, table, time_of};
+use crate::output::{bytes, dense_table, time_of};
 use anyhow::Result;
 use std::collections::BTreeMap;
+
+/// The last column, where cells have no figures.
+const WHY_NOT: &str = "why not";
 
 /// What a column is called, and what it shows of a cell.
 type Column = (&'static str, fn(&Cell) -> String);
@@ -26,8 +29,8 @@ const COLUMNS: &[Column] = &[
     ("host ms", |c| of(c, |f| f.phases.as_ref()?.host_ms.map(significant))),
     ("load ms", |c| of(c, |f| Some(significant(f.open_ms + f.compile_ms)))),
     ("first ms", |c| of(c, |f| Some(significant(f.first_ms)))),
-    ("GFLOP/s", |c| of(c, |f| f.work.as_ref().map(|work| significant(work.gflops_per_second)))),
-    ("GB/s", |c| of(c, |f| f.work.as_ref().map(|work| significant(work.gbytes_per_second)))),
+    ("GFLOP/s", |c| of(c, |f| f.work.as_ref().and_then(|work| rate(work.gflops_per_second)))),
+    ("GB/s", |c| of(c, |f| f.work.as_ref().and_then(|work| rate(work.gbytes_per_second)))),
     ("of roofline", |c| of(c, |f| f.work.as_ref()?.of_roofline.map(|share| format!("{:.0} %", 100.0 * share)))),
     ("memory", |c| of(c, |f| Some(bytes(f.peak_rss_bytes)))),
     ("J/item", |c| of(c, |f| f.energy_j_per_item.map(significant))),
@@ -38,6 +41,11 @@ const COLUMNS: &[Column] = &[
 
 fn of(cell: &Cell, value: impl Fn(&Figures) -> Option<String>) -> String {
     cell.figures.as_ref().and_then(value).unwrap_or_default()
+}
+
+/// Nothing where nobody counted.
+fn rate(per_second: f64) -> Option<String> {
+    (per_second > 0.0).then(|| significant(per_second))
 }
 
 /// Where the median lies; empty where the rounds are too few to say.
@@ -67,7 +75,7 @@ pub(super) fn rows(document: &Document) -> (Vec<&'static str>, Vec<Vec<String>>)
     let has_gaps = document.cells.iter().any(|cell| cell.figures.is_none());
     let mut head: Vec<&str> = shown.iter().map(|(name, _)| *name).collect();
     if has_gaps {
-        head.push("why not");
+        head.push(WHY_NOT);
     }
     let row = |cell: &Cell| {
         let mut row: Vec<String> = shown.iter().map(|(_, of)| of(cell)).collect();
@@ -127,16 +135,22 @@ pub(super) fn method(document: &Document) -> Vec<String> {
 }
 
 pub(super) fn text(document: &Document) -> String {
-    const WIDTH: usize = 90;
     let (head, mut rows) = rows(document);
-    // Reasons are long: as many lines as they need, under each other.
-    for row in rows.iter_mut().filter(|_| head.last() == Some(&"why not")) {
-        if let Some(reason) = row.last_mut() {
-            *reason = reason.chars().take(WIDTH).collect();
-        }
+    // Reasons are longer than a column is wide: they stand below, each once.
+    let mut reasons: Vec<String> = Vec::new();
+    for row in rows.iter_mut().filter(|_| head.last() == Some(&WHY_NOT)) {
+        let Some(reason) = row.last_mut().filter(|reason| !reason.is_empty()) else { continue };
+        let number = reasons.iter().position(|known| known == reason).unwrap_or_else(|| {
+            reasons.push(reason.clone());
+            reasons.len() - 1
+        });
+        *reason = format!("[{}]", number + 1);
     }
-    let mut text = table(&head, rows, true);
+    let mut text = dense_table(&head, rows);
     text.push('\n');
+    for (number, reason) in reasons.iter().enumerate() {
+        text += &format!("[{}] {reason}\n", number + 1);
+    }
     for line in notes(document).into_iter().chain(method(document)) {
         text += &format!("{line}\n");
     }
@@ -165,7 +179,7 @@ pub(super) fn markdown(document: &Document) -> String {
 }
 
 fn is_text(column: &str) -> bool {
-    matches!(column, "model" | "backend" | "precision" | "why not")
+    matches!(column, "model" | "backend" | "precision" | WHY_NOT)
 }
 
 /// A line a cell, with the numbers as they are.
