@@ -178,9 +178,9 @@ impl Scale {
     }
 }
 
+/// With two digits that count, and no zeros after them.
 fn tick_label(tick: f64) -> String {
-    let digits = (-tick.log10().floor()).max(0.0) as usize
-        + usize::from(tick < 10.0 && (tick * 2.0).fract() == 0.0 && tick.fract() != 0.0);
+    let digits = (1.0 - tick.log10().floor()).max(0.0) as usize;
     let text = format!("{tick:.digits$}");
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
 }
