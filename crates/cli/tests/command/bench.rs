@@ -186,7 +186,6 @@ fn a_matrix_has_an_exit_code_for_everything() {
         (&["--assert", "speed<=1ms"], &["'speed'", "p50"]),
         (&["--plot", "m.png"], &[".svg"]),
         (&["--shape", "image"], &["NAME=1x3x224x224"]),
-        (&["--shape", "other:image=1x1x8x8"], &["'other'", "model"]),
         (&["--csv", "nowhere/m.csv"], &["nowhere"]),
         (&["--json=nowhere/m.json"], &["nowhere"]),
         (&["--profile"], &["--profile"]),

@@ -159,6 +159,7 @@ impl Arguments {
         }
         let mut notes: Vec<String> = differ.into_iter().map(|difference| format!("differs, {difference}")).collect();
         for (document, path) in [(before, &self.before), (now, &self.now)] {
+            notes.extend(document.machine.was_busy().map(|busy| format!("{}: {busy}", path.display())));
             if !document.complete {
                 notes.push(format!(
                     "{} was interrupted after {} of {} rounds",

@@ -249,7 +249,9 @@ impl Cell {
                 self.notes.push(note);
             }
         }
-        self.work = self.work.take().or(measured.work);
+        // Products of integers are not counted: what is, would be a part that looks like the whole.
+        let counted = measured.work.filter(|_| self.key.precision != "int8");
+        self.work = self.work.take().or(counted);
         let phases = self.figures.take().and_then(|figures| figures.phases).or(measured.phases);
         let latency = Latency::of(&self.latencies_ms, &self.rounds);
         let of_rounds = |value: &dyn Fn(&Round) -> f64| median(&self.rounds.iter().map(value).collect::<Vec<_>>());

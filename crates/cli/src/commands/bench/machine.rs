@@ -113,6 +113,12 @@ impl Machine {
         pairs.filter(|(a, b)| a != b).map(|((name, a), (_, b))| format!("{name}: '{a}' and '{b}'")).collect()
     }
 
+    /// What says that figures of the time are not to be trusted much: others were at work when it began.
+    pub fn was_busy(&self) -> Option<String> {
+        let load = self.load_average.filter(|load| *load > 0.5 * self.usable_cores as f64)?;
+        Some(format!("the machine was busy: {load} processes on {} cores when this began", self.usable_cores))
+    }
+
     /// In a line, for people.
     pub fn summary(&self) -> String {
         let mut text = format!("{}, {} of {} cores", self.processor, self.usable_cores, self.cores);
@@ -219,6 +225,9 @@ mod tests {
         assert!(machine.hypervisor && !machine.counts_energy);
         assert_eq!((machine.memory_bytes, machine.frequency_mhz), (Some(2 << 20), Some([400.0, 3500.0])));
         assert!(machine.summary().contains("governor performance"), "{}", machine.summary());
+        assert_eq!(machine.was_busy(), None);
+        let busy = Machine { load_average: Some(3.5), usable_cores: 2, ..machine.clone() };
+        assert_eq!(busy.was_busy().unwrap(), "the machine was busy: 3.5 processes on 2 cores when this began");
         assert_eq!(machine.differences(&machine), [""; 0]);
         let other = Machine { features: vec!["avx2".into()], kernel: None, ..machine.clone() };
         assert_eq!(machine.differences(&other), ["features: 'fma avx2' and 'avx2'"]);

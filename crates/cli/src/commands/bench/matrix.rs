@@ -129,7 +129,9 @@ impl Plan {
                 matrix.rounds
             );
         }
-        shapes_name_models(&arguments.shapes, &models)?;
+        if let Some(shape) = arguments.shapes.iter().find(|shape| !shape.contains('=')) {
+            bail!("--shape {shape}: expected NAME=1x3x224x224, or MODEL:NAME=Nx3x224x224");
+        }
         let assertions = matrix.assertions.iter().map(|text| Assertion::parse(text, METRICS)).collect::<Result<_>>()?;
         Ok(Plan {
             models,
@@ -243,7 +245,7 @@ impl Plan {
             }
             bar.set_message(format!("{name}: to integers"));
             let target = folder.join(format!("{number}.onnx"));
-            let shapes = shapes_of(&self.shapes, name, 1);
+            let shapes = shapes_of(&self.shapes, &self.models, name, 1);
             let made = Model::open_with(path, &OpenOptions::default())
                 .map_err(anyhow::Error::from)
                 .and_then(|model| int8::quantize(&model, &shapes, self.settings.seed, &target));
@@ -275,7 +277,7 @@ impl Plan {
             adapter: self.details.adapter.clone(),
             strict: self.details.strict,
             batch: *batch,
-            shapes: shapes_of(&self.shapes, model, batch.unwrap_or(1)),
+            shapes: shapes_of(&self.shapes, &self.models, model, batch.unwrap_or(1)),
             seed: self.settings.seed,
             seconds: self.settings.seconds / self.settings.rounds as f64,
             samples_max: (SAMPLES_MAX / self.settings.rounds).min(ROUND_SAMPLES_MAX),
@@ -454,33 +456,13 @@ fn names(paths: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {
     Ok(named)
 }
 
-/// The model that a shape is for, where it names one, and the rest.
-fn shape_parts(text: &str) -> (Option<&str>, &str) {
-    match text.split_once('=').map_or(text, |(name, _)| name).split_once(':') {
-        Some((model, _)) => (Some(model), &text[model.len() + 1..]),
-        None => (None, text),
-    }
-}
-
-fn shapes_name_models(shapes: &[String], models: &BTreeMap<String, PathBuf>) -> Result<()> {
-    for shape in shapes {
-        if let (Some(model), _) = shape_parts(shape)
-            && !models.contains_key(model)
-        {
-            let names: Vec<&str> = models.keys().map(String::as_str).collect();
-            bail!("--shape {shape}: there is no model '{model}'; there is {}", names.join(", "));
-        }
-        if !shape.contains('=') {
-            bail!("--shape {shape}: expected NAME=1x3x224x224, or MODEL:NAME=Nx3x224x224");
-        }
-    }
-    Ok(())
-}
-
-/// Shapes for a model, with its batch for `N`.
-fn shapes_of(shapes: &[String], model: &str, batch: usize) -> Vec<String> {
-    let of_model = shapes.iter().map(|text| shape_parts(text)).filter(|(of, _)| of.is_none_or(|of| of == model));
-    let filled = of_model.map(|(_, shape)| {
+/// Shapes for `model`, with its batch for `N`. What stands before a colon is a model where one is called so, else a part of the input's name.
+fn shapes_of(shapes: &[String], models: &BTreeMap<String, PathBuf>, model: &str, batch: usize) -> Vec<String> {
+    let of_model = shapes.iter().filter_map(|text| match text.split_once(':') {
+        Some((of, shape)) if models.contains_key(of) => (of == model).then_some(shape),
+        _ => Some(text.as_str()),
+    });
+    let filled = of_model.map(|shape| {
         let (name, dims) = shape.rsplit_once('=').unwrap_or((shape, ""));
         let batch = batch.to_string();
         let dims: Vec<&str> = dims.split('x').map(|dim| if dim == "N" { batch.as_str() } else { dim }).collect();
@@ -511,9 +493,10 @@ mod tests {
 
     #[test]
     fn shapes_are_for_their_models_and_batches() {
-        let shapes = ["image=Nx3x8x8", "a:image=2x3x8x8", "b:x=Nx4"].map(String::from);
-        assert_eq!(shapes_of(&shapes, "a", 8), ["image=8x3x8x8", "image=2x3x8x8"]);
-        assert_eq!(shapes_of(&shapes, "b", 1), ["image=1x3x8x8", "x=1x4"]);
+        let models = ["a", "b"].map(|name| (name.to_string(), PathBuf::new())).into_iter().collect();
+        let shapes = ["image=Nx3x8x8", "a:image=2x3x8x8", "b:x:0=Nx4", "y:0=3"].map(String::from);
+        assert_eq!(shapes_of(&shapes, &models, "a", 8), ["image=8x3x8x8", "image=2x3x8x8", "y:0=3"]);
+        assert_eq!(shapes_of(&shapes, &models, "b", 1), ["image=1x3x8x8", "x:0=1x4", "y:0=3"]);
     }
 
     #[test]

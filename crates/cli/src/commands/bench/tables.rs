@@ -128,6 +128,7 @@ pub(super) fn method(document: &Document) -> Vec<String> {
         let arrivals = if settings.arrivals == Arrivals::Poisson { "Poisson" } else { "equally spaced" };
         lines.push(format!("{rate} requests a second, {arrivals}; latency from when a request was due"));
     }
+    lines.extend(document.machine.was_busy());
     if !document.machine.counts_energy {
         lines.push("energy: the system does not tell".to_string());
     }
