@@ -4,4 +4,5 @@
 //! slices that a backend calls. It allocates nothing, reads no environment and keeps no state.
 
 pub mod cpu;
+pub mod cuda;
 pub mod wgsl;

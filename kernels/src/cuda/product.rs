@@ -1,0 +1,394 @@
+//! Matrix products, and whatever is one once its operands are read from the right places: `C[z, m, n] = finish(Σ_k A[z, m, k] · B[z, k, n])`.
+//!
+//! # Which kernel, and of what tile
+//!
+//! Tensor cores (`product_tensor.cu`) for elements of 16 bits, for bytes, and for f32 where [`Precision::Tf32`] is asked for; else
+//! `product_plain.cu`. A tile is chosen by predicted clocks: blocks go over the multiprocessors in waves, and a block's step costs
+//! the most of what it multiplies, what its warps read from shared memory, and what it brings from the level-2 cache, but no less than the
+//! latency of memory over the stages under way. Where tiles are too few for the device, k is split over blocks; the parts lie in the workspace
+//! and a second kernel adds them in order, so a result is the same in every run.
+
+use super::{
+    Argument, Device, Element, Functions, Kernel, Launch, Precision, Refused,
+    text::{begin, check_count, check_grid, constant, index_text},
+};
+use std::fmt::Write;
+
+/// Which neighbours of a factor lie together in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Along k: `[m, k]` of the first factor, `[n, k]` of the second.
+    ByK,
+    /// Along the other axis: `[k, m]` of the first, `[k, n]` of the second.
+    ByOuter,
+}
+
+/// Where a factor's elements come from.
+#[derive(Clone, Debug)]
+pub enum Operand {
+    /// An array whose rows are `leading` elements apart, aligned to 16 bytes; its matrix for batch coordinates is `batch` elements away along
+    /// each (0: repeated). Of bytes, the order has to be [`Order::ByK`].
+    Array { order: Order, leading: usize, batch: Vec<usize> },
+    /// `a_at` or `b_at` of [`Functions`]; the order says along which axis it is best asked.
+    Function { order: Order },
+}
+
+/// A product's description. Its inputs are `A` (0) and `B` (1), in [`Element`]s of `elements`; those of functions are not arguments.
+#[derive(Clone, Debug)]
+pub struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Extents of batch axes; the result is `[batch…, m, n]`, row-major.
+    pub batch: Vec<usize>,
+    pub a: Operand,
+    pub b: Operand,
+    /// Of A and B: the same, or u8 and i8.
+    pub elements: [Element; 2],
+    pub result: Element,
+    pub precision: Precision,
+    /// Whether `finish` gets the row as its channel, rather than the column.
+    pub channel_is_row: bool,
+    pub functions: Functions,
+}
+
+/// How a product is cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Elements of C a block computes, and along k at a time.
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Elements of C a warp (on tensor cores) or a thread (without) computes.
+    pub part_m: usize,
+    pub part_n: usize,
+    /// Tiles under way on tensor cores.
+    pub stages: usize,
+    /// Parts that k is split into.
+    pub splits: usize,
+}
+
+impl Product {
+    /// The kernel for the tile that the cost model prefers.
+    pub fn kernel(&self, device: Device) -> Result<Kernel, Refused> {
+        let core = self.core()?;
+        let (tile, _) = core.candidates(device)?.remove(0);
+        core.kernel(device, tile)
+    }
+
+    /// Tiles that a tuner may try with the clocks that are predicted of them, best first.
+    pub fn candidates(&self, device: Device) -> Result<Vec<(Tile, f64)>, Refused> {
+        self.core()?.candidates(device)
+    }
+
+    pub fn kernel_of(&self, device: Device, tile: Tile) -> Result<Kernel, Refused> {
+        self.core()?.kernel(device, tile)
+    }
+
+    fn core(&self) -> Result<Core, Refused> {
+        let count: usize = self.batch.iter().product();
+        let place = |operand: &Operand, outer: &str, extent: usize, element: Element| match operand {
+            Operand::Array { order, leading, batch } => {
+                let (fast, slow, along) = match order {
+                    Order::ByK => ("k", outer, self.k),
+                    Order::ByOuter => (outer, "k", extent),
+                };
+                let begin = index_text(&self.batch, batch, "z");
+                let text = format!(
+                    "at = {begin} + {slow} * {leading}u + {fast};\nreturn {outer} < {extent}u && k < {}u;",
+                    self.k
+                );
+                let copy = aligned(&[&[along, *leading], &batch[..]].concat(), element);
+                Factor { order: *order, copy, place: text }
+            }
+            Operand::Function { order } => {
+                Factor { order: *order, copy: 0, place: format!("return {outer} < {extent}u && k < {}u;", self.k) }
+            }
+        };
+        let (m, n) = (self.m, self.n);
+        Ok(Core {
+            m,
+            n,
+            k: self.k,
+            z: count,
+            a: place(&self.a, "m", m, self.elements[0]),
+            b: place(&self.b, "n", n, self.elements[1]),
+            elements: self.elements,
+            result: self.result,
+            precision: self.precision,
+            result_place: format!("(z * {m}u + m) * {n}u + n"),
+            result_aligned: n,
+            channel: if self.channel_is_row { "m" } else { "n" }.to_string(),
+            functions: self.functions.clone(),
+            name: "product",
+        })
+    }
+}
+
+/// How many bytes of neighbours lie together, aligned, where rows and matrices are multiples of `extents` elements apart and the last row
+/// ends after such a multiple: 16, 8, 4, or one element's.
+pub(super) fn aligned(extents: &[usize], element: Element) -> usize {
+    let fits = |bytes: usize| extents.iter().all(|&extent| (extent * element.bytes()).is_multiple_of(bytes));
+    [16, 8, 4].into_iter().find(|&bytes| bytes >= element.bytes() && fits(bytes)).unwrap_or(element.bytes())
+}
+
+/// A factor as text.
+pub(super) struct Factor {
+    pub order: Order,
+    /// Bytes that lie together; 0 where a function gives elements.
+    pub copy: usize,
+    /// Body of `bool place(u32 z, u32 m or n, u32 k, u32& at)`.
+    pub place: String,
+}
+
+/// A product whose factors and result lie wherever text says: what convolutions are, too.
+pub(super) struct Core {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub z: usize,
+    pub a: Factor,
+    pub b: Factor,
+    pub elements: [Element; 2],
+    pub result: Element,
+    pub precision: Precision,
+    /// Where element (z, m, n) of C lies, and what its channel is.
+    pub result_place: String,
+    pub channel: String,
+    /// C's elements lie together in groups of this many along n, each beginning at a multiple of it.
+    pub result_aligned: usize,
+    pub functions: Functions,
+    pub name: &'static str,
+}
+
+impl Core {
+    fn uses_tensor_cores(&self) -> bool {
+        self.elements[0] != Element::F32 || self.precision == Precision::Tf32
+    }
+
+    fn check(&self, device: Device) -> Result<(), Refused> {
+        let [a, b] = self.elements;
+        let is_sum = |of: &[Element]| of.contains(&self.result);
+        let fits = match (a, b) {
+            (Element::F32, Element::F32) => is_sum(&[Element::F32]),
+            (Element::F16, Element::F16) => is_sum(&[Element::F16, Element::F32]),
+            (Element::BF16, Element::BF16) => is_sum(&[Element::BF16, Element::F32]) && device.sm >= 80,
+            (Element::I8 | Element::U8, Element::I8) => {
+                let by_k = [&self.a, &self.b].iter().all(|factor| factor.order == Order::ByK);
+                is_sum(&[Element::I32, Element::I8, Element::U8]) && by_k
+            }
+            _ => false,
+        };
+        if !fits || (self.precision == Precision::Tf32 && device.sm < 80) {
+            let what = format!("{} · {} to {}", a.name(), b.name(), self.result.name());
+            return Err(Refused(format!("no product of {what} for compute capability {}", device.sm)));
+        }
+        for (what, count) in [
+            ("a first factor", self.z * self.m * self.k),
+            ("a second factor", self.z * self.k * self.n),
+            ("a product", self.z * self.m * self.n),
+        ] {
+            check_count(what, count)?;
+        }
+        Ok(())
+    }
+
+    pub fn candidates(&self, device: Device) -> Result<Vec<(Tile, f64)>, Refused> {
+        self.check(device)?;
+        let mut candidates = Vec::new();
+        for &tile in if self.uses_tensor_cores() { TENSOR_TILES } else { PLAIN_TILES } {
+            let element = self.elements[0].bytes();
+            // A step is 64 bytes along k on tensor cores.
+            let mut tile = Tile { k: if self.uses_tensor_cores() { 64 / element } else { tile.k }, ..tile };
+            if device.sm < 80 && self.uses_tensor_cores() {
+                tile.stages = 2;
+            }
+            if self.shared_bytes(tile) > device.shared_bytes as usize {
+                continue;
+            }
+            let steps = self.k.div_ceil(tile.k).max(1);
+            for splits in [1, 2, 4, 8, 16, 32] {
+                // Every part has steps of its own, and more than one.
+                let each = steps.div_ceil(splits);
+                if splits > 1 && (each < 2 || each * (splits - 1) >= steps) {
+                    continue;
+                }
+                let tile = Tile { splits, ..tile };
+                candidates.push((tile, self.clocks(device, tile)));
+            }
+        }
+        candidates.sort_by(|(_, a), (_, b)| a.total_cmp(b));
+        Ok(candidates)
+    }
+
+    /// Clocks that the product takes, after the model at the head of this file.
+    fn clocks(&self, device: Device, tile: Tile) -> f64 {
+        const LEVEL2_BYTES: f64 = 32.0; // a clock and multiprocessor
+        const SHARED_BYTES: f64 = 128.0;
+        const LATENCY: f64 = 700.0;
+        const LAUNCH: f64 = 3000.0;
+        let element = self.elements[0].bytes();
+        let blocks = (self.m.div_ceil(tile.m) * self.n.div_ceil(tile.n) * self.z * tile.splits) as f64;
+        let sms = f64::from(device.multiprocessors);
+        let (m, n, k) = (tile.m as f64, tile.n as f64, tile.k as f64);
+        let bytes = (m + n) * k * element as f64;
+        let (rate, read, resident) = if self.uses_tensor_cores() {
+            // Multiplications a clock of f16 by `mma.sync`.
+            let rate = match device.sm {
+                90.. => 1280.0,
+                80 => 1024.0,
+                _ => 512.0,
+            };
+            let warps = (tile.m / tile.part_m * (tile.n / tile.part_n)) as f64;
+            let read = warps * (tile.part_m + tile.part_n) as f64 * k * element as f64;
+            let most = device.shared_bytes as usize / self.shared_bytes(tile).max(1);
+            (rate * 2.0 / element as f64, read, most.min(2048 / (32 * warps as usize)).min(3))
+        } else {
+            let rate = if matches!(device.sm, 75 | 80) { 64.0 } else { 128.0 };
+            let threads = m * n / (tile.part_m * tile.part_n) as f64;
+            let read = threads * (tile.part_m as f64 / 8.0 + tile.part_n as f64 / 4.0) * 4.0 * k;
+            (rate * 0.85, read, (1024.0 / threads) as usize)
+        };
+        let waves = (blocks / sms).ceil();
+        let together = waves.min(resident.max(1) as f64);
+        // One block alone waits for memory at every step, unless more are under way.
+        let wait = LATENCY / (tile.stages.max(2) - 1) as f64 / together;
+        let busy = (m * n * k / rate).max((read + bytes) / SHARED_BYTES).max(bytes / LEVEL2_BYTES);
+        // Of few warps, no unit is kept busy: a fourth of a multiprocessor each.
+        let step = busy.max(wait);
+        let steps = self.k.div_ceil(tile.k).div_ceil(tile.splits) as f64;
+        let end = 600.0 + m * n * self.result.bytes() as f64 / LEVEL2_BYTES;
+        let second = match tile.splits {
+            1 => 0.0,
+            splits => LAUNCH + (2 * splits * self.z * self.m * self.n * 4) as f64 / (LEVEL2_BYTES * sms),
+        };
+        waves * (steps * step + end) + LATENCY + second
+    }
+
+    /// Dynamic shared memory of a block.
+    fn shared_bytes(&self, tile: Tile) -> usize {
+        if !self.uses_tensor_cores() {
+            return 0;
+        }
+        let element = self.elements[0].bytes();
+        let part = |factor: &Factor, outer: usize| match factor.order {
+            Order::ByOuter if element == 4 => tile.k * (outer * 4 + 32),
+            _ => tile.k * outer * element,
+        };
+        tile.stages * (part(&self.a, tile.m) + part(&self.b, tile.n))
+    }
+
+    pub fn kernel(&self, device: Device, tile: Tile) -> Result<Kernel, Refused> {
+        self.check(device)?;
+        let is_tensor = self.uses_tensor_cores();
+        let is_bytes = self.elements[0].bytes() == 1;
+        let sum = if is_bytes { "i32" } else { "float" };
+        let [a, b] = self.elements;
+        let mut members = Vec::new();
+        for (at, (name, factor, element)) in [("a", &self.a, a), ("b", &self.b, b)].into_iter().enumerate() {
+            if factor.copy > 0 {
+                members.push((name, format!("const {}*", element.name()), Argument::Input(at)));
+            }
+        }
+        members.push(("output", format!("{}*", self.result.name()), Argument::Output(0)));
+        if tile.splits > 1 {
+            members.push(("workspace", format!("{sum}*"), Argument::Workspace));
+        }
+        let (mut text, arguments) = begin(&members, &self.functions, sum);
+        let sizes = [
+            ("M", self.m),
+            ("N", self.n),
+            ("K", self.k),
+            ("Z", self.z),
+            ("BM", tile.m),
+            ("BN", tile.n),
+            ("BK", tile.k),
+            ("SPLITS", tile.splits),
+        ];
+        text.extend(sizes.map(|(name, value)| constant(name, value)));
+        if is_tensor {
+            let sizes = [("WARP_M", tile.part_m), ("WARP_N", tile.part_n), ("STAGES", tile.stages)];
+            text.extend(sizes.map(|(name, value)| constant(name, value)));
+        } else {
+            text.extend([("TM", tile.part_m), ("TN", tile.part_n)].map(|(name, value)| constant(name, value)));
+        }
+        let _ = writeln!(text, "using Element = {};\nusing ElementB = {};", a.name(), b.name());
+        let _ = writeln!(text, "using Result = {};", self.result.name());
+        let is_tf32 = is_tensor && a == Element::F32;
+        let pairs = self.result_aligned.is_multiple_of(2);
+        let fours = self.result_aligned.is_multiple_of(4);
+        let _ = writeln!(text, "constexpr bool IS_TF32 = {is_tf32}, PAIRS = {pairs}, FOURS = {fours};");
+        for (name, factor, axes, element) in
+            [("a", &self.a, "u32 m, u32 k", "Element"), ("b", &self.b, "u32 k, u32 n", "ElementB")]
+        {
+            let upper = name.to_uppercase();
+            let copy = if is_tensor || matches!(factor.copy, 0 | 16) { factor.copy } else { 4 };
+            let _ = writeln!(text, "constexpr bool {upper}_BY_K = {};", factor.order == Order::ByK);
+            text += &constant(&format!("{upper}_COPY"), copy);
+            let place = format!("__device__ __forceinline__ bool {name}_place(u32 z, {axes}, u32& at)");
+            let _ = writeln!(text, "{place} {{\n{}\n}}", factor.place);
+            let coordinates = axes.replace("u32 ", "");
+            let value = match factor.copy {
+                0 => format!("narrow({element}(), {name}_at(o, z, {coordinates}))"),
+                _ => format!("{element}()"),
+            };
+            let _ = writeln!(
+                text,
+                "__device__ __forceinline__ {element} {name}_value(const Operands& o, u32 z, {axes}) {{ return {value}; }}"
+            );
+        }
+        for (name, value) in [("result_place", &self.result_place), ("channel_of", &self.channel)] {
+            let _ = writeln!(text, "__device__ __forceinline__ u32 {name}(u32 z, u32 m, u32 n) {{ return {value}; }}");
+        }
+        text += if is_tensor {
+            include_str!("../../cuda/product_tensor.cu")
+        } else {
+            include_str!("../../cuda/product_plain.cu")
+        };
+        let count = self.z * self.m * self.n;
+        let threads = match is_tensor {
+            true => tile.m / tile.part_m * (tile.n / tile.part_n) * 32,
+            false => tile.m / tile.part_m * (tile.n / tile.part_n),
+        };
+        let kind = if is_tf32 { "tf32" } else { a.name() };
+        let entry = format!("{}_{kind}_{}x{}x{}", self.name, tile.m, tile.n, tile.k);
+        let mut launches = Vec::new();
+        if count > 0 {
+            let blocks = self.m.div_ceil(tile.m) * self.n.div_ceil(tile.n) * self.z;
+            let grid = check_grid([blocks, tile.splits, 1])?;
+            let shared_bytes = self.shared_bytes(tile) as u32;
+            launches.push(Launch { entry: entry.clone(), grid, block: threads as u32, shared_bytes });
+            if tile.splits > 1 {
+                text += include_str!("../../cuda/product_splits.cu");
+                let grid = check_grid([count.div_ceil(256), 1, 1])?;
+                launches.push(Launch { entry: format!("{entry}_splits"), grid, block: 256, shared_bytes: 0 });
+            }
+        }
+        let workspace_bytes = if tile.splits > 1 { tile.splits * count * 4 } else { 0 };
+        Ok(Kernel { source: text.replace("ENTRY", &entry), launches, arguments, workspace_bytes })
+    }
+}
+
+const fn tile(m: usize, n: usize, k: usize, part_m: usize, part_n: usize, stages: usize) -> Tile {
+    Tile { m, n, k, part_m, part_n, stages, splits: 1 }
+}
+
+const TENSOR_TILES: &[Tile] = &[
+    tile(128, 256, 0, 64, 64, 3),
+    tile(128, 128, 0, 64, 32, 4),
+    tile(128, 64, 0, 32, 32, 4),
+    tile(64, 128, 0, 32, 32, 4),
+    tile(64, 64, 0, 32, 32, 4),
+    tile(32, 128, 0, 32, 32, 4),
+    tile(32, 64, 0, 16, 32, 4),
+    tile(16, 128, 0, 16, 32, 4),
+];
+
+const PLAIN_TILES: &[Tile] = &[
+    tile(128, 128, 8, 8, 8, 2),
+    tile(128, 64, 16, 8, 8, 2),
+    tile(64, 128, 16, 8, 8, 2),
+    tile(64, 64, 16, 8, 4, 2),
+    tile(32, 128, 16, 4, 8, 2),
+    tile(32, 64, 16, 4, 4, 2),
+];
