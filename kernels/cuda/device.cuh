@@ -122,13 +122,17 @@ __device__ __forceinline__ void multiply_add(float, float (&d)[4], const u32 (&a
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+#endif
 // To the nearest TF32, ties away from zero.
 __device__ __forceinline__ u32 round_tf32(u32 x) {
+#if __CUDA_ARCH__ >= 800
     u32 y;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(__uint_as_float(x)));
     return y;
-}
+#else
+    return x;
 #endif
+}
 // A 16 × 32, B 32 × 8 of bytes; both signed, or A unsigned. Sums are exact.
 #define MULTIPLY_ADD_BYTES(A, NAME)                                                                                                       \
     __device__ __forceinline__ void multiply_add(A, i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {                                  \

@@ -18,17 +18,18 @@
 #include <cstring>
 #include <mutex>
 #include <sys/mman.h>
+#include <unistd.h>
 #if !defined(__x86_64__) && !defined(__aarch64__)
 #include <ucontext.h>
 #endif
 
 #define __global__
-#define __device__ static
+#define __device__
 #define __constant__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 // A variable of a block: one block runs at a time.
 #define __shared__ static __attribute__((section("cutover_shared")))
 
@@ -207,7 +208,7 @@ static unsigned count, current, block_arrived;
 static bool copies_early;
 static void (*kernel)(const void*);
 static const void* arguments;
-static alignas(1024) unsigned char dynamic_shared[256 << 10];
+alignas(1024) static unsigned char dynamic_shared[256 << 10];
 static std::mutex one_launch;
 
 static inline unsigned lane() { return current % 32; }
@@ -353,6 +354,8 @@ static void launch(void (*with)(const void*), const void* of, dim3 grid, dim3 bl
 
 // ---- what CUDA C has built in
 
+#define __expf expf
+
 enum HostOperation { HOST_SYNC = 1, HOST_SHUFFLE, HOST_VOTE, HOST_MATRIX, HOST_LOAD };
 
 static inline void __syncthreads() { host::block_barrier(); }
@@ -416,7 +419,6 @@ static inline float __fsub_rn(float a, float b) { return a - b; }
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline float __fsqrt_rn(float a) { return sqrtf(a); }
-static inline float __expf(float x) { return expf(x); }
 static inline float __fdividef(float a, float b) { return a / b; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }

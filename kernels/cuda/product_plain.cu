@@ -73,7 +73,7 @@ __device__ __forceinline__ void put(const Operands& o, u32 z, u32 split, u32 m, 
     if (m >= M || n >= N) return;
     const float each[4] = {sums.x, sums.y, sums.z, sums.w};
     if constexpr (SPLITS > 1) {
-        float* to = o.workspace + ((size_t(split) * Z + z) * M + m) * N + n;
+        float* to = parts_of(o) + ((size_t(split) * Z + z) * M + m) * N + n;
         if constexpr (N % 4 == 0) {
             *(float4*)to = sums;
         } else {
@@ -120,10 +120,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(const __grid_constan
     auto fetch = [&](u32 step) {
         const u32 k0 = (first + step) * BK;
         a_next.template fetch<A_COPY>(
-            o.a, [&](u32 m, u32 k, u32& at) { return a_place(z, m0 + m, k0 + k, at); },
+            a_array(o), [&](u32 m, u32 k, u32& at) { return a_place(z, m0 + m, k0 + k, at); },
             [&](u32 m, u32 k) { return a_value(o, z, m0 + m, k0 + k); });
         b_next.template fetch<B_COPY>(
-            o.b, [&](u32 n, u32 k, u32& at) { return b_place(z, k0 + k, n0 + n, at); },
+            b_array(o), [&](u32 n, u32 k, u32& at) { return b_place(z, k0 + k, n0 + n, at); },
             [&](u32 n, u32 k) { return b_value(o, z, k0 + k, n0 + n); });
     };
     if (steps > 0) {

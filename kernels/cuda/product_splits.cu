@@ -5,7 +5,7 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY_splits(const __grid_cons
     if (i >= COUNT) return;
     Sum sum = 0;
 #pragma unroll 8
-    for (u32 split = 0; split < SPLITS; split++) sum += o.workspace[size_t(split) * COUNT + i];
+    for (u32 split = 0; split < SPLITS; split++) sum += parts_of(o)[size_t(split) * COUNT + i];
     const u32 z = i / (M * N), m = i / N % M, n = i % N;
     const u32 at = result_place(z, m, n);
     o.output[at] = narrow(Result(), finish(o, at, channel_of(z, m, n), sum));

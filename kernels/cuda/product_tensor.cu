@@ -4,7 +4,8 @@
 // Before this stand M, N, K, Z, BM, BN, BK, WARP_M, WARP_N, STAGES, SPLITS; of each factor, `A_BY_K`: whether neighbours along k lie
 // together (else those along the other axis); `A_COPY`: how many bytes of neighbours lie together, aligned to as many, and are inside or
 // outside together (16, 8, 4; fewer are read element by element; 0: `a_at` gives elements); `a_place(z, m, k, at)`: whether an element is
-// inside, and its index; the same of B with `b_place(z, k, n, at)`. Then `result_place(z, m, n)`, `channel_of(z, m, n)`, and PAIRS: whether
+// inside, and its index; the same of B with `b_place(z, k, n, at)`. `a_array(o)`
+// and `b_array(o)` are their arrays, `parts_of(o)` the workspace. Then `result_place(z, m, n)`, `channel_of(z, m, n)`, and PAIRS: whether
 // elements n and n + 1 of C lie together, aligned, for even n.
 
 constexpr u32 SIZE = sizeof(Element);
@@ -43,9 +44,9 @@ using LayoutA = Layout<A_BY_K, BM>;
 using LayoutB = Layout<B_BY_K, BN>;
 constexpr u32 STAGE_BYTES = LayoutA::BYTES + LayoutB::BYTES;
 
-// Brings a tile into shared memory. `element(outer, k, at)`: whether it is inside, and where; `value(outer, k)`: what it is.
-template <typename L, bool BY_K, u32 COPY, typename Place, typename Value>
-__device__ __forceinline__ void copy_tile(unsigned char* tile, const Element* from, Place place, Value value) {
+// Brings a tile into shared memory. `place(outer, k, at)`: whether an element is inside, and where; `value(outer, k)`: what it is.
+template <typename L, bool BY_K, u32 COPY, typename E, typename Place, typename Value>
+__device__ __forceinline__ void copy_tile(unsigned char* tile, const E* from, Place place, Value value) {
     constexpr u32 COUNT = L::ROWS * L::CHUNKS;
 #pragma unroll
     for (u32 begin = 0; begin < COUNT; begin += THREADS) {
@@ -64,7 +65,7 @@ __device__ __forceinline__ void copy_tile(unsigned char* tile, const Element* fr
             }
         } else {
             union {
-                Element elements[EACH];
+                E elements[EACH];
                 uint4 all;
             } chunk16;
             chunk16.all = make_uint4(0, 0, 0, 0);
@@ -87,10 +88,10 @@ __device__ __forceinline__ void copy_tile(unsigned char* tile, const Element* fr
 
 __device__ __forceinline__ void copy_stage(const Operands& o, unsigned char* stage, u32 z, u32 m0, u32 n0, u32 k0) {
     copy_tile<LayoutA, A_BY_K, A_COPY>(
-        stage, o.a, [&](u32 m, u32 k, u32& at) { return a_place(z, m0 + m, k0 + k, at); },
+        stage, a_array(o), [&](u32 m, u32 k, u32& at) { return a_place(z, m0 + m, k0 + k, at); },
         [&](u32 m, u32 k) { return a_value(o, z, m0 + m, k0 + k); });
     copy_tile<LayoutB, B_BY_K, B_COPY>(
-        stage + LayoutA::BYTES, o.b, [&](u32 n, u32 k, u32& at) { return b_place(z, k0 + k, n0 + n, at); },
+        stage + LayoutA::BYTES, b_array(o), [&](u32 n, u32 k, u32& at) { return b_place(z, k0 + k, n0 + n, at); },
         [&](u32 n, u32 k) { return b_value(o, z, k0 + k, n0 + n); });
 }
 
@@ -120,7 +121,7 @@ __device__ __forceinline__ void put(const Operands& o, u32 z, u32 split, u32 m, 
     if (m >= M || n >= N) return;
     const bool both = n + 1 < N;
     if constexpr (SPLITS > 1) {
-        Sum* to = o.workspace + ((size_t(split) * Z + z) * M + m) * N + n;
+        Sum* to = parts_of(o) + ((size_t(split) * Z + z) * M + m) * N + n;
         if constexpr (N % 2 == 0) {
             store2(to, x, y);
         } else {

@@ -113,6 +113,7 @@ impl Product {
             z: count,
             a: place(&self.a, "m", m, self.elements[0]),
             b: place(&self.b, "n", n, self.elements[1]),
+            inputs: [0, 1],
             elements: self.elements,
             result: self.result,
             precision: self.precision,
@@ -149,6 +150,8 @@ pub(super) struct Core {
     pub z: usize,
     pub a: Factor,
     pub b: Factor,
+    /// Which inputs A and B are.
+    pub inputs: [usize; 2],
     pub elements: [Element; 2],
     pub result: Element,
     pub precision: Precision,
@@ -285,9 +288,9 @@ impl Core {
         let sum = if is_bytes { "i32" } else { "float" };
         let [a, b] = self.elements;
         let mut members = Vec::new();
-        for (at, (name, factor, element)) in [("a", &self.a, a), ("b", &self.b, b)].into_iter().enumerate() {
+        for (at, name, factor, element) in [(0, "a", &self.a, a), (1, "b", &self.b, b)] {
             if factor.copy > 0 {
-                members.push((name, format!("const {}*", element.name()), Argument::Input(at)));
+                members.push((name, format!("const {}*", element.name()), Argument::Input(self.inputs[at])));
             }
         }
         members.push(("output", format!("{}*", self.result.name()), Argument::Output(0)));
@@ -325,6 +328,11 @@ impl Core {
             let copy = if is_tensor || matches!(factor.copy, 0 | 16) { factor.copy } else { 4 };
             let _ = writeln!(text, "constexpr bool {upper}_BY_K = {};", factor.order == Order::ByK);
             text += &constant(&format!("{upper}_COPY"), copy);
+            let array = if factor.copy == 0 { "nullptr".to_string() } else { format!("o.{name}") };
+            let _ = writeln!(
+                text,
+                "__device__ __forceinline__ const {element}* {name}_array(const Operands& o) {{ return {array}; }}"
+            );
             let place = format!("__device__ __forceinline__ bool {name}_place(u32 z, {axes}, u32& at)");
             let _ = writeln!(text, "{place} {{\n{}\n}}", factor.place);
             let coordinates = axes.replace("u32 ", "");
@@ -337,6 +345,8 @@ impl Core {
                 "__device__ __forceinline__ {element} {name}_value(const Operands& o, u32 z, {axes}) {{ return {value}; }}"
             );
         }
+        let parts = if tile.splits > 1 { "o.workspace" } else { "nullptr" };
+        let _ = writeln!(text, "__device__ __forceinline__ Sum* parts_of(const Operands& o) {{ return {parts}; }}");
         for (name, value) in [("result_place", &self.result_place), ("channel_of", &self.channel)] {
             let _ = writeln!(text, "__device__ __forceinline__ u32 {name}(u32 z, u32 m, u32 n) {{ return {value}; }}");
         }

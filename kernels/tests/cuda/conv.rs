@@ -1,0 +1,134 @@
+//! Convolutions in both layouts, with groups, strides, dilation and padding, against `f64`.
+
+use crate::harness::{Case, Random, near, numbers, rounding, run};
+use cutover_kernels::cuda::{Conv, Device, Element, Functions, Layout, Precision};
+
+/// With a bias for each channel, a residual for each element and a ReLU.
+fn case(random: &mut Random, device: Device, mut conv: Conv) -> Case {
+    let ([in_h, in_w], [out_h, out_w], [kernel_y, kernel_x]) = (conv.input, conv.output, conv.kernel);
+    let (inner, outer) = (conv.channels / conv.groups, conv.out_channels / conv.groups);
+    let is_planes = conv.layout == Layout::Planes;
+    let is_depthwise = conv.groups == conv.channels && conv.groups > 1 && outer == 1 && !is_planes;
+    let (x_bytes, x) = random.elements(conv.element, conv.images * conv.channels * in_h * in_w);
+    let (w_bytes, w) = random.elements(conv.element, conv.out_channels * inner * kernel_y * kernel_x);
+    let (bias_bytes, bias) = random.elements(Element::F32, conv.out_channels);
+    let count = conv.images * conv.out_channels * out_h * out_w;
+    let (residual_bytes, residual) = random.elements(Element::F32, count);
+    let mut extras = vec![bias_bytes, residual_bytes];
+    let pointer = |of: &str, name: &str| (format!("const {of}*"), name.to_string());
+    conv.functions.pointers = vec![pointer("float", "bias"), pointer("float", "residual")];
+    conv.functions.text = "__device__ Sum finish(const Operands& o, u32 i, u32 channel, Sum x) { return fmaxf(x + o.bias[channel] + o.residual[i], 0.0f); }\n".to_string();
+    if conv.x_is_function {
+        conv.functions.pointers.push(pointer(conv.element.name(), "pictures"));
+        conv.functions.text += "__device__ float x_at(const Operands& o, u32 i) { return widen(o.pictures[i]); }\n";
+        extras.push(x_bytes.clone());
+    }
+    let kernel = conv.kernel(device).unwrap();
+    let name = format!("{:?} sm_{}", Conv { functions: Functions::default(), ..conv.clone() }, device.sm);
+    Case {
+        name,
+        kernel,
+        inputs: vec![x_bytes, w_bytes],
+        extras,
+        outputs: vec![count * conv.element.bytes()],
+        check: Box::new(move |outputs| {
+            let mut expected = vec![0.0; count];
+            let mut sizes = vec![0.0; count];
+            let pixel =
+                |h: usize, w: usize, image: usize, channels: usize, c: usize, y: usize, x: usize| match conv.layout {
+                    Layout::Planes => ((image * channels + c) * h + y) * w + x,
+                    Layout::Channels => ((image * h + y) * w + x) * channels + c,
+                };
+            for i in 0..count {
+                let (image, c, at) = (
+                    i / (conv.out_channels * out_h * out_w),
+                    i / (out_h * out_w) % conv.out_channels,
+                    i % (out_h * out_w),
+                );
+                let to = pixel(out_h, out_w, image, conv.out_channels, c, at / out_w, at % out_w);
+                let (mut sum, mut size) = (bias[c] + residual[to], 1.0);
+                for (of, r, s) in
+                    (0..inner).flat_map(|of| (0..kernel_y).flat_map(move |r| (0..kernel_x).map(move |s| (of, r, s))))
+                {
+                    let y = (at / out_w * conv.stride[0] + r * conv.dilation[0]).wrapping_sub(conv.pad_begin[0]);
+                    let z = (at % out_w * conv.stride[1] + s * conv.dilation[1]).wrapping_sub(conv.pad_begin[1]);
+                    if y >= in_h || z >= in_w {
+                        continue;
+                    }
+                    let filter = match (conv.layout, is_depthwise) {
+                        (Layout::Planes, _) => ((c * inner + of) * kernel_y + r) * kernel_x + s,
+                        (Layout::Channels, false) => ((c * kernel_y + r) * kernel_x + s) * inner + of,
+                        (Layout::Channels, true) => (r * kernel_x + s) * conv.out_channels + c,
+                    };
+                    let term = w[filter] * x[pixel(in_h, in_w, image, conv.channels, c / outer * inner + of, y, z)];
+                    (sum, size) = (sum + term, size + term.abs());
+                }
+                (expected[to], sizes[to]) = (sum.max(0.0), size);
+            }
+            let is_tf32 = conv.precision == Precision::Tf32;
+            let inexact = if is_tf32 { 2f64.powi(-10) } else { 1e-6 };
+            near(&numbers(conv.element, &outputs[0]), &expected, |i| {
+                inexact * sizes[i] + rounding(conv.element) * 1.01 * expected[i].abs() + 6e-8
+            })
+        }),
+    }
+}
+
+/// Channels in, channels out and groups; kernel, stride, dilation and padding along both axes.
+const SHAPES: [([usize; 3], [usize; 4]); 10] = [
+    ([16, 24, 1], [3, 1, 1, 1]),
+    ([3, 40, 1], [7, 2, 1, 3]),
+    ([4, 16, 1], [3, 2, 1, 1]),
+    ([32, 72, 1], [1, 1, 1, 0]),
+    ([24, 16, 2], [3, 1, 2, 2]),
+    ([10, 5, 1], [1, 2, 1, 0]),
+    ([16, 16, 16], [3, 1, 1, 1]),
+    ([8, 8, 8], [5, 2, 1, 2]),
+    ([6, 12, 6], [3, 1, 2, 0]),
+    ([64, 130, 1], [3, 1, 1, 1]),
+];
+
+fn every_shape(test: &str, element: Element, precision: Precision, device: Device) {
+    let mut random = Random::new(11);
+    let mut cases = Vec::new();
+    for (at, ([channels, out_channels, groups], [kernel, stride, dilation, pad])) in SHAPES.into_iter().enumerate() {
+        for layout in [Layout::Planes, Layout::Channels] {
+            let (images, input) = (1 + at % 2, [[9, 7], [8, 12], [7, 7]][at % 3]);
+            let output = input.map(|extent| (extent + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1);
+            let conv = Conv {
+                images,
+                channels,
+                out_channels,
+                groups,
+                input,
+                output,
+                kernel: [kernel; 2],
+                stride: [stride; 2],
+                dilation: [dilation; 2],
+                pad_begin: [pad; 2],
+                layout,
+                element,
+                precision,
+                x_is_function: at % 4 == 0 && layout == Layout::Planes,
+                functions: Functions::default(),
+            };
+            cases.push(case(&mut random, device, conv));
+        }
+    }
+    run(test, &cases);
+}
+
+#[test]
+fn convolutions_without_tensor_cores() {
+    every_shape("conv_f32", Element::F32, Precision::Full, Device::H100);
+}
+
+#[test]
+fn convolutions_of_f16() {
+    every_shape("conv_f16", Element::F16, Precision::Full, Device::H100);
+}
+
+#[test]
+fn convolutions_of_tf32() {
+    every_shape("conv_tf32", Element::F32, Precision::Tf32, Device::ORIN);
+}

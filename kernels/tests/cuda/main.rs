@@ -1,0 +1,5 @@
+//! Kernels for NVIDIA's GPUs, run on a processor against sums in `f64`, over shapes at the edges of their tiles.
+
+mod conv;
+mod harness;
+mod product;
