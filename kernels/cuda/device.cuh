@@ -17,6 +17,7 @@ struct bf16 {
 };
 
 #define WARP 0xffffffffu
+#define INFINITY_F32 __uint_as_float(0x7f800000u)
 
 #ifndef CUTOVER_HOST
 
@@ -344,6 +345,9 @@ __device__ __forceinline__ bf16 narrow_bf16(float x) {
 __device__ __forceinline__ u32 narrow2_bf16(float low, float high) {
     return u32(narrow_bf16(low).bits) | u32(narrow_bf16(high).bits) << 16;
 }
+
+__device__ __forceinline__ u32 narrow2(f16, float low, float high) { return narrow2_f16(low, high); }
+__device__ __forceinline__ u32 narrow2(bf16, float low, float high) { return narrow2_bf16(low, high); }
 
 // `x` as an element of memory: the first argument only says of which type.
 __device__ __forceinline__ float narrow(float, float x) { return x; }

@@ -15,10 +15,12 @@
 //! So a launch passes one argument: the pointers as an array of 64-bit words. Indices are `u32`: a problem with an operand of 2³² elements
 //! or more is refused ([`Refused`]).
 
+mod attention;
 mod conv;
 mod product;
 mod text;
 
+pub use attention::{Attention, Strides};
 pub use conv::{Conv, Layout};
 pub use product::{Operand, Order, Product, Tile};
 pub use text::{constant, index_text};

@@ -1,5 +1,6 @@
 //! Kernels for NVIDIA's GPUs, run on a processor against sums in `f64`, over shapes at the edges of their tiles.
 
+mod attention;
 mod conv;
 mod harness;
 mod product;
