@@ -1,7 +1,9 @@
 //! Writes the source of every hand-made CUDA kernel, for three GPUs, into a folder, for compilers: `cuda_sources FOLDER`. `cargo xtask cuda`
 //! runs it. A file's name begins with the compute capability; its first line says which instructions it has to have, and how often.
 
-use cutover_kernels::cuda::{Device, Element, Functions, Kernel, Operand, Order, Precision, Product, Refused};
+use cutover_kernels::cuda::{
+    Attention, Conv, Device, Element, Functions, Kernel, Layout, Operand, Order, Precision, Product, Refused,
+};
 use std::path::Path;
 
 /// `mma.sync` and so on, and how many of them a kernel has at least.
@@ -12,6 +14,8 @@ fn main() -> std::io::Result<()> {
     std::fs::create_dir_all(&folder)?;
     for device in [Device::T4, Device::ORIN, Device::H100] {
         products(Path::new(&folder), device)?;
+        convolutions(Path::new(&folder), device)?;
+        attentions(Path::new(&folder), device)?;
     }
     Ok(())
 }
@@ -44,7 +48,7 @@ fn products(folder: &Path, device: Device) -> std::io::Result<()> {
         ([Element::I8; 2], Element::I32, Precision::Full),
         ([Element::U8, Element::I8], Element::I32, Precision::Full),
     ] {
-        for by_k in [[true, true], [true, false], [false, true]] {
+        for by_k in [[true, true], [true, false]] {
             let order = |by_k: bool| if by_k { Order::ByK } else { Order::ByOuter };
             let operand = |by_k: bool| Operand::Array { order: order(by_k), leading: 1024, batch: vec![] };
             let product = Product {
@@ -61,7 +65,10 @@ fn products(folder: &Path, device: Device) -> std::io::Result<()> {
                 functions: bias_and_gelu(elements[0]),
             };
             let Ok(candidates) = product.candidates(device) else { continue };
-            for (tile, _) in candidates.iter().filter(|(tile, _)| tile.splits <= 2) {
+            for (tile, _) in candidates
+                .iter()
+                .filter(|(tile, _)| tile.splits == 1 || (tile.splits == 2 && tile.m == 64 && tile.n == 64))
+            {
                 let is_plain = elements[0] == Element::F32 && precision == Precision::Full;
                 let mut needs = Needs::new();
                 if is_plain {
@@ -85,6 +92,116 @@ fn products(folder: &Path, device: Device) -> std::io::Result<()> {
                 let name = format!("product-{kind}-{orders}-{}x{}x{}{splits}", tile.m, tile.n, tile.k);
                 write(folder, device, &name, product.kernel_of(device, *tile), &needs)?;
             }
+        }
+    }
+    Ok(())
+}
+
+fn convolutions(folder: &Path, device: Device) -> std::io::Result<()> {
+    let copies = if device.sm >= 80 { "cp.async.cg" } else { "mma.sync" };
+    for (name, element, precision, layout, [channels, out_channels, groups], [kernel, stride], needs) in [
+        ("3x3", Element::F32, Precision::Full, Layout::Planes, [64, 64, 1], [3, 1], vec![("fma.rn.f32", 256)]),
+        (
+            "3x3",
+            Element::F32,
+            Precision::Tf32,
+            Layout::Channels,
+            [64, 64, 1],
+            [3, 1],
+            vec![("mma.sync", 8), ("cp.async.cg", 2)],
+        ),
+        ("3x3", Element::F16, Precision::Full, Layout::Planes, [64, 64, 1], [3, 1], vec![("mma.sync", 8)]),
+        (
+            "3x3",
+            Element::F16,
+            Precision::Full,
+            Layout::Channels,
+            [64, 64, 1],
+            [3, 1],
+            vec![("mma.sync", 8), (copies, 2)],
+        ),
+        (
+            "1x1",
+            Element::F16,
+            Precision::Full,
+            Layout::Channels,
+            [64, 256, 1],
+            [1, 1],
+            vec![("mma.sync", 8), (copies, 2)],
+        ),
+        ("stem", Element::F16, Precision::Full, Layout::Channels, [4, 64, 1], [7, 2], vec![("mma.sync", 8)]),
+        ("stem", Element::F32, Precision::Full, Layout::Planes, [3, 64, 1], [7, 2], vec![("fma.rn.f32", 256)]),
+        ("depthwise", Element::F32, Precision::Full, Layout::Planes, [96, 96, 96], [3, 1], vec![("fma.rn.f32", 36)]),
+        (
+            "depthwise",
+            Element::F32,
+            Precision::Full,
+            Layout::Channels,
+            [96, 96, 96],
+            [3, 1],
+            vec![("ld.global.nc.v4", 12)],
+        ),
+        (
+            "depthwise",
+            Element::F16,
+            Precision::Full,
+            Layout::Channels,
+            [96, 96, 96],
+            [3, 1],
+            vec![("ld.global.nc.v4", 12)],
+        ),
+    ] {
+        let conv = Conv {
+            images: 8,
+            channels,
+            out_channels,
+            groups,
+            input: [56, 56],
+            output: [56usize.div_ceil(stride); 2],
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            dilation: [1, 1],
+            pad_begin: [kernel / 2; 2],
+            layout,
+            element,
+            precision,
+            x_is_function: false,
+            functions: bias_and_gelu(element),
+        };
+        let kind = if precision == Precision::Tf32 { "tf32" } else { element.name() };
+        let layout = if layout == Layout::Planes { "planes" } else { "channels" };
+        let name = format!("conv-{name}-{kind}-{layout}");
+        write(folder, device, &name, conv.kernel(device), &needs)?;
+    }
+    Ok(())
+}
+
+fn attentions(folder: &Path, device: Device) -> std::io::Result<()> {
+    for element in [Element::F32, Element::F16, Element::BF16] {
+        for depth in [32, 64, 80, 96, 128] {
+            let strides = [12 * 512 * depth, depth, 12 * depth];
+            let attention = Attention {
+                batch: 8,
+                heads: 12,
+                key_heads: 12,
+                queries: 512,
+                keys: 512,
+                depth,
+                width: depth,
+                strides: [strides; 3],
+                output_strides: strides,
+                scale: 0.125,
+                causal_offset: Some(0),
+                has_mask: false,
+                element,
+                functions: Functions::default(),
+            };
+            let needs = match element {
+                Element::F32 => vec![("fma.rn.f32", 128), ("ld.global.nc.v4", 3)],
+                _ => vec![("mma.sync", depth / 16 * 8 + depth / 8 * 4), ("ldmatrix", depth / 16 * 5 + depth / 16 * 4)],
+            };
+            let name = format!("attention-{}-{depth}", element.name());
+            write(folder, device, &name, attention.kernel(device), &needs)?;
         }
     }
     Ok(())

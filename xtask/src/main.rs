@@ -4,6 +4,7 @@
 //! run it through cargo.
 
 mod check;
+mod cuda;
 mod emulate;
 mod rules;
 mod soak;
@@ -42,6 +43,12 @@ enum Task {
         #[arg(default_value = "")]
         only: String,
     },
+    /// Compiles every hand-made CUDA kernel for three GPUs, and checks that none spills; needs no GPU. Example: cargo xtask cuda --table
+    Cuda {
+        /// Prints registers and counts of instructions for each.
+        #[arg(long)]
+        table: bool,
+    },
     /// Trains a model that the repository ships, and prints its accuracy on held-out data. Example: cargo xtask train digits
     Train {
         /// `digits`.
@@ -79,6 +86,7 @@ fn run(task: Task) -> Result<()> {
         Task::Check => check::check(),
         Task::Test => test::test(),
         Task::Soak { name, seed } => soak::soak(name.as_deref(), seed),
+        Task::Cuda { table } => cuda::cuda(table).map(|_| ()),
         Task::Emulate { machine, only } => emulate::emulate(machine, &only),
         Task::Train { model, output } => {
             train::train(&model, &output.unwrap_or_else(|| root().join("models").join(&model)))

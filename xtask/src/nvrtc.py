@@ -23,7 +23,7 @@ def compile_one(path):
     target = path.with_suffix(".ptx")
     if target.exists() and target.stat().st_mtime > path.stat().st_mtime:
         return True
-    options = ["--std=c++17", "--fmad=true", "--gpu-architecture=" + path.name.split("-")[0].replace("sm_", "compute_")]
+    options = ["--std=c++17", "--fmad=true", "--diag-suppress=177", "--gpu-architecture=" + path.name.split("-")[0].replace("sm_", "compute_")]
     array = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), path.read_bytes(), path.name.encode(), 0, None, None)

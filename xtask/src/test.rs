@@ -1,6 +1,6 @@
 //! Everything that must pass before a change lands.
 
-use crate::{cargo, check, root};
+use crate::{cargo, check, cuda, root};
 use anyhow::{Context, Result, bail};
 use std::{
     process::{Command, Stdio},
@@ -12,6 +12,7 @@ pub fn test() -> Result<()> {
     check::check()?;
     // One build serves every suite: the dev profile keeps overflow checks and debug assertions, its kernels are optimised.
     cargo(&["test", "--workspace", "--quiet"], &[])?;
+    let compiled = cuda::cuda(false)?;
     let skipped = optional()?;
     let missing = match skipped {
         0 => String::new(),
@@ -19,7 +20,8 @@ pub fn test() -> Result<()> {
             ", {skipped} skipped for want of a GPU (Debian's mesa-vulkan-drivers has one that the CPU imitates)"
         ),
     };
-    println!("all tests passed in {} s{missing}", start.elapsed().as_secs());
+    let uncompiled = if compiled { "" } else { ", CUDA kernels not compiled for want of NVRTC" };
+    println!("all tests passed in {} s{missing}{uncompiled}", start.elapsed().as_secs());
     Ok(())
 }
 

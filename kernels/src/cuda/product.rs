@@ -3,7 +3,7 @@
 //! # Which kernel, and of what tile
 //!
 //! Tensor cores (`product_tensor.cu`) for elements of 16 bits, for bytes, and for f32 where [`Precision::Tf32`] is asked for; else
-//! `product_plain.cu`. A tile is chosen by predicted clocks: blocks go over the multiprocessors in waves, and a block's step costs
+//! `product_plain.cu`; for at most 8 rows `product_rows.cu`. A tile is chosen by predicted clocks: blocks go over the multiprocessors in waves, and a block's step costs
 //! the most of what it multiplies, what its warps read from shared memory, and what it brings from the level-2 cache, but no less than the
 //! latency of memory over the stages under way. Where tiles are too few for the device, k is split over blocks; the parts lie in the workspace
 //! and a second kernel adds them in order, so a result is the same in every run.
@@ -52,9 +52,21 @@ pub struct Product {
     pub functions: Functions,
 }
 
+/// Which kernel a product has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// `product_tensor.cu`.
+    Tensor,
+    /// `product_plain.cu`.
+    Plain,
+    /// `product_rows.cu`: at most 8 rows, at the speed of memory. A tile's k is how many warps share columns.
+    Rows,
+}
+
 /// How a product is cut up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
+    pub way: Way,
     /// Elements of C a block computes, and along k at a time.
     pub m: usize,
     pub n: usize,
@@ -201,10 +213,10 @@ impl Core {
         let mut candidates = Vec::new();
         for &tile in if self.uses_tensor_cores() { TENSOR_TILES } else { PLAIN_TILES } {
             let element = self.elements[0].bytes();
-            // A step is 64 bytes along k on tensor cores.
-            let mut tile = Tile { k: if self.uses_tensor_cores() { 64 / element } else { tile.k }, ..tile };
-            if device.sm < 80 && self.uses_tensor_cores() {
-                tile.stages = 2;
+            let mut tile = tile;
+            if tile.way == Way::Tensor {
+                tile.k = 64 / element;
+                tile.stages = if device.sm < 80 { 2 } else { tile.stages };
             }
             if self.shared_bytes(tile) > device.shared_bytes as usize {
                 continue;
@@ -220,8 +232,53 @@ impl Core {
                 candidates.push((tile, self.clocks(device, tile)));
             }
         }
+        candidates.extend(self.row_tiles(device));
         candidates.sort_by(|(_, a), (_, b)| a.total_cmp(b));
         Ok(candidates)
+    }
+
+    /// Whether both factors are read 16 bytes at a time where there are few rows.
+    fn is_wide(&self) -> bool {
+        self.b.copy == 16 && (self.a.copy == 16 || self.b.order == Order::ByOuter)
+    }
+
+    /// Tiles for few rows, with their clocks: reading the second factor once, unless its readers are too few to keep memory busy.
+    fn row_tiles(&self, device: Device) -> Vec<(Tile, f64)> {
+        const MEMORY_BYTES: f64 = 13.0; // a clock and multiprocessor
+        let element = self.elements[0].bytes();
+        let by_k = self.b.order == Order::ByK;
+        if !(1..=8).contains(&self.m)
+            || self.a.order != Order::ByK
+            || self.a.copy * self.b.copy == 0
+            || element == 1
+            || self.z > 65535
+        {
+            return Vec::new();
+        }
+        let each = if self.is_wide() { 16 / element } else { 1 };
+        let columns = if self.m <= 4 { 2 } else { 1 };
+        let mut tiles = Vec::new();
+        for (warps, splits) in [1, 2, 4, 8].into_iter().flat_map(|warps| [1, 2, 4, 8, 16].map(|splits| (warps, splits)))
+        {
+            let (n, step) = if by_k { (8 / warps * columns, 32 * each * warps) } else { (32 * each, 8) };
+            let is_one = by_k || warps == 1;
+            if !is_one || (splits > 1 && step * splits * 2 > self.k) {
+                continue;
+            }
+            let tile =
+                Tile { way: Way::Rows, m: self.m, n, k: warps, part_m: self.m, part_n: columns, stages: 1, splits };
+            let blocks = (self.n.div_ceil(n) * self.z * splits) as f64;
+            let sms = f64::from(device.multiprocessors);
+            // Two blocks a multiprocessor have enough loads under way.
+            let busy = (blocks / (2.0 * sms)).min(1.0);
+            // Of narrow loads, instructions are the limit.
+            let bytes = (self.z * self.k * self.n * element) as f64 * (16.0 / (each * element) as f64).sqrt();
+            let trips = self.k.div_ceil(step * splits) as f64;
+            let second = if splits > 1 { 3000.0 } else { 0.0 };
+            let clocks = 1500.0 + (bytes / (MEMORY_BYTES * sms * busy)).max(trips * 200.0) + second;
+            tiles.push((tile, clocks));
+        }
+        tiles
     }
 
     /// Clocks that the product takes, after the model at the head of this file.
@@ -270,7 +327,7 @@ impl Core {
 
     /// Dynamic shared memory of a block.
     fn shared_bytes(&self, tile: Tile) -> usize {
-        if !self.uses_tensor_cores() {
+        if tile.way != Way::Tensor {
             return 0;
         }
         let element = self.elements[0].bytes();
@@ -283,7 +340,7 @@ impl Core {
 
     pub fn kernel(&self, device: Device, tile: Tile) -> Result<Kernel, Refused> {
         self.check(device)?;
-        let is_tensor = self.uses_tensor_cores();
+        let is_tensor = tile.way == Way::Tensor;
         let is_bytes = self.elements[0].bytes() == 1;
         let sum = if is_bytes { "i32" } else { "float" };
         let [a, b] = self.elements;
@@ -309,18 +366,22 @@ impl Core {
             ("SPLITS", tile.splits),
         ];
         text.extend(sizes.map(|(name, value)| constant(name, value)));
-        if is_tensor {
-            let sizes = [("WARP_M", tile.part_m), ("WARP_N", tile.part_n), ("STAGES", tile.stages)];
-            text.extend(sizes.map(|(name, value)| constant(name, value)));
-        } else {
-            text.extend([("TM", tile.part_m), ("TN", tile.part_n)].map(|(name, value)| constant(name, value)));
-        }
+        let sizes = match tile.way {
+            Way::Tensor => [("WARP_M", tile.part_m), ("WARP_N", tile.part_n), ("STAGES", tile.stages)],
+            Way::Plain => [("TM", tile.part_m), ("TN", tile.part_n), ("STAGES", tile.stages)],
+            Way::Rows => [("COLUMNS", tile.part_n), ("WARPS_K", tile.k), ("STAGES", tile.stages)],
+        };
+        text.extend(sizes.map(|(name, value)| constant(name, value)));
         let _ = writeln!(text, "using Element = {};\nusing ElementB = {};", a.name(), b.name());
         let _ = writeln!(text, "using Result = {};", self.result.name());
         let is_tf32 = is_tensor && a == Element::F32;
         let pairs = self.result_aligned.is_multiple_of(2);
         let fours = self.result_aligned.is_multiple_of(4);
-        let _ = writeln!(text, "constexpr bool IS_TF32 = {is_tf32}, PAIRS = {pairs}, FOURS = {fours};");
+        let _ = writeln!(
+            text,
+            "constexpr bool IS_TF32 = {is_tf32}, PAIRS = {pairs}, FOURS = {fours}, WIDE = {};",
+            self.is_wide()
+        );
         for (name, factor, axes, element) in
             [("a", &self.a, "u32 m, u32 k", "Element"), ("b", &self.b, "u32 k, u32 n", "ElementB")]
         {
@@ -350,22 +411,26 @@ impl Core {
         for (name, value) in [("result_place", &self.result_place), ("channel_of", &self.channel)] {
             let _ = writeln!(text, "__device__ __forceinline__ u32 {name}(u32 z, u32 m, u32 n) {{ return {value}; }}");
         }
-        text += if is_tensor {
-            include_str!("../../cuda/product_tensor.cu")
-        } else {
-            include_str!("../../cuda/product_plain.cu")
+        text += match tile.way {
+            Way::Tensor => include_str!("../../cuda/product_tensor.cu"),
+            Way::Plain => include_str!("../../cuda/product_plain.cu"),
+            Way::Rows => include_str!("../../cuda/product_rows.cu"),
         };
         let count = self.z * self.m * self.n;
-        let threads = match is_tensor {
-            true => tile.m / tile.part_m * (tile.n / tile.part_n) * 32,
-            false => tile.m / tile.part_m * (tile.n / tile.part_n),
+        let threads = match tile.way {
+            Way::Tensor => tile.m / tile.part_m * (tile.n / tile.part_n) * 32,
+            Way::Plain => tile.m / tile.part_m * (tile.n / tile.part_n),
+            Way::Rows => 256,
         };
         let kind = if is_tf32 { "tf32" } else { a.name() };
         let entry = format!("{}_{kind}_{}x{}x{}", self.name, tile.m, tile.n, tile.k);
         let mut launches = Vec::new();
         if count > 0 {
-            let blocks = self.m.div_ceil(tile.m) * self.n.div_ceil(tile.n) * self.z;
-            let grid = check_grid([blocks, tile.splits, 1])?;
+            let blocks = self.m.div_ceil(tile.m) * self.n.div_ceil(tile.n);
+            let grid = match tile.way {
+                Way::Rows => check_grid([blocks, tile.splits, self.z])?,
+                _ => check_grid([blocks * self.z, tile.splits, 1])?,
+            };
             let shared_bytes = self.shared_bytes(tile) as u32;
             launches.push(Launch { entry: entry.clone(), grid, block: threads as u32, shared_bytes });
             if tile.splits > 1 {
@@ -379,26 +444,31 @@ impl Core {
     }
 }
 
-const fn tile(m: usize, n: usize, k: usize, part_m: usize, part_n: usize, stages: usize) -> Tile {
-    Tile { m, n, k, part_m, part_n, stages, splits: 1 }
+const fn tensor(m: usize, n: usize, part_m: usize, part_n: usize, stages: usize) -> Tile {
+    // A step is 64 bytes along k, whatever the element.
+    Tile { way: Way::Tensor, m, n, k: 0, part_m, part_n, stages, splits: 1 }
+}
+
+const fn plain(m: usize, n: usize, k: usize, part_m: usize, part_n: usize) -> Tile {
+    Tile { way: Way::Plain, m, n, k, part_m, part_n, stages: 2, splits: 1 }
 }
 
 const TENSOR_TILES: &[Tile] = &[
-    tile(128, 256, 0, 64, 64, 3),
-    tile(128, 128, 0, 64, 32, 4),
-    tile(128, 64, 0, 32, 32, 4),
-    tile(64, 128, 0, 32, 32, 4),
-    tile(64, 64, 0, 32, 32, 4),
-    tile(32, 128, 0, 32, 32, 4),
-    tile(32, 64, 0, 16, 32, 4),
-    tile(16, 128, 0, 16, 32, 4),
+    tensor(128, 256, 64, 64, 3),
+    tensor(128, 128, 64, 32, 4),
+    tensor(128, 64, 32, 32, 4),
+    tensor(64, 128, 32, 32, 4),
+    tensor(64, 64, 32, 32, 4),
+    tensor(32, 128, 32, 32, 4),
+    tensor(32, 64, 16, 32, 4),
+    tensor(16, 128, 16, 32, 4),
 ];
 
 const PLAIN_TILES: &[Tile] = &[
-    tile(128, 128, 8, 8, 8, 2),
-    tile(128, 64, 16, 8, 8, 2),
-    tile(64, 128, 16, 8, 8, 2),
-    tile(64, 64, 16, 8, 4, 2),
-    tile(32, 128, 16, 4, 8, 2),
-    tile(32, 64, 16, 4, 4, 2),
+    plain(128, 128, 8, 8, 8),
+    plain(128, 64, 16, 8, 8),
+    plain(64, 128, 16, 8, 8),
+    plain(64, 64, 16, 8, 4),
+    plain(32, 128, 16, 4, 8),
+    plain(32, 64, 16, 4, 4),
 ];

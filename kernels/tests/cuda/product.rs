@@ -1,7 +1,9 @@
 //! Products: every tile, every order of the factors, every way to read them, against `f64`.
 
 use crate::harness::{Case, Random, near, numbers, rounding, run};
-use cutover_kernels::cuda::{Device, Element, Functions, Operand, Order, Precision, Product, Tile};
+use cutover_kernels::cuda::{
+    BlockedProduct, Device, Element, Functions, Operand, Order, Precision, Product, Tile, Way,
+};
 use std::rc::Rc;
 
 /// A product with random factors, in whose epilogue a bias is added and a ReLU taken.
@@ -235,4 +237,83 @@ fn products_of_bytes_are_exact() {
         }
     }
     run("product_bytes", &cases);
+}
+
+#[test]
+fn products_of_few_rows() {
+    let mut random = Random::new(15);
+    let mut cases = Vec::new();
+    for (at, element) in [Element::F32, Element::F16, Element::BF16, Element::F32].into_iter().enumerate() {
+        for order in [Order::ByK, Order::ByOuter] {
+            // Of the last, no 16 bytes lie together.
+            let shape = [[1, 72, 520], [3, 136, 264], [8, 24, 1032], [5, 67, 301]][at];
+            let batch: &[usize] = if at == 1 { &[2] } else { &[] };
+            let of = product([element; 2], element, shape, [Order::ByK, order], batch);
+            let tiles = of.candidates(Device::H100).unwrap();
+            for (tile, _) in tiles.into_iter().filter(|(tile, _)| tile.way == Way::Rows).step_by(3) {
+                cases.push(case(&mut random, Device::H100, of.clone(), Some(tile)));
+            }
+        }
+    }
+    run("product_rows", &cases);
+}
+
+#[test]
+fn products_with_few_bits() {
+    let mut random = Random::new(17);
+    let mut cases = Vec::new();
+    let blocks = [(4, 32), (4, 16), (8, 16), (2, 64), (4, 128), (8, 32), (2, 16)];
+    for (at, (bits, block)) in blocks.into_iter().enumerate() {
+        let (m, n, k) = ([1, 2, 5, 8][at % 4], [33, 8, 70][at % 3], block * (1 + 13 * at) - [0, 3][at % 2]);
+        let element = [Element::F32, Element::F16][at % 2];
+        let has_zero_points = at % 3 != 1;
+        let blocks = k.div_ceil(block);
+        let (a_bytes, a) = random.elements(element, m * k);
+        let (b_bytes, b) = random.elements(Element::U8, n * blocks * block * bits / 8);
+        let (scale_bytes, scales) = random.elements(element, n * blocks);
+        let zero_row = (blocks * bits).div_ceil(8);
+        let (zero_bytes, zeros) = random.elements(Element::U8, n * zero_row);
+        let of = BlockedProduct {
+            m,
+            n,
+            k,
+            bits,
+            block,
+            has_zero_points,
+            element,
+            scale: element,
+            functions: Functions::default(),
+        };
+        cases.push(Case {
+            name: format!("{of:?}"),
+            kernel: of.kernel(Device { multiprocessors: 1 + at as u32, ..Device::H100 }).unwrap(),
+            inputs: vec![a_bytes, b_bytes, scale_bytes, zero_bytes],
+            extras: vec![],
+            outputs: vec![m * n * element.bytes()],
+            check: Box::new(move |outputs| {
+                let part =
+                    |bytes: &[f64], bit: usize| f64::from(bytes[bit / 8] as u32 >> (bit % 8) & ((1 << bits) - 1));
+                let (mut expected, mut sizes) = (Vec::new(), Vec::new());
+                for (row, column) in (0..m).flat_map(|m| (0..n).map(move |n| (m, n))) {
+                    let (mut sum, mut size) = (0.0, 1.0);
+                    for at in 0..k {
+                        let of = at / block;
+                        let q = part(&b[column * blocks * block * bits / 8..], at * bits);
+                        let zero = if has_zero_points {
+                            part(&zeros[column * zero_row..], of * bits)
+                        } else {
+                            f64::from(1 << (bits - 1))
+                        };
+                        let term = a[row * k + at] * (q - zero) * scales[column * blocks + of];
+                        (sum, size) = (sum + term, size + term.abs());
+                    }
+                    expected.push(sum);
+                    sizes.push(size);
+                }
+                let tolerance = |i: usize| 1e-6 * sizes[i] + rounding(element) * 1.01 * f64::abs(expected[i]);
+                near(&numbers(element, &outputs[0]), &expected, tolerance)
+            }),
+        });
+    }
+    run("product_bits", &cases);
 }
