@@ -363,6 +363,17 @@ __device__ __forceinline__ void store2(bf16* at, float x, float y) { *(u32*)at =
 __device__ __forceinline__ void store2(i32* at, i32 x, i32 y) { *(uint2*)at = make_uint2(u32(x), u32(y)); }
 __device__ __forceinline__ void store2(i8* at, i32 x, i32 y) { *(u16*)at = u16((x & 255) | (y & 255) << 8); }
 __device__ __forceinline__ void store2(u8* at, i32 x, i32 y) { *(u16*)at = u16((x & 255) | (y & 255) << 8); }
+__device__ __forceinline__ void load2(const float* at, float (&x)[2]) {
+    const float2 both = *(const float2*)at;
+    x[0] = both.x, x[1] = both.y;
+}
+template <typename T>
+__device__ __forceinline__ void load2(const T* at, float (&x)[2]) {
+    const u32 both = *(const u32*)at;
+    T low, high;
+    low.bits = u16(both), high.bits = u16(both >> 16);
+    x[0] = widen(low), x[1] = widen(high);
+}
 // Four neighbours; `at` is aligned to all.
 __device__ __forceinline__ void store4(float* at, const float (&x)[4]) { *(float4*)at = make_float4(x[0], x[1], x[2], x[3]); }
 __device__ __forceinline__ void store4(f16* at, const float (&x)[4]) {
@@ -395,6 +406,23 @@ __device__ __forceinline__ uint4 pack(f16, const float (&y)[8]) {
 }
 __device__ __forceinline__ uint4 pack(bf16, const float (&y)[8]) {
     return make_uint4(narrow2_bf16(y[0], y[1]), narrow2_bf16(y[2], y[3]), narrow2_bf16(y[4], y[5]), narrow2_bf16(y[6], y[7]));
+}
+// One element, or the elements of 16 bytes.
+template <u32 COUNT, typename T>
+__device__ __forceinline__ void load_run(const T* at, float (&x)[COUNT]) {
+    if constexpr (COUNT == 1) {
+        x[0] = widen(*at);
+    } else {
+        unpack(T(), load16(at), x);
+    }
+}
+template <u32 COUNT, typename T>
+__device__ __forceinline__ void store_run(T* at, const float (&x)[COUNT]) {
+    if constexpr (COUNT == 1) {
+        *at = narrow(T(), x[0]);
+    } else {
+        store16(at, pack(T(), x));
+    }
 }
 // Among the 2^n lanes around.
 template <int LANES>

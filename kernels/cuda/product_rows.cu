@@ -16,15 +16,6 @@ __device__ __forceinline__ void put(const Operands& o, u32 z, u32 split, u32 m, 
     }
 }
 
-template <u32 COUNT>
-__device__ __forceinline__ void load_each(const Element* at, float (&x)[COUNT]) {
-    if constexpr (COUNT > 1) {
-        unpack(Element(), load16(at), x);
-    } else {
-        x[0] = widen(*at);
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(256) ENTRY(const __grid_constant__ Operands o) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, z = blockIdx.z, split = blockIdx.y;
     if constexpr (B_BY_K) {
@@ -45,14 +36,14 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(const __grid_constant__ 
                 u32 at = 0;
                 // Columns beyond the last are the last again.
                 b_place(z, k, n0 + c < N ? n0 + c : N - 1, at);
-                load_each(b_array(o) + at, b[c]);
+                load_run(b_array(o) + at, b[c]);
             }
 #pragma unroll
             for (u32 m = 0; m < M; m++) {
                 u32 at = 0;
                 a_place(z, m, k, at);
                 float a[EACH];
-                load_each(a_array(o) + at, a);
+                load_run(a_array(o) + at, a);
 #pragma unroll
                 for (u32 c = 0; c < COLUMNS; c++)
 #pragma unroll
@@ -91,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(const __grid_constant__ 
                 u32 at = 0;
                 float b[EACH];
                 b_place(z, k, n0, at);
-                load_each(b_array(o) + at, b);
+                load_run(b_array(o) + at, b);
 #pragma unroll
                 for (u32 m = 0; m < M; m++) {
                     a_place(z, m, k, at);

@@ -19,12 +19,14 @@ mod attention;
 mod bits;
 mod conv;
 mod product;
+mod rows;
 mod text;
 
 pub use attention::{Attention, Strides};
 pub use bits::BlockedProduct;
 pub use conv::{Conv, Layout};
 pub use product::{Operand, Order, Product, Tile, Way};
+pub use rows::{RowFunction, Rows, Transpose};
 pub use text::{constant, index_text};
 
 /// Numbers of 16 bits, 16-byte accesses, asynchronous copies and tensor cores as functions.

@@ -4,3 +4,4 @@ mod attention;
 mod conv;
 mod harness;
 mod product;
+mod rows;
