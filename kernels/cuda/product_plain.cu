@@ -85,14 +85,14 @@ __device__ __forceinline__ void put(const Operands& o, u32 z, u32 split, u32 m, 
         Sum done[4];
 #pragma unroll
         for (u32 by = 0; by < 4; by++)
-            if (n + by < N) done[by] = finish(o, result_place(z, m, n + by), channel_of(z, m, n + by), each[by]);
+            if (n + by < N) done[by] = finish_sum(o, result_place(z, m, n + by), channel_of(z, m, n + by), each[by]);
         if constexpr (FOURS) {
-            Result* to = o.output + result_place(z, m, n);
+            Result* to = output_array(o) + result_place(z, m, n);
             store4(to, done);
         } else {
 #pragma unroll
             for (u32 by = 0; by < 4; by++)
-                if (n + by < N) o.output[result_place(z, m, n + by)] = narrow(Result(), done[by]);
+                if (n + by < N) output_array(o)[result_place(z, m, n + by)] = narrow(Result(), done[by]);
         }
     }
 }

@@ -12,7 +12,7 @@ __device__ __forceinline__ void put(const Operands& o, u32 z, u32 split, u32 m, 
         parts_of(o)[((size_t(split) * Z + z) * M + m) * N + n] = sum;
     } else {
         const u32 at = result_place(z, m, n);
-        o.output[at] = narrow(Result(), finish(o, at, channel_of(z, m, n), sum));
+        output_array(o)[at] = narrow(Result(), finish_sum(o, at, channel_of(z, m, n), sum));
     }
 }
 

@@ -8,5 +8,5 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY_splits(const __grid_cons
     for (u32 split = 0; split < SPLITS; split++) sum += parts_of(o)[size_t(split) * COUNT + i];
     const u32 z = i / (M * N), m = i / N % M, n = i % N;
     const u32 at = result_place(z, m, n);
-    o.output[at] = narrow(Result(), finish(o, at, channel_of(z, m, n), sum));
+    output_array(o)[at] = narrow(Result(), finish_sum(o, at, channel_of(z, m, n), sum));
 }

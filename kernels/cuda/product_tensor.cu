@@ -4,8 +4,8 @@
 // Before this stand M, N, K, Z, BM, BN, BK, WARP_M, WARP_N, STAGES, SPLITS; of each factor, `A_BY_K`: whether neighbours along k lie
 // together (else those along the other axis); `A_COPY`: how many bytes of neighbours lie together, aligned to as many, and are inside or
 // outside together (16, 8, 4; fewer are read element by element; 0: `a_at` gives elements); `a_place(z, m, k, at)`: whether an element is
-// inside, and its index; the same of B with `b_place(z, k, n, at)`. `a_array(o)`
-// and `b_array(o)` are their arrays, `parts_of(o)` the workspace. Then `result_place(z, m, n)`, `channel_of(z, m, n)`, and PAIRS: whether
+// inside, and its index; the same of B with `b_place(z, k, n, at)`. `a_array(o)`,
+// `b_array(o)` and `output_array(o)` are where they lie, `parts_of(o)` where parts of sums do. Then `finish_sum(o, i, channel, x)`, `result_place(z, m, n)`, `channel_of(z, m, n)`, and PAIRS: whether
 // elements n and n + 1 of C lie together, aligned, for even n.
 
 constexpr u32 SIZE = sizeof(Element);
@@ -130,14 +130,14 @@ __device__ __forceinline__ void put(const Operands& o, u32 z, u32 split, u32 m, 
         }
     } else {
         const u32 i = result_place(z, m, n);
-        const Sum first = finish(o, i, channel_of(z, m, n), x);
+        const Sum first = finish_sum(o, i, channel_of(z, m, n), x);
         if constexpr (PAIRS) {
-            store2(o.output + i, first, finish(o, i + 1, channel_of(z, m, n + 1), y));
+            store2(output_array(o) + i, first, finish_sum(o, i + 1, channel_of(z, m, n + 1), y));
         } else {
-            o.output[i] = narrow(Result(), first);
+            output_array(o)[i] = narrow(Result(), first);
             if (both) {
                 const u32 next = result_place(z, m, n + 1);
-                o.output[next] = narrow(Result(), finish(o, next, channel_of(z, m, n + 1), y));
+                output_array(o)[next] = narrow(Result(), finish_sum(o, next, channel_of(z, m, n + 1), y));
             }
         }
     }

@@ -2,7 +2,8 @@
 //! runs it. A file's name begins with the compute capability; its first line says which instructions it has to have, and how often.
 
 use cutover_kernels::cuda::{
-    Attention, Conv, Device, Element, Functions, Kernel, Layout, Operand, Order, Precision, Product, Refused,
+    Attention, BlockedProduct, Conv, Device, Element, Functions, Kernel, Layout, Operand, Order, Precision, Product,
+    Refused, RowFunction, Rows, Transpose, Way, Winograd,
 };
 use std::path::Path;
 
@@ -16,6 +17,8 @@ fn main() -> std::io::Result<()> {
         products(Path::new(&folder), device)?;
         convolutions(Path::new(&folder), device)?;
         attentions(Path::new(&folder), device)?;
+        few_rows(Path::new(&folder), device)?;
+        rows(Path::new(&folder), device)?;
     }
     Ok(())
 }
@@ -172,6 +175,91 @@ fn convolutions(folder: &Path, device: Device) -> std::io::Result<()> {
         let layout = if layout == Layout::Planes { "planes" } else { "channels" };
         let name = format!("conv-{name}-{kind}-{layout}");
         write(folder, device, &name, conv.kernel(device), &needs)?;
+        if name.starts_with("conv-3x3-float") {
+            for tile in [2, 4] {
+                let winograd = Winograd { conv: conv.clone(), tile };
+                write(
+                    folder,
+                    device,
+                    &format!("winograd-{tile}"),
+                    winograd.kernel(device),
+                    &vec![("fma.rn.f32", 256)],
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn few_rows(folder: &Path, device: Device) -> std::io::Result<()> {
+    for element in [Element::F32, Element::F16] {
+        for (m, order, orders) in [(1, Order::ByK, "kk"), (8, Order::ByK, "kk"), (1, Order::ByOuter, "ko")] {
+            let array = |order| Operand::Array { order, leading: 4096, batch: vec![] };
+            let product = Product {
+                m,
+                n: 4096,
+                k: 4096,
+                batch: vec![],
+                a: array(Order::ByK),
+                b: array(order),
+                elements: [element; 2],
+                result: element,
+                precision: Precision::Full,
+                channel_is_row: false,
+                functions: bias_and_gelu(element),
+            };
+            let candidates = product.candidates(device).unwrap_or_default();
+            let Some((tile, _)) = candidates.into_iter().find(|(tile, _)| tile.way == Way::Rows) else { continue };
+            let name = format!("rows-{m}-{}-{orders}", element.name());
+            write(folder, device, &name, product.kernel_of(device, tile), &vec![("ld.global.nc.v4", 4)])?;
+        }
+    }
+    for (bits, m) in [(4, 1), (4, 4), (4, 8), (8, 1), (2, 1)] {
+        let of = BlockedProduct {
+            m,
+            n: 4096,
+            k: 4096,
+            bits,
+            block: 32,
+            has_zero_points: true,
+            element: Element::F16,
+            scale: Element::F16,
+            functions: Functions::default(),
+        };
+        let needs = if bits == 2 { vec![] } else { vec![("ld.global.nc.v4", 2), ("ld.shared.v4", 4)] };
+        write(folder, device, &format!("bits-{bits}-{m}"), of.kernel(device), &needs)?;
+    }
+    Ok(())
+}
+
+fn rows(folder: &Path, device: Device) -> std::io::Result<()> {
+    let functions = [RowFunction::Softmax, RowFunction::LayerNorm { epsilon: 1e-5 }, RowFunction::Mean];
+    for (function, name) in functions.into_iter().zip(["softmax", "layernorm", "mean"]) {
+        for (element, length) in
+            [(Element::F32, 768), (Element::F16, 1024), (Element::F16, 4096), (Element::F32, 50000)]
+        {
+            let of =
+                Rows { rows: 4096, length, function, element, x_is_function: false, functions: Functions::default() };
+            write(
+                folder,
+                device,
+                &format!("{name}-{}-{length}", element.name()),
+                of.kernel(device),
+                &vec![("ld.global.nc.v4", 1)],
+            )?;
+        }
+    }
+    for elements in [[Element::F32; 2], [Element::F32, Element::F16], [Element::F16; 2]] {
+        let of = Transpose {
+            batch: 8,
+            rows: 64,
+            columns: 3136,
+            elements,
+            x_is_function: false,
+            functions: Functions::default(),
+        };
+        let name = format!("transpose-{}-{}", elements[0].name(), elements[1].name());
+        write(folder, device, &name, of.kernel(device), &vec![])?;
     }
     Ok(())
 }

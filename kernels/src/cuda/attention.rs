@@ -45,7 +45,12 @@ impl Attention {
         let strides = [&self.strides[..], &[self.output_strides]].concat().concat();
         let fits = |by: usize| [self.depth, self.width].iter().chain(&strides).all(|extent| extent.is_multiple_of(by));
         let limits = [self.depth, self.width].iter().all(|extent| (1..=128).contains(extent));
-        if !is_known || !limits || (!is_plain && !fits(8)) || self.key_heads == 0 || self.heads % self.key_heads != 0 {
+        if !is_known
+            || !limits
+            || (!is_plain && !fits(8))
+            || self.key_heads == 0
+            || !self.heads.is_multiple_of(self.key_heads)
+        {
             let (element, heads) = (self.element.name(), [self.heads, self.key_heads]);
             return Err(Refused(format!(
                 "no attention of {element} with rows of {} and {}, heads {heads:?}",

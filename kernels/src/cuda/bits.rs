@@ -84,6 +84,8 @@ impl BlockedProduct {
             "constexpr bool HAS_ZERO_POINTS = {zero_points};\nusing Element = {element};\nusing Result = {element};
 __device__ __forceinline__ u32 zero_byte(const Operands& o, u32 i) {{ return {zero_byte}; }}
 __device__ __forceinline__ float* parts_of(const Operands& o) {{ return {parts}; }}
+__device__ __forceinline__ Result* output_array(const Operands& o) {{ return o.output; }}
+__device__ __forceinline__ float finish_sum(const Operands& o, u32 i, u32 channel, float x) {{ return finish(o, i, channel, x); }}
 __device__ __forceinline__ u32 result_place(u32 z, u32 m, u32 n) {{ return m * N + n; }}
 __device__ __forceinline__ u32 channel_of(u32 z, u32 m, u32 n) {{ return n; }}"
         );

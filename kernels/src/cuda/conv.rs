@@ -82,7 +82,9 @@ impl Conv {
 
     fn check(&self) -> Result<(), Refused> {
         let is_float = matches!(self.element, Element::F32 | Element::F16 | Element::BF16);
-        if !is_float || self.groups == 0 || self.channels % self.groups != 0 || self.out_channels % self.groups != 0 {
+        let divides =
+            self.groups > 0 && [self.channels, self.out_channels].iter().all(|n| n.is_multiple_of(self.groups));
+        if !is_float || !divides {
             return Err(Refused(format!("no convolution of {} in {} groups", self.element.name(), self.groups)));
         }
         let images = self.images * self.input[0] * self.input[1] * self.channels;
@@ -172,6 +174,7 @@ const u32 x = {pixel} % {out_w}u * {stride_x}u + column * {dilation_x}u - {pad_x
             result_aligned,
             channel,
             functions: self.functions.clone(),
+            inner: None,
             name: "conv",
         };
         let (name, axes, pictures) = match self.layout {

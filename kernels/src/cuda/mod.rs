@@ -21,6 +21,7 @@ mod conv;
 mod product;
 mod rows;
 mod text;
+mod winograd;
 
 pub use attention::{Attention, Strides};
 pub use bits::BlockedProduct;
@@ -28,6 +29,7 @@ pub use conv::{Conv, Layout};
 pub use product::{Operand, Order, Product, Tile, Way};
 pub use rows::{RowFunction, Rows, Transpose};
 pub use text::{constant, index_text};
+pub use winograd::Winograd;
 
 /// Numbers of 16 bits, 16-byte accesses, asynchronous copies and tensor cores as functions.
 pub const DEVICE: &str = include_str!("../../cuda/device.cuh");

@@ -133,6 +133,7 @@ impl Product {
             result_aligned: n,
             channel: if self.channel_is_row { "m" } else { "n" }.to_string(),
             functions: self.functions.clone(),
+            inner: None,
             name: "product",
         })
     }
@@ -173,7 +174,21 @@ pub(super) struct Core {
     /// C's elements lie together in groups of this many along n, each beginning at a multiple of it.
     pub result_aligned: usize,
     pub functions: Functions,
+    /// A product in the middle of something reads B from the workspace and writes C behind it.
+    pub inner: Option<Inner>,
     pub name: &'static str,
+}
+
+/// Where a product in the middle has its operands, in elements from the workspace's begin.
+pub(super) struct Inner {
+    pub b: usize,
+    pub output: usize,
+    /// Where the workspace is free.
+    pub parts: usize,
+    /// Members of `Operands` beside A and the workspace.
+    pub members: Vec<(&'static str, String, Argument)>,
+    /// Text behind the product's.
+    pub text: String,
 }
 
 impl Core {
@@ -218,7 +233,9 @@ impl Core {
                 tile.k = 64 / element;
                 tile.stages = if device.sm < 80 { 2 } else { tile.stages };
             }
-            if self.shared_bytes(tile) > device.shared_bytes as usize {
+            // On 7.5 that tile's sums don't fit the registers.
+            let spills = tile.way == Way::Tensor && device.sm < 80 && (tile.m, tile.n) == (32, 128);
+            if spills || self.shared_bytes(tile) > device.shared_bytes as usize {
                 continue;
             }
             let steps = self.k.div_ceil(tile.k).max(1);
@@ -346,12 +363,15 @@ impl Core {
         let [a, b] = self.elements;
         let mut members = Vec::new();
         for (at, name, factor, element) in [(0, "a", &self.a, a), (1, "b", &self.b, b)] {
-            if factor.copy > 0 {
+            if factor.copy > 0 && (self.inner.is_none() || name == "a") {
                 members.push((name, format!("const {}*", element.name()), Argument::Input(self.inputs[at])));
             }
         }
-        members.push(("output", format!("{}*", self.result.name()), Argument::Output(0)));
-        if tile.splits > 1 {
+        match &self.inner {
+            None => members.push(("output", format!("{}*", self.result.name()), Argument::Output(0))),
+            Some(inner) => members.extend(inner.members.iter().cloned()),
+        }
+        if tile.splits > 1 && self.inner.is_none() {
             members.push(("workspace", format!("{sum}*"), Argument::Workspace));
         }
         let (mut text, arguments) = begin(&members, &self.functions, sum);
@@ -389,7 +409,11 @@ impl Core {
             let copy = if is_tensor || matches!(factor.copy, 0 | 16) { factor.copy } else { 4 };
             let _ = writeln!(text, "constexpr bool {upper}_BY_K = {};", factor.order == Order::ByK);
             text += &constant(&format!("{upper}_COPY"), copy);
-            let array = if factor.copy == 0 { "nullptr".to_string() } else { format!("o.{name}") };
+            let array = match &self.inner {
+                _ if factor.copy == 0 => "nullptr".to_string(),
+                Some(inner) if name == "b" => format!("o.workspace + {}u", inner.b),
+                _ => format!("o.{name}"),
+            };
             let _ = writeln!(
                 text,
                 "__device__ __forceinline__ const {element}* {name}_array(const Operands& o) {{ return {array}; }}"
@@ -406,7 +430,19 @@ impl Core {
                 "__device__ __forceinline__ {element} {name}_value(const Operands& o, u32 z, {axes}) {{ return {value}; }}"
             );
         }
-        let parts = if tile.splits > 1 { "o.workspace" } else { "nullptr" };
+        let (output, parts) = match &self.inner {
+            None => (
+                "o.output".to_string(),
+                if tile.splits > 1 { "o.workspace".to_string() } else { "nullptr".to_string() },
+            ),
+            Some(inner) => (format!("o.workspace + {}u", inner.output), format!("o.workspace + {}u", inner.parts)),
+        };
+        let finish = if self.inner.is_some() { "x" } else { "finish(o, i, channel, x)" };
+        let _ = writeln!(
+            text,
+            "__device__ __forceinline__ Result* output_array(const Operands& o) {{ return {output}; }}
+__device__ __forceinline__ Sum finish_sum(const Operands& o, u32 i, u32 channel, Sum x) {{ return {finish}; }}"
+        );
         let _ = writeln!(text, "__device__ __forceinline__ Sum* parts_of(const Operands& o) {{ return {parts}; }}");
         for (name, value) in [("result_place", &self.result_place), ("channel_of", &self.channel)] {
             let _ = writeln!(text, "__device__ __forceinline__ u32 {name}(u32 z, u32 m, u32 n) {{ return {value}; }}");
@@ -439,7 +475,9 @@ impl Core {
                 launches.push(Launch { entry: format!("{entry}_splits"), grid, block: 256, shared_bytes: 0 });
             }
         }
-        let workspace_bytes = if tile.splits > 1 { tile.splits * count * 4 } else { 0 };
+        let before = self.inner.as_ref().map_or(0, |inner| inner.parts * 4);
+        let workspace_bytes = before + if tile.splits > 1 { tile.splits * count * 4 } else { 0 };
+        text += self.inner.as_ref().map_or("", |inner| &inner.text);
         Ok(Kernel { source: text.replace("ENTRY", &entry), launches, arguments, workspace_bytes })
     }
 }

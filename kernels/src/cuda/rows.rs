@@ -55,8 +55,8 @@ impl Rows {
         let wide = if !self.x_is_function && self.length.is_multiple_of(full) { full } else { 1 };
         // A warp for a row as long as it can hold it, else as many threads as leave each a few elements.
         let threads = match self.length {
-            ..=1024 => 32,
-            ..=8192 => 256,
+            0..=1024 => 32,
+            1025..=8192 => 256,
             _ => 1024,
         };
         let each = self.length.div_ceil(threads * wide) * wide;

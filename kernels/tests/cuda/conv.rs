@@ -1,10 +1,10 @@
 //! Convolutions in both layouts, with groups, strides, dilation and padding, against `f64`.
 
 use crate::harness::{Case, Random, near, numbers, rounding, run};
-use cutover_kernels::cuda::{Conv, Device, Element, Functions, Layout, Precision};
+use cutover_kernels::cuda::{Conv, Device, Element, Functions, Layout, Precision, Winograd};
 
-/// With a bias for each channel, a residual for each element and a ReLU.
-fn case(random: &mut Random, device: Device, mut conv: Conv) -> Case {
+/// With a bias for each channel, a residual for each element and a ReLU; by Winograd's windows of a tile, or not.
+fn case(random: &mut Random, device: Device, mut conv: Conv, tile: Option<usize>) -> Case {
     let ([in_h, in_w], [out_h, out_w], [kernel_y, kernel_x]) = (conv.input, conv.output, conv.kernel);
     let (inner, outer) = (conv.channels / conv.groups, conv.out_channels / conv.groups);
     let is_planes = conv.layout == Layout::Planes;
@@ -23,8 +23,16 @@ fn case(random: &mut Random, device: Device, mut conv: Conv) -> Case {
         conv.functions.text += "__device__ float x_at(const Operands& o, u32 i) { return widen(o.pictures[i]); }\n";
         extras.push(x_bytes.clone());
     }
-    let kernel = conv.kernel(device).unwrap();
-    let name = format!("{:?} sm_{}", Conv { functions: Functions::default(), ..conv.clone() }, device.sm);
+    let winograd = tile.map(|tile| Winograd { conv: conv.clone(), tile });
+    let (kernel, w_bytes) = match &winograd {
+        None => (conv.kernel(device).unwrap(), w_bytes),
+        Some(winograd) => {
+            let weights: Vec<f32> = w.iter().map(|&x| x as f32).collect();
+            let filters = winograd.filters(&weights).into_iter().flat_map(f32::to_le_bytes).collect();
+            (winograd.kernel(device).unwrap(), filters)
+        }
+    };
+    let name = format!("{tile:?} {:?} sm_{}", Conv { functions: Functions::default(), ..conv.clone() }, device.sm);
     Case {
         name,
         kernel,
@@ -66,7 +74,11 @@ fn case(random: &mut Random, device: Device, mut conv: Conv) -> Case {
                 (expected[to], sizes[to]) = (sum.max(0.0), size);
             }
             let is_tf32 = conv.precision == Precision::Tf32;
-            let inexact = if is_tf32 { 2f64.powi(-10) } else { 1e-6 };
+            let inexact = match tile {
+                _ if is_tf32 => 2f64.powi(-10),
+                Some(4) => 1e-5,
+                _ => 1e-6,
+            };
             near(&numbers(conv.element, &outputs[0]), &expected, |i| {
                 inexact * sizes[i] + rounding(conv.element) * 1.01 * expected[i].abs() + 6e-8
             })
@@ -112,7 +124,7 @@ fn every_shape(test: &str, element: Element, precision: Precision, device: Devic
                 x_is_function: at % 4 == 0 && layout == Layout::Planes,
                 functions: Functions::default(),
             };
-            cases.push(case(&mut random, device, conv));
+            cases.push(case(&mut random, device, conv, None));
         }
     }
     run(test, &cases);
@@ -131,4 +143,33 @@ fn convolutions_of_f16() {
 #[test]
 fn convolutions_of_tf32() {
     every_shape("conv_tf32", Element::F32, Precision::Tf32, Device::ORIN);
+}
+
+#[test]
+fn convolutions_by_winograd() {
+    let mut random = Random::new(23);
+    let mut cases = Vec::new();
+    for (at, (input, pad)) in [([7, 9], 1), ([8, 8], 0), ([4, 3], 1), ([13, 6], 2)].into_iter().enumerate() {
+        for tile in [2, 4] {
+            let conv = Conv {
+                images: 1 + at % 2,
+                channels: [8, 5, 32, 17][at],
+                out_channels: [12, 33, 6, 64][at],
+                groups: 1,
+                input,
+                output: input.map(|extent| extent + 2 * pad - 2),
+                kernel: [3; 2],
+                stride: [1; 2],
+                dilation: [1; 2],
+                pad_begin: [pad; 2],
+                layout: Layout::Planes,
+                element: Element::F32,
+                precision: Precision::Full,
+                x_is_function: at == 1,
+                functions: Functions::default(),
+            };
+            cases.push(case(&mut random, Device::H100, conv, Some(tile)));
+        }
+    }
+    run("winograd", &cases);
 }
