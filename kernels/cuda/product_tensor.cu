@@ -5,7 +5,8 @@
 // together (else those along the other axis); `A_COPY`: how many bytes of neighbours lie together, aligned to as many, and are inside or
 // outside together (16, 8, 4; fewer are read element by element; 0: `a_at` gives elements); `a_place(z, m, k, at)`: whether an element is
 // inside, and its index; the same of B with `b_place(z, k, n, at)`. `a_array(o)`,
-// `b_array(o)` and `output_array(o)` are where they lie, `parts_of(o)` where parts of sums do. Then `finish_sum(o, i, channel, x)`, `result_place(z, m, n)`, `channel_of(z, m, n)`, and PAIRS: whether
+// `b_array(o)` and `output_array(o)` are where they lie, `parts_of(o)` where parts of sums do, `a_outside(o)` points to 16 bytes of what
+// A has outside, if that is not zero. Then `finish_sum(o, i, channel, x)`, `result_place(z, m, n)`, `channel_of(z, m, n)`, and PAIRS: whether
 // elements n and n + 1 of C lie together, aligned, for even n.
 
 constexpr u32 SIZE = sizeof(Element);
@@ -45,8 +46,9 @@ using LayoutB = Layout<B_BY_K, BN>;
 constexpr u32 STAGE_BYTES = LayoutA::BYTES + LayoutB::BYTES;
 
 // Brings a tile into shared memory. `place(outer, k, at)`: whether an element is inside, and where; `value(outer, k)`: what it is.
+// What is outside is zero, or what `outside` points to.
 template <typename L, bool BY_K, u32 COPY, typename E, typename Place, typename Value>
-__device__ __forceinline__ void copy_tile(unsigned char* tile, const E* from, Place place, Value value) {
+__device__ __forceinline__ void copy_tile(unsigned char* tile, const E* from, const E* outside, Place place, Value value) {
     constexpr u32 COUNT = L::ROWS * L::CHUNKS;
 #pragma unroll
     for (u32 begin = 0; begin < COUNT; begin += THREADS) {
@@ -61,7 +63,8 @@ __device__ __forceinline__ void copy_tile(unsigned char* tile, const E* from, Pl
                 const u32 by = part / SIZE;
                 u32 at = 0;
                 const bool inside = place(outer + (BY_K ? 0 : by), k + (BY_K ? by : 0), at);
-                copy_async<COPY>(to + part, from + (inside ? at : 0), inside ? COPY : 0);
+                const E* source = inside || outside == nullptr ? from + (inside ? at : 0) : outside;
+                copy_async<COPY>(to + part, source, inside || outside != nullptr ? COPY : 0);
             }
         } else {
             union {
@@ -79,6 +82,8 @@ __device__ __forceinline__ void copy_tile(unsigned char* tile, const E* from, Pl
                     } else {
                         chunk16.elements[by] = from[at];
                     }
+                } else if (outside != nullptr) {
+                    chunk16.elements[by] = *outside;
                 }
             }
             *(uint4*)to = chunk16.all;
@@ -88,10 +93,10 @@ __device__ __forceinline__ void copy_tile(unsigned char* tile, const E* from, Pl
 
 __device__ __forceinline__ void copy_stage(const Operands& o, unsigned char* stage, u32 z, u32 m0, u32 n0, u32 k0) {
     copy_tile<LayoutA, A_BY_K, A_COPY>(
-        stage, a_array(o), [&](u32 m, u32 k, u32& at) { return a_place(z, m0 + m, k0 + k, at); },
+        stage, a_array(o), a_outside(o), [&](u32 m, u32 k, u32& at) { return a_place(z, m0 + m, k0 + k, at); },
         [&](u32 m, u32 k) { return a_value(o, z, m0 + m, k0 + k); });
     copy_tile<LayoutB, B_BY_K, B_COPY>(
-        stage + LayoutA::BYTES, b_array(o), [&](u32 n, u32 k, u32& at) { return b_place(z, k0 + k, n0 + n, at); },
+        stage + LayoutA::BYTES, b_array(o), (const ElementB*)nullptr, [&](u32 n, u32 k, u32& at) { return b_place(z, k0 + k, n0 + n, at); },
         [&](u32 n, u32 k) { return b_value(o, z, k0 + k, n0 + n); });
 }
 

@@ -29,6 +29,23 @@ __device__ __forceinline__ float of_row(float x, float* parts) {
     return x;
 }
 
+// Calls `with` with each element of a thread's: as held, or as `fetch` brings them once more.
+template <typename Index, typename Fetch, typename With>
+__device__ __forceinline__ void for_each(const float (&held)[HELD ? EACH : 1], Index index, Fetch fetch, With with) {
+    if constexpr (HELD) {
+#pragma unroll
+        for (u32 e = 0; e < EACH; e++)
+            if (index(e) < LENGTH) with(held[e]);
+    } else {
+        for (u32 e = 0; e < EACH && index(e) < LENGTH; e += WIDE) {
+            float x[WIDE];
+            fetch(e, x);
+#pragma unroll
+            for (u32 by = 0; by < WIDE; by++) with(x[by]);
+        }
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS* BLOCK_ROWS) ENTRY(const __grid_constant__ Operands o) {
     __shared__ float parts[32];
     const u32 row = blockIdx.x * BLOCK_ROWS + threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
@@ -55,48 +72,31 @@ extern "C" __global__ void __launch_bounds__(THREADS* BLOCK_ROWS) ENTRY(const __
             for (u32 by = 0; by < WIDE; by++) held[e + by] = x[by];
         }
     }
-    // Calls `with` with each element of this thread's.
-    auto each = [&](auto with) {
-        if constexpr (HELD) {
-#pragma unroll
-            for (u32 e = 0; e < EACH; e++)
-                if (index(e) < LENGTH) with(held[e]);
-        } else {
-            for (u32 e = 0; e < EACH; e += WIDE) {
-                float x[WIDE];
-                fetch(e, x);
-                if (index(e) >= LENGTH) break;
-#pragma unroll
-                for (u32 by = 0; by < WIDE; by++) with(x[by]);
-            }
-        }
-    };
-
     float shift = 0, scale = 1, only = 0;
     if constexpr (FUNCTION == SOFTMAX || FUNCTION == LOG_SOFTMAX) {
         float largest = -INFINITY_F32, total = 0;
-        each([&](float x) { largest = fmaxf(largest, x); });
+        for_each(held, index, fetch, [&](float x) { largest = fmaxf(largest, x); });
         shift = of_row<Larger>(largest, parts);
-        each([&](float x) { total += expf(x - shift); });
+        for_each(held, index, fetch, [&](float x) { total += expf(x - shift); });
         total = of_row<Total>(total, parts);
         scale = FUNCTION == SOFTMAX ? 1.0f / total : logf(total);
     } else if constexpr (FUNCTION == LAYER_NORM || FUNCTION == RMS_NORM) {
         float total = 0;
         if constexpr (FUNCTION == LAYER_NORM) {
-            each([&](float x) { total += x; });
+            for_each(held, index, fetch, [&](float x) { total += x; });
             shift = of_row<Total>(total, parts) / float(LENGTH);
             total = 0;
         }
-        each([&](float x) { total = fmaf(x - shift, x - shift, total); });
+        for_each(held, index, fetch, [&](float x) { total = fmaf(x - shift, x - shift, total); });
         scale = 1.0f / sqrtf(of_row<Total>(total, parts) / float(LENGTH) + EPSILON);
     } else if constexpr (FUNCTION == SUM || FUNCTION == MEAN) {
-        each([&](float x) { only += x; });
+        for_each(held, index, fetch, [&](float x) { only += x; });
         only = of_row<Total>(only, parts);
         if constexpr (FUNCTION == MEAN) only = only / float(LENGTH);
     } else {
         const float sign = FUNCTION == MIN ? -1.0f : 1.0f;
         float largest = -INFINITY_F32, unordered = 0;
-        each([&](float x) { largest = fmaxf(largest, sign * x), unordered = x != x ? 1.0f : unordered; });
+        for_each(held, index, fetch, [&](float x) { largest = fmaxf(largest, sign * x), unordered = x != x ? 1.0f : unordered; });
         largest = of_row<Larger>(largest, parts);
         unordered = of_row<Larger>(unordered, parts);
         only = unordered > 0.0f ? __uint_as_float(0x7fc00000u) : sign * largest;

@@ -43,8 +43,12 @@ pub struct Conv {
     pub dilation: [usize; 2],
     pub pad_begin: [usize; 2],
     pub layout: Layout,
-    /// Of pictures, filters and the result.
+    /// Of pictures and filters; of bytes, by channels, filters are [`Element::I8`].
     pub element: Element,
+    /// The same, or of bytes [`Element::I32`], `I8` or `U8`.
+    pub result: Element,
+    /// Whether input 2 holds the zero point of pictures of bytes, 16 times, which then is what lies around them.
+    pub has_zero_point: bool,
     pub precision: Precision,
     /// Whether pictures are not an array but `float x_at(const Operands& o, u32 i)` of [`Functions`].
     pub x_is_function: bool,
@@ -81,10 +85,14 @@ impl Conv {
     }
 
     fn check(&self) -> Result<(), Refused> {
-        let is_float = matches!(self.element, Element::F32 | Element::F16 | Element::BF16);
+        let is_bytes = self.element.bytes() == 1 && self.layout == Layout::Channels && !self.x_is_function;
+        let is_known = match self.element {
+            Element::F32 | Element::F16 | Element::BF16 => self.result == self.element && !self.has_zero_point,
+            _ => is_bytes,
+        };
         let divides =
             self.groups > 0 && [self.channels, self.out_channels].iter().all(|n| n.is_multiple_of(self.groups));
-        if !is_float || !divides {
+        if !is_known || !divides {
             return Err(Refused(format!("no convolution of {} in {} groups", self.element.name(), self.groups)));
         }
         let images = self.images * self.input[0] * self.input[1] * self.channels;
@@ -167,13 +175,14 @@ const u32 x = {pixel} % {out_w}u * {stride_x}u + column * {dilation_x}u - {pad_x
             a,
             b,
             inputs: [0, 1],
-            elements: [self.element; 2],
-            result: self.element,
+            elements: [self.element, if self.element == Element::U8 { Element::I8 } else { self.element }],
+            result: self.result,
             precision: self.precision,
             result_place,
             result_aligned,
             channel,
             functions: self.functions.clone(),
+            outside: self.has_zero_point.then_some(2),
             inner: None,
             name: "conv",
         };

@@ -133,6 +133,7 @@ impl Product {
             result_aligned: n,
             channel: if self.channel_is_row { "m" } else { "n" }.to_string(),
             functions: self.functions.clone(),
+            outside: None,
             inner: None,
             name: "product",
         })
@@ -174,6 +175,8 @@ pub(super) struct Core {
     /// C's elements lie together in groups of this many along n, each beginning at a multiple of it.
     pub result_aligned: usize,
     pub functions: Functions,
+    /// The input that holds 16 bytes of what A is where it is outside, if that is not zero.
+    pub outside: Option<usize>,
     /// A product in the middle of something reads B from the workspace and writes C behind it.
     pub inner: Option<Inner>,
     pub name: &'static str,
@@ -367,6 +370,9 @@ impl Core {
                 members.push((name, format!("const {}*", element.name()), Argument::Input(self.inputs[at])));
             }
         }
+        if let Some(input) = self.outside {
+            members.push(("outside", format!("const {}*", a.name()), Argument::Input(input)));
+        }
         match &self.inner {
             None => members.push(("output", format!("{}*", self.result.name()), Argument::Output(0))),
             Some(inner) => members.extend(inner.members.iter().cloned()),
@@ -437,6 +443,11 @@ impl Core {
             ),
             Some(inner) => (format!("o.workspace + {}u", inner.output), format!("o.workspace + {}u", inner.parts)),
         };
+        let outside = if self.outside.is_some() { "o.outside" } else { "nullptr" };
+        let _ = writeln!(
+            text,
+            "__device__ __forceinline__ const Element* a_outside(const Operands& o) {{ return {outside}; }}"
+        );
         let finish = if self.inner.is_some() { "x" } else { "finish(o, i, channel, x)" };
         let _ = writeln!(
             text,

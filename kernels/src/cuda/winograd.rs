@@ -100,6 +100,7 @@ impl Winograd {
     fn check(&self) -> Result<(), Refused> {
         let of = &self.conv;
         let fits = of.element == Element::F32
+            && of.result == Element::F32
             && of.precision == Precision::Full
             && of.layout == Layout::Planes
             && (of.groups, of.kernel, of.stride, of.dilation) == (1, [3, 3], [1, 1], [1, 1])
@@ -141,6 +142,7 @@ impl Winograd {
             result_aligned: n,
             channel: "m".to_string(),
             functions: of.functions.clone(),
+            outside: None,
             inner: Some(Inner { b: 0, output, parts, members, text: String::new() }),
             name: "winograd",
         };

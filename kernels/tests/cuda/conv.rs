@@ -120,6 +120,8 @@ fn every_shape(test: &str, element: Element, precision: Precision, device: Devic
                 pad_begin: [pad; 2],
                 layout,
                 element,
+                result: element,
+                has_zero_point: false,
                 precision,
                 x_is_function: at % 4 == 0 && layout == Layout::Planes,
                 functions: Functions::default(),
@@ -164,6 +166,8 @@ fn convolutions_by_winograd() {
                 pad_begin: [pad; 2],
                 layout: Layout::Planes,
                 element: Element::F32,
+                result: Element::F32,
+                has_zero_point: false,
                 precision: Precision::Full,
                 x_is_function: at == 1,
                 functions: Functions::default(),
@@ -172,4 +176,66 @@ fn convolutions_by_winograd() {
         }
     }
     run("winograd", &cases);
+}
+
+/// Bytes, whose zero point lies around the pictures: exact.
+#[test]
+fn convolutions_of_bytes() {
+    let mut random = Random::new(25);
+    let mut cases = Vec::new();
+    for (at, ([channels, out_channels, groups], [kernel, stride, _, pad])) in SHAPES.into_iter().enumerate() {
+        let (element, zero_point) = [(Element::U8, 113), (Element::I8, -7i8 as u8)][at % 2];
+        let [in_h, in_w] = [9, 7];
+        let output = [in_h, in_w].map(|extent: usize| (extent + 2 * pad - kernel) / stride + 1);
+        let conv = Conv {
+            images: 2,
+            channels,
+            out_channels,
+            groups,
+            input: [in_h, in_w],
+            output,
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            dilation: [1; 2],
+            pad_begin: [pad; 2],
+            layout: Layout::Channels,
+            element,
+            result: Element::I32,
+            has_zero_point: true,
+            precision: Precision::Full,
+            x_is_function: false,
+            functions: Functions::default(),
+        };
+        let (inner, outer) = (channels / groups, out_channels / groups);
+        let (x_bytes, x) = random.elements(element, 2 * channels * in_h * in_w);
+        let (w_bytes, w) = random.elements(Element::I8, out_channels * inner * kernel * kernel);
+        let outside = numbers(element, &[zero_point])[0];
+        cases.push(Case {
+            name: format!("{conv:?}"),
+            kernel: conv.kernel(Device::H100).unwrap(),
+            inputs: vec![x_bytes, w_bytes, vec![zero_point; 16]],
+            extras: vec![],
+            outputs: vec![2 * out_channels * output[0] * output[1] * 4],
+            check: Box::new(move |outputs| {
+                let mut expected = Vec::new();
+                for i in 0..2 * output[0] * output[1] * out_channels {
+                    let (c, column, row) =
+                        (i % out_channels, i / out_channels % output[1], i / out_channels / output[1] % output[0]);
+                    let image = i / (out_channels * output[0] * output[1]);
+                    let term = |at: usize| {
+                        let (of, s, r) = (at % inner, at / inner % kernel, at / inner / kernel);
+                        let (y, z) = ((row * stride + r).wrapping_sub(pad), (column * stride + s).wrapping_sub(pad));
+                        let is_inside = y < in_h && z < in_w;
+                        let from =
+                            |y: usize, z: usize| ((image * in_h + y) * in_w + z) * channels + c / outer * inner + of;
+                        let pixel = if is_inside { x[from(y, z)] } else { outside };
+                        pixel * w[c * inner * kernel * kernel + at]
+                    };
+                    expected.push((0..inner * kernel * kernel).map(term).sum());
+                }
+                near(&numbers(Element::I32, &outputs[0]), &expected, |_| 0.0)
+            }),
+        });
+    }
+    run("conv_bytes", &cases);
 }
