@@ -2,8 +2,8 @@
 //! runs it. A file's name begins with the compute capability; its first line says which instructions it has to have, and how often.
 
 use cutover_kernels::cuda::{
-    Attention, BlockedProduct, Conv, Device, Element, Functions, Kernel, Layout, Operand, Order, Precision, Product,
-    Refused, RowFunction, Rows, Transpose, Way, Winograd,
+    Attention, BlockedProduct, Cell, Conv, Device, Element, Functions, Kernel, Layout, Operand, Order, Precision,
+    Product, Refused, RowFunction, Rows, Transpose, Way, Winograd,
 };
 use std::path::Path;
 
@@ -19,6 +19,7 @@ fn main() -> std::io::Result<()> {
         attentions(Path::new(&folder), device)?;
         few_rows(Path::new(&folder), device)?;
         rows(Path::new(&folder), device)?;
+        recurrences(Path::new(&folder), device)?;
     }
     Ok(())
 }
@@ -271,6 +272,40 @@ fn rows(folder: &Path, device: Device) -> std::io::Result<()> {
         };
         let name = format!("transpose-{}-{}", elements[0].name(), elements[1].name());
         write(folder, device, &name, of.kernel(device), &vec![])?;
+    }
+    Ok(())
+}
+
+fn recurrences(folder: &Path, device: Device) -> std::io::Result<()> {
+    let lstm = Cell::Lstm { is_coupled: false };
+    for (cell, name, hidden) in [(Cell::Gru { is_linear: true }, "gru", 128), (lstm, "lstm", 64), (lstm, "lstm", 512)] {
+        let mut text = String::new();
+        for function in
+            ["gate(const Operands& o, u32 d, u32 t, u32 n, u32 i)", "recurrent_bias(const Operands& o, u32 d, u32 i)"]
+        {
+            text += &format!("__device__ float {function} {{ return o.operands[i]; }}\n");
+        }
+        for name in ["initial", "initial_cell"] {
+            text += &format!("__device__ float {name}(const Operands& o, u32 d, u32 n, u32 j) {{ return 0.0f; }}\n");
+        }
+        for name in ["activate0", "activate1", "activate2"] {
+            text += &format!("__device__ float {name}(float x, u32 d) {{ return tanhf(x); }}\n");
+        }
+        text += "__device__ float peephole(const Operands& o, u32 d, u32 i) { return 0.0f; }
+__device__ u32 length_of(const Operands& o, u32 n) { return 100; }
+__device__ bool is_reverse(u32 d) { return false; }
+__device__ void put(const Operands& o, u32 d, u32 t, u32 n, u32 j, float h) { o.y[(t * 8 + n) * 512 + j] = h; }
+__device__ void put_last(const Operands& o, u32 d, u32 n, u32 j, float h, float c) {}\n";
+        let pointers = ["const float* operands", "float* y"].map(|of| of.rsplit_once(' ').unwrap_or_default());
+        let pointers = pointers.map(|(of, name)| (of.to_string(), name.to_string())).to_vec();
+        let of =
+            Recurrence { cell, directions: 1, steps: 100, batch: 8, hidden, functions: Functions { pointers, text } };
+        let needs = if hidden < 512 {
+            vec![("fma.rn.f32", hidden), ("ld.shared.v4", hidden / 4)]
+        } else {
+            vec![("ld.global.nc", 4)]
+        };
+        write(folder, device, &format!("{name}-{hidden}"), of.kernel(device), &needs)?;
     }
     Ok(())
 }

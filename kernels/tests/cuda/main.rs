@@ -4,4 +4,5 @@ mod attention;
 mod conv;
 mod harness;
 mod product;
+mod recurrent;
 mod rows;
