@@ -5,7 +5,7 @@
 //! Tensor cores (`product_tensor.cu`) for elements of 16 bits, for bytes, and for f32 where [`Precision::Tf32`] is asked for; else
 //! `product_plain.cu`; for at most 8 rows `product_rows.cu`. A tile is chosen by predicted clocks: blocks go over the multiprocessors in waves, and a block's step costs
 //! the most of what it multiplies, what its warps read from shared memory, and what it brings from the level-2 cache, but no less than the
-//! latency of memory over the stages under way. Where tiles are too few for the device, k is split over blocks; the parts lie in the workspace
+//! latency of memory over the stages under way; the whole no less than reading the factors once. Where tiles are too few for the device, k is split over blocks; the parts lie in the workspace
 //! and a second kernel adds them in order, so a result is the same in every run.
 
 use super::{
@@ -194,6 +194,10 @@ pub(super) struct Inner {
     pub text: String,
 }
 
+/// Bytes a clock that a multiprocessor gets from memory and from the level-2 cache.
+const MEMORY_BYTES: f64 = 13.0;
+const LEVEL2_BYTES: f64 = 32.0;
+
 impl Core {
     fn uses_tensor_cores(&self) -> bool {
         self.elements[0] != Element::F32 || self.precision == Precision::Tf32
@@ -264,7 +268,6 @@ impl Core {
 
     /// Tiles for few rows, with their clocks: reading the second factor once, unless its readers are too few to keep memory busy.
     fn row_tiles(&self, device: Device) -> Vec<(Tile, f64)> {
-        const MEMORY_BYTES: f64 = 13.0; // a clock and multiprocessor
         let element = self.elements[0].bytes();
         let by_k = self.b.order == Order::ByK;
         if !(1..=8).contains(&self.m)
@@ -303,7 +306,6 @@ impl Core {
 
     /// Clocks that the product takes, after the model at the head of this file.
     fn clocks(&self, device: Device, tile: Tile) -> f64 {
-        const LEVEL2_BYTES: f64 = 32.0; // a clock and multiprocessor
         const SHARED_BYTES: f64 = 128.0;
         const LATENCY: f64 = 700.0;
         const LAUNCH: f64 = 3000.0;
@@ -325,16 +327,17 @@ impl Core {
             (rate * 2.0 / element as f64, read, most.min(2048 / (32 * warps as usize)).min(3))
         } else {
             let rate = if matches!(device.sm, 75 | 80) { 64.0 } else { 128.0 };
-            let threads = m * n / (tile.part_m * tile.part_n) as f64;
-            let read = threads * (tile.part_m as f64 / 8.0 + tile.part_n as f64 / 4.0) * 4.0 * k;
-            (rate * 0.85, read, (1024.0 / threads) as usize)
+            let (part_m, part_n) = (tile.part_m as f64, tile.part_n as f64);
+            let threads = m * n / (part_m * part_n);
+            // Beside multiplications a thread issues what reads their factors, and a little for the loop.
+            let efficiency = part_m * part_n / (part_m * part_n + (part_m + part_n) / 2.0 + 4.0);
+            (rate * efficiency, threads * (part_m + part_n) * k, (1024.0 / threads) as usize)
         };
         let waves = (blocks / sms).ceil();
         let together = waves.min(resident.max(1) as f64);
         // One block alone waits for memory at every step, unless more are under way.
         let wait = LATENCY / (tile.stages.max(2) - 1) as f64 / together;
         let busy = (m * n * k / rate).max((read + bytes) / SHARED_BYTES).max(bytes / LEVEL2_BYTES);
-        // Of few warps, no unit is kept busy: a fourth of a multiprocessor each.
         let step = busy.max(wait);
         let steps = self.k.div_ceil(tile.k).div_ceil(tile.splits) as f64;
         let end = 600.0 + m * n * self.result.bytes() as f64 / LEVEL2_BYTES;
@@ -342,7 +345,8 @@ impl Core {
             1 => 0.0,
             splits => LAUNCH + (2 * splits * self.z * self.m * self.n * 4) as f64 / (LEVEL2_BYTES * sms),
         };
-        waves * (steps * step + end) + LATENCY + second
+        let moved = self.z * ((self.m + self.n) * self.k * element + self.m * self.n * self.result.bytes());
+        (waves * (steps * step + end)).max(moved as f64 / (MEMORY_BYTES * sms)) + LATENCY + second
     }
 
     /// Dynamic shared memory of a block.
