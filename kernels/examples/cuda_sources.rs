@@ -3,7 +3,7 @@
 
 use cutover_kernels::cuda::{
     Attention, BlockedProduct, Cell, Conv, Device, Element, Functions, Kernel, Layout, Operand, Order, Precision,
-    Product, Refused, RowFunction, Rows, Transpose, Way, Winograd,
+    Product, Recurrence, Refused, RowFunction, Rows, Transpose, Way, Winograd,
 };
 use std::path::Path;
 
