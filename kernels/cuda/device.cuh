@@ -245,7 +245,13 @@ static inline void matrices(u32 (&d)[4], const void* row) {
     MatrixSlot* all = meet(HOST_LOAD + TRANSPOSED * 16, slot, [](unsigned char(*slots)[64]) {
         MatrixSlot* all = reinterpret_cast<MatrixSlot*>(slots);
         u16 elements[4][8][8];
-        for (int row = 0; row < 32; row++) memcpy(elements[row / 8][row % 8], all[row].row, 16);
+        unsigned banks[4] = {0, 0, 0, 0};
+        for (int row = 0; row < 32; row++) {
+            memcpy(elements[row / 8][row % 8], all[row].row, 16);
+            banks[row / 8] |= 1u << (reinterpret_cast<uintptr_t>(all[row].row) / 16 % 8);
+        }
+        for (int matrix = 0; matrix < 4; matrix++)
+            if (banks[matrix] != 255) fail("rows of a matrix lie in the same banks");
         for (int lane = 0; lane < 32; lane++)
             for (int at = 0; at < 8; at++) {
                 int of = lane / 4, pair = lane % 4 * 2 + at % 2;

@@ -4,7 +4,7 @@
 // come there; which of them runs next is a permutation that the launch's seed decides, so a race shows as a difference between two seeds.
 // Copies by `cp.async` happen as late as the program allows with an even seed, as soon as it allows with an odd one. Shared memory begins
 // as NaN in every block. What no device would do is an error that says so: a barrier that not all reach, lanes that meet in different
-// operations, an address that is not aligned.
+// operations, an address that is not aligned; and so is a matrix whose rows lie in the same banks.
 //
 // Not imitated: how long anything takes, memory that threads of different blocks share within a launch, and the order of a tensor core's
 // sums, which is nobody's promise.

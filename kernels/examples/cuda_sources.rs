@@ -5,44 +5,63 @@ use cutover_kernels::cuda::{
     Attention, BlockedProduct, Cell, Conv, Device, Element, Functions, Kernel, Layout, Operand, Order, Precision,
     Product, Recurrence, Refused, RowFunction, Rows, Transpose, Way, Winograd,
 };
-use std::path::Path;
+use std::{collections::BTreeSet, ffi::OsString, path::PathBuf};
 
 /// `mma.sync` and so on, and how many of them a kernel has at least.
 type Needs = Vec<(&'static str, usize)>;
 
 fn main() -> std::io::Result<()> {
-    let folder = std::env::args().nth(1).unwrap_or_else(|| "target/cuda".to_string());
+    let folder = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "target/cuda/sources".to_string()));
     std::fs::create_dir_all(&folder)?;
+    let mut sources = Sources { folder, device: Device::T4, written: BTreeSet::new() };
     for device in [Device::T4, Device::ORIN, Device::H100] {
-        products(Path::new(&folder), device)?;
-        convolutions(Path::new(&folder), device)?;
-        attentions(Path::new(&folder), device)?;
-        few_rows(Path::new(&folder), device)?;
-        rows(Path::new(&folder), device)?;
-        recurrences(Path::new(&folder), device)?;
+        sources.device = device;
+        products(&mut sources)?;
+        convolutions(&mut sources)?;
+        attentions(&mut sources)?;
+        few_rows(&mut sources)?;
+        rows(&mut sources)?;
+        recurrences(&mut sources)?;
     }
-    Ok(())
+    sources.remove_others()
 }
 
-/// Writes a kernel, unless the device has none; a file that is the same keeps its time.
-fn write(
-    folder: &Path,
+/// The folder, and what was written into it.
+struct Sources {
+    folder: PathBuf,
     device: Device,
-    name: &str,
-    kernel: Result<Kernel, Refused>,
-    needs: &Needs,
-) -> std::io::Result<()> {
-    let Ok(kernel) = kernel else { return Ok(()) };
-    let needs: Vec<String> = needs.iter().map(|(what, count)| format!("{what}:{count}")).collect();
-    let text = format!("// needs {}\n{}", needs.join(" "), kernel.source);
-    let path = folder.join(format!("sm_{}-{name}.cu", device.sm));
-    if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
-        return Ok(());
-    }
-    std::fs::write(path, text)
+    written: BTreeSet<OsString>,
 }
 
-fn products(folder: &Path, device: Device) -> std::io::Result<()> {
+impl Sources {
+    /// Writes a kernel, unless the device has none; a file that is the same keeps its time.
+    fn write(&mut self, name: &str, kernel: Result<Kernel, Refused>, needs: &Needs) -> std::io::Result<()> {
+        let Ok(kernel) = kernel else { return Ok(()) };
+        let needs: Vec<String> = needs.iter().map(|(what, count)| format!("{what}:{count}")).collect();
+        let text = format!("// needs {}\n{}", needs.join(" "), kernel.source);
+        let stem = format!("sm_{}-{name}", self.device.sm);
+        let path = self.folder.join(format!("{stem}.cu"));
+        self.written.insert(stem.into());
+        if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            return Ok(());
+        }
+        std::fs::write(path, text)
+    }
+
+    /// Removes files of kernels that are no more.
+    fn remove_others(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.file_stem().is_none_or(|stem| !self.written.contains(stem)) {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn products(sources: &mut Sources) -> std::io::Result<()> {
+    let device = sources.device;
     let is_new = device.sm >= 80;
     for (elements, result, precision) in [
         ([Element::F32; 2], Element::F32, Precision::Full),
@@ -94,14 +113,15 @@ fn products(folder: &Path, device: Device) -> std::io::Result<()> {
                 let orders = by_k.map(|by_k| if by_k { "k" } else { "o" }).concat();
                 let splits = if tile.splits > 1 { "-splits" } else { "" };
                 let name = format!("product-{kind}-{orders}-{}x{}x{}{splits}", tile.m, tile.n, tile.k);
-                write(folder, device, &name, product.kernel_of(device, *tile), &needs)?;
+                sources.write(&name, product.kernel_of(device, *tile), &needs)?;
             }
         }
     }
     Ok(())
 }
 
-fn convolutions(folder: &Path, device: Device) -> std::io::Result<()> {
+fn convolutions(sources: &mut Sources) -> std::io::Result<()> {
+    let device = sources.device;
     let copies = if device.sm >= 80 { "cp.async.cg" } else { "mma.sync" };
     for (name, element, precision, layout, [channels, out_channels, groups], [kernel, stride], needs) in [
         ("3x3", Element::F32, Precision::Full, Layout::Planes, [64, 64, 1], [3, 1], vec![("fma.rn.f32", 256)]),
@@ -186,24 +206,19 @@ fn convolutions(folder: &Path, device: Device) -> std::io::Result<()> {
         let kind = if precision == Precision::Tf32 { "tf32" } else { element.name() };
         let layout = if layout == Layout::Planes { "planes" } else { "channels" };
         let name = format!("conv-{name}-{kind}-{layout}");
-        write(folder, device, &name, conv.kernel(device), &needs)?;
+        sources.write(&name, conv.kernel(device), &needs)?;
         if name.starts_with("conv-3x3-float") {
             for tile in [2, 4] {
                 let winograd = Winograd { conv: conv.clone(), tile };
-                write(
-                    folder,
-                    device,
-                    &format!("winograd-{tile}"),
-                    winograd.kernel(device),
-                    &vec![("fma.rn.f32", 256)],
-                )?;
+                sources.write(&format!("winograd-{tile}"), winograd.kernel(device), &vec![("fma.rn.f32", 256)])?;
             }
         }
     }
     Ok(())
 }
 
-fn few_rows(folder: &Path, device: Device) -> std::io::Result<()> {
+fn few_rows(sources: &mut Sources) -> std::io::Result<()> {
+    let device = sources.device;
     for element in [Element::F32, Element::F16] {
         for (m, order, orders) in [(1, Order::ByK, "kk"), (8, Order::ByK, "kk"), (1, Order::ByOuter, "ko")] {
             let array = |order| Operand::Array { order, leading: 4096, batch: vec![] };
@@ -223,7 +238,7 @@ fn few_rows(folder: &Path, device: Device) -> std::io::Result<()> {
             let candidates = product.candidates(device).unwrap_or_default();
             let Some((tile, _)) = candidates.into_iter().find(|(tile, _)| tile.way == Way::Rows) else { continue };
             let name = format!("rows-{m}-{}-{orders}", element.name());
-            write(folder, device, &name, product.kernel_of(device, tile), &vec![("ld.global.nc.v4", 4)])?;
+            sources.write(&name, product.kernel_of(device, tile), &vec![("ld.global.nc.v4", 4)])?;
         }
     }
     for (bits, m) in [(4, 1), (4, 4), (4, 8), (8, 1), (2, 1)] {
@@ -239,12 +254,13 @@ fn few_rows(folder: &Path, device: Device) -> std::io::Result<()> {
             functions: Functions::default(),
         };
         let needs = if bits == 2 { vec![] } else { vec![("ld.global.nc.v4", 2), ("ld.shared.v4", 4)] };
-        write(folder, device, &format!("bits-{bits}-{m}"), of.kernel(device), &needs)?;
+        sources.write(&format!("bits-{bits}-{m}"), of.kernel(device), &needs)?;
     }
     Ok(())
 }
 
-fn rows(folder: &Path, device: Device) -> std::io::Result<()> {
+fn rows(sources: &mut Sources) -> std::io::Result<()> {
+    let device = sources.device;
     let functions = [RowFunction::Softmax, RowFunction::LayerNorm { epsilon: 1e-5 }, RowFunction::Mean];
     for (function, name) in functions.into_iter().zip(["softmax", "layernorm", "mean"]) {
         for (element, length) in
@@ -252,9 +268,7 @@ fn rows(folder: &Path, device: Device) -> std::io::Result<()> {
         {
             let of =
                 Rows { rows: 4096, length, function, element, x_is_function: false, functions: Functions::default() };
-            write(
-                folder,
-                device,
+            sources.write(
                 &format!("{name}-{}-{length}", element.name()),
                 of.kernel(device),
                 &vec![("ld.global.nc.v4", 1)],
@@ -271,12 +285,13 @@ fn rows(folder: &Path, device: Device) -> std::io::Result<()> {
             functions: Functions::default(),
         };
         let name = format!("transpose-{}-{}", elements[0].name(), elements[1].name());
-        write(folder, device, &name, of.kernel(device), &vec![])?;
+        sources.write(&name, of.kernel(device), &vec![])?;
     }
     Ok(())
 }
 
-fn recurrences(folder: &Path, device: Device) -> std::io::Result<()> {
+fn recurrences(sources: &mut Sources) -> std::io::Result<()> {
+    let device = sources.device;
     let lstm = Cell::Lstm { is_coupled: false };
     for (cell, name, hidden) in [(Cell::Gru { is_linear: true }, "gru", 128), (lstm, "lstm", 64), (lstm, "lstm", 512)] {
         let mut text = String::new();
@@ -305,12 +320,13 @@ __device__ void put_last(const Operands& o, u32 d, u32 n, u32 j, float h, float 
         } else {
             vec![("ld.global.nc", 4)]
         };
-        write(folder, device, &format!("{name}-{hidden}"), of.kernel(device), &needs)?;
+        sources.write(&format!("{name}-{hidden}"), of.kernel(device), &needs)?;
     }
     Ok(())
 }
 
-fn attentions(folder: &Path, device: Device) -> std::io::Result<()> {
+fn attentions(sources: &mut Sources) -> std::io::Result<()> {
+    let device = sources.device;
     for element in [Element::F32, Element::F16, Element::BF16] {
         for depth in [32, 64, 80, 96, 128] {
             let strides = [12 * 512 * depth, depth, 12 * depth];
@@ -335,7 +351,7 @@ fn attentions(folder: &Path, device: Device) -> std::io::Result<()> {
                 _ => vec![("mma.sync", depth / 16 * 8 + depth / 8 * 4), ("ldmatrix", depth / 16 * 5 + depth / 16 * 4)],
             };
             let name = format!("attention-{}-{depth}", element.name());
-            write(folder, device, &name, attention.kernel(device), &needs)?;
+            sources.write(&name, attention.kernel(device), &needs)?;
         }
     }
     Ok(())

@@ -26,19 +26,26 @@ pub fn cuda(table: bool) -> Result<bool> {
     fs::create_dir_all(&sources)?;
     let target = sources.to_string_lossy();
     cargo(&["run", "--quiet", "--package", "cutover-kernels", "--example", "cuda_sources", "--", &target], &[])?;
+    // What others put beside it, such as kernels that are generated, is compiled too.
+    let generated = folder.join("generated");
     let script = folder.join("nvrtc.py");
     fs::write(&script, include_str!("nvrtc.py"))?;
     let library = tools.join("lib/libnvrtc.so.13");
-    let status = Command::new("python3")
-        .args([&script, &library, &sources])
-        .env("LD_LIBRARY_PATH", tools.join("lib"))
-        .status()
-        .context("cannot start python3")?;
-    if !status.success() {
-        bail!("NVRTC refused a kernel");
+    let mut files = Vec::new();
+    for folder in [&sources, &generated].into_iter().filter(|folder| folder.exists()) {
+        let status = Command::new("python3")
+            .args([&script, &library, folder])
+            .env("LD_LIBRARY_PATH", tools.join("lib"))
+            .status()
+            .context("cannot start python3")?;
+        if !status.success() {
+            bail!("NVRTC refused a kernel");
+        }
+        for entry in fs::read_dir(folder)? {
+            files.push(entry?.path());
+        }
     }
-    let mut files: Vec<PathBuf> = fs::read_dir(&sources)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+    files.retain(|path: &PathBuf| path.extension().is_some_and(|extension| extension == "cu"));
     files.sort();
     if table {
         println!(
