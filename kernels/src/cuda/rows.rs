@@ -53,11 +53,11 @@ impl Rows {
         let (mut text, arguments) = begin_moves(self.element, self.element, self.x_is_function, &self.functions);
         let full = 16 / self.element.bytes();
         let wide = if !self.x_is_function && self.length.is_multiple_of(full) { full } else { 1 };
-        // A warp for a row as long as it can hold it, else as many threads as leave each a few elements.
+        // A warp for a row as long as it can hold it, else as many threads as leave each a few elements; more would have too few registers.
         let threads = match self.length {
             0..=1024 => 32,
             1025..=8192 => 256,
-            _ => 1024,
+            _ => 512,
         };
         let each = self.length.div_ceil(threads * wide) * wide;
         let (function, epsilon) = match self.function {
