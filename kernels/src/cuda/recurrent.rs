@@ -62,10 +62,10 @@ impl Recurrence {
         check_count("gates", self.directions * self.steps * self.batch * rows)?;
         let (mut text, arguments) =
             begin(&[("r", "const float*".to_string(), Argument::Input(0))], &self.functions, "float");
-        // A thread for each row, its row in registers beside 48 that everything else takes.
+        // A thread for each row, its row in registers beside 40 that everything else takes.
         let threads = rows.next_multiple_of(32).min(1024);
         let is_resident =
-            rows <= 1024 && hidden.next_multiple_of(4) + 48 <= (65536 / threads.next_multiple_of(128)).min(255);
+            rows <= 1024 && hidden.next_multiple_of(4) + 40 <= (65536 / threads.next_multiple_of(128)).min(255);
         let cell = match self.cell {
             Cell::Rnn => 0,
             Cell::Gru { is_linear: false } => 1,
