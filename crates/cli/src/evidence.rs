@@ -163,6 +163,7 @@ impl Evidence<'_> {
 
 fn summary(detail: &Detail) -> String {
     match detail {
+        Detail::Student { of, kept } => format!("layers {kept:?} of {of}"),
         Detail::Prune(report) => {
             let (before, after) =
                 report.groups.iter().fold((0, 0), |(b, a), group| (b + group.before, a + group.after));
@@ -190,6 +191,7 @@ fn step_json(step: &Done) -> Json {
         "name": step.name, "seconds": step.time.as_secs_f64(), "cached": step.cached, "summary": summary(&step.detail),
     });
     let own = match &step.detail {
+        Detail::Student { of, kept } => json!({ "layers": of, "kept": kept }),
         Detail::Prune(report) => json!({
             "groups": report.groups, "parameters": report.parameters, "operations": report.operations, "reached": report.reached,
             "frozen": report.frozen,

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let student = match student.split_once(':') {
         Some((path, layers)) => {
             let layers = layers.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
-            student_of(&open(path)?, &layers)?
+            student_of(&open(path)?, &layers)?.0
         }
         None => open(student)?,
     };

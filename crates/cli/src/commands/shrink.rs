@@ -484,10 +484,11 @@ impl Bar {
 
     fn show(&self, what: &str, done: usize, of: usize) {
         let bar = self.0.borrow();
-        if bar.message() != what {
+        let activity = |message: &str| message.split(':').next().unwrap_or_default().to_string();
+        if activity(&bar.message()) != activity(what) {
             bar.reset();
-            bar.set_message(what.to_string());
         }
+        bar.set_message(what.to_string());
         bar.set_length(of as u64);
         bar.set_position(done as u64);
     }

@@ -35,7 +35,7 @@ mod steps;
 
 pub use cache::Cache;
 pub use run::{About, Detail, Done, Measured, Outcome, run};
-pub use steps::{MethodName, PackStep, PruneStep, QuantizeStep, SparsifyStep, VerifyStep};
+pub use steps::{MethodName, PackStep, PruneStep, QuantizeStep, SparsifyStep, StudentStep, VerifyStep};
 
 use crate::{ShrinkError, train::Fit};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -55,6 +55,7 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Step {
+    Student(StudentStep),
     Prune(PruneStep),
     Sparsify(SparsifyStep),
     FineTune(Box<Fit>),
@@ -64,12 +65,13 @@ pub enum Step {
 }
 
 /// The steps there are.
-const NAMES: &[&str] = &["prune", "sparsify", "fine-tune", "quantize", "verify", "pack"];
+const NAMES: &[&str] = &["student", "prune", "sparsify", "fine-tune", "quantize", "verify", "pack"];
 
 impl Step {
     /// As a recipe calls it.
     pub fn name(&self) -> &'static str {
         match self {
+            Step::Student(_) => "student",
             Step::Prune(_) => "prune",
             Step::Sparsify(_) => "sparsify",
             Step::FineTune(_) => "fine-tune",
@@ -110,6 +112,7 @@ impl Recipe {
         for (table, own) in file._steps.iter().zip(tables) {
             let kind = table.get("do").and_then(toml::Value::as_str).unwrap_or_default();
             let mut step = match kind {
+                "student" => Step::Student(read(text, &own).map_err(refused)?),
                 "prune" => Step::Prune(read(text, &own).map_err(refused)?),
                 "sparsify" => Step::Sparsify(read(text, &own).map_err(refused)?),
                 "fine-tune" => Step::FineTune(read(text, &own).map_err(refused)?),
@@ -156,9 +159,10 @@ impl Recipe {
 impl Step {
     fn check(&self) -> Result<(), String> {
         match self {
+            Step::Student(step) => step.check(),
             Step::Prune(step) => step.options().map(|_| ()),
             Step::Sparsify(step) => step.sparsity().map(|_| ()),
-            Step::FineTune(_) => Ok(()),
+            Step::FineTune(fit) => fit.check(),
             Step::Quantize(step) => step.check(),
             Step::Verify(step) => step.check(),
             Step::Pack(step) => step.check(),
@@ -235,7 +239,7 @@ mod tests {
     fn what_is_wrong_has_its_line() {
         let step = |body: &str| format!("\n[[step]]\n{body}\n");
         for (text, parts) in [
-            (step("do = \"prun\""), &["line 2", "\"prun\"", "prune, sparsify, fine-tune"][..]),
+            (step("do = \"prun\""), &["line 2", "\"prun\"", "student, prune, sparsify, fine-tune"][..]),
             (step("ratio = 1"), &["line 2", "without do"]),
             (step("do = \"prune\"\nchannels = 0.5\nrate = 1"), &["line 5", "unknown field `rate`", "`channels`"]),
             (step("do = \"prune\"\nchannels = \"half\""), &["line 4", "invalid type"]),
@@ -247,6 +251,10 @@ mod tests {
             (step("do = \"quantize\"\nmethod = \"f16\"\ngptq = true"), &["line 2", "gptq"]),
             (step("do = \"quantize\"\nbudget = \"sqnr\""), &["line 4", "sqnr>=20"]),
             (step("do = \"sparsify\"\npattern = \"5:4\""), &["line 2", "5:4"]),
+            (step("do = \"student\""), &["line 2", "layers"]),
+            (step("do = \"student\"\nlayers = [3, 1]"), &["line 2", "[3, 1]"]),
+            (step("do = \"fine-tune\"\nheld-out = 1.0"), &["line 2", "held-out = 1"]),
+            (step("do = \"fine-tune\"\nrate = -1.0"), &["line 2", "above 0"]),
             (step("do = \"verify\""), &["line 2", "budget"]),
             (step("do = \"pack\"\nname = \"x\"\noutput = \"\""), &["line 2", "output"]),
             (

@@ -54,6 +54,12 @@ pub struct Done {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Detail {
+    Student {
+        /// How many layers the model repeats.
+        of: usize,
+        /// Numbers of those that stay.
+        kept: Vec<usize>,
+    },
     Prune(PruneReport),
     Sparsify(SparsityReport),
     FineTune {
@@ -90,8 +96,6 @@ pub struct Measured {
 
 /// Time that latencies are measured for.
 const LATENCY_TIME: Duration = Duration::from_secs(3);
-/// The share of samples that fine-tuning holds out, where there are enough.
-const HELD_OUT: usize = 10;
 
 /// What a package says of the model besides what was done to it.
 #[derive(Clone, Debug, Default)]
@@ -215,6 +219,10 @@ impl Run<'_> {
     fn make(&self, step: &Step, key: &Key) -> Result<(Option<Graph>, Detail), ShrinkError> {
         let graph = &self.graph;
         match step {
+            Step::Student(step) => {
+                let (student, of) = train::student_of(graph, &step.layers)?;
+                Ok((Some(student), Detail::Student { of, kept: step.layers.clone() }))
+            }
             Step::Prune(step) => {
                 self.nodes_exist(&step.exclude)?;
                 let options = step.options().map_err(ShrinkError::Option)?;
@@ -260,14 +268,15 @@ impl Run<'_> {
         }
     }
 
-    /// Trains the graph to answer as the original does. The last tenth of the samples is held out.
+    /// Trains the graph to answer as the original does.
     fn fine_tune(&self, fit: &Fit, key: &Key) -> Result<(Option<Graph>, Detail), ShrinkError> {
         let options = Fit { checkpoints: fit.checkpoints.clone().or_else(|| self.cache.work(key)), ..fit.clone() };
         let count = self.data.samples.len();
-        let (own, held) = split(self.data, count - count / HELD_OUT);
+        let (own, held) = split(self.data, count - (fit.held_out * count as f64) as usize);
         let held = (!held.samples.is_empty()).then_some(held);
         let mut told = |at: &train::Progress| {
-            (self.progress)("fine-tuning", at.step, at.steps);
+            let metric = at.metric.map_or(String::new(), |metric| format!(", {} {metric:.4}", at.metric_name));
+            (self.progress)(&format!("fine-tuning: loss {:.4}{metric}", at.loss), at.step, at.steps);
             ControlFlow::Continue(())
         };
         let fitted =

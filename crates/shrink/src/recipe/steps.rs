@@ -74,6 +74,25 @@ fn share_in_range(share: f64) -> Result<(), String> {
     }
 }
 
+/// Leaves out layers: of those that the model repeats, only these stay. What follows trains them to answer as the original does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct StudentStep {
+    /// Numbers of the layers that stay, from 0 and rising.
+    pub layers: Vec<usize>,
+}
+
+impl StudentStep {
+    /// # Errors
+    /// No layers, or not in rising order.
+    pub fn check(&self) -> Result<(), String> {
+        match !self.layers.is_empty() && self.layers.is_sorted_by(|a, b| a < b) {
+            true => Ok(()),
+            false => Err(format!("layers = {:?}: expected those that stay, counted from 0, e.g. [0, 3, 5]", self.layers)),
+        }
+    }
+}
+
 /// Sets single weights to zero: exactly one of `ratio` and `pattern` says which.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]

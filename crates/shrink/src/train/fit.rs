@@ -51,23 +51,12 @@ pub(super) fn fit(
 
 fn check(teacher: Option<&Graph>, data: &Data, held_out: Option<&Data>, options: &Fit) -> Result<(), ShrinkError> {
     let wrong = |message: String| Err(ShrinkError::Option(message));
+    options.check().map_err(ShrinkError::Option)?;
     let losses = &options.losses;
-    let positive = |value: f64| value.is_finite() && value > 0.0;
     if data.samples.is_empty() || held_out.is_some_and(|data| data.samples.is_empty()) {
         return Err(ShrinkError::NoSamples);
     }
-    if !positive(options.rate) || !positive(options.temperature) || options.batch == 0 {
-        return wrong("rate, temperature and batch must be above 0".to_string());
-    }
-    if !(0.0..1.0).contains(&options.warmup) {
-        return wrong(format!("a warm-up over {} of all steps, expected a share in [0, 1)", options.warmup));
-    }
-    let weights = [losses.soft, losses.labels, losses.mse, losses.cosine, options.weight_decay, options.clip_norm];
-    if weights.iter().chain(losses.features.iter().map(|f| &f.weight)).any(|w| !w.is_finite() || *w < 0.0) {
-        return wrong("weights of losses, weight decay and clip norm must not be negative".to_string());
-    }
-    let of_teacher = losses.soft + losses.mse + losses.cosine > 0.0 || !losses.features.is_empty();
-    if of_teacher && teacher.is_none() {
+    if losses.of_teacher() && teacher.is_none() {
         return wrong("soft, mse, cosine and features compare with a teacher, and there is none".to_string());
     }
     for (data, what) in [(Some(data), "the data"), (held_out, "what is held out")] {
@@ -80,10 +69,7 @@ fn check(teacher: Option<&Graph>, data: &Data, held_out: Option<&Data>, options:
             _ => {}
         }
     }
-    match of_teacher || losses.labels > 0.0 {
-        true => Ok(()),
-        false => wrong("nothing to lessen: all losses have weight 0".to_string()),
-    }
+    Ok(())
 }
 
 /// A graph and the values of it that losses look at.

@@ -34,6 +34,8 @@ pub struct Fit {
     pub patience: usize,
     /// Steps between evaluations on what is held out, and between checkpoints; 0 for once an epoch.
     pub every: usize,
+    /// The share of the samples, the last ones, that a recipe trains without and judges by, in `[0, 1)`, rounded down.
+    pub held_out: f64,
     /// Of the order of samples and of what is drawn anew.
     pub seed: u64,
     /// Folder of the checkpoints. A run that finds one there of the same training goes on from it.
@@ -106,6 +108,41 @@ pub struct FakeQuantize {
     pub freeze: f64,
 }
 
+impl Fit {
+    /// What no training can be asked for, whatever its data.
+    ///
+    /// # Errors
+    /// A number out of range.
+    pub fn check(&self) -> Result<(), String> {
+        let losses = &self.losses;
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        if !positive(self.rate) || !positive(self.temperature) || self.batch == 0 {
+            return Err("rate, temperature and batch must be above 0".to_string());
+        }
+        if !(0.0..1.0).contains(&self.warmup) {
+            return Err(format!("a warm-up over {} of all steps, expected a share in [0, 1)", self.warmup));
+        }
+        if !(0.0..1.0).contains(&self.held_out) {
+            return Err(format!("held-out = {}: expected a share in [0, 1)", self.held_out));
+        }
+        let weights = [losses.soft, losses.labels, losses.mse, losses.cosine, self.weight_decay, self.clip_norm];
+        if weights.iter().chain(losses.features.iter().map(|f| &f.weight)).any(|w| !w.is_finite() || *w < 0.0) {
+            return Err("weights of losses, weight decay and clip norm must not be negative".to_string());
+        }
+        match losses.of_teacher() || losses.labels > 0.0 {
+            true => Ok(()),
+            false => Err("nothing to lessen: all losses have weight 0".to_string()),
+        }
+    }
+}
+
+impl Losses {
+    /// Whether any compares with a teacher.
+    pub fn of_teacher(&self) -> bool {
+        self.soft + self.mse + self.cosine > 0.0 || !self.features.is_empty()
+    }
+}
+
 impl Default for Fit {
     fn default() -> Self {
         Fit {
@@ -121,6 +158,7 @@ impl Default for Fit {
             losses: Losses::default(),
             patience: 0,
             every: 0,
+            held_out: 0.1,
             seed: 0,
             checkpoints: None,
             frozen: Vec::new(),

@@ -51,11 +51,11 @@ pub fn layers(graph: &Graph) -> Result<Vec<(ValueId, ValueId)>, ShrinkError> {
     Ok(chain)
 }
 
-/// `graph`, plain, with only the repeated layers of these numbers, counted from 0.
+/// `graph`, plain, with only the repeated layers of these numbers, counted from 0; and how many it repeats.
 ///
 /// # Errors
 /// No repeated layers, or one that is not there.
-pub fn student_of(graph: &Graph, keep: &[usize]) -> Result<Graph, ShrinkError> {
+pub fn student_of(graph: &Graph, keep: &[usize]) -> Result<(Graph, usize), ShrinkError> {
     let mut graph = plain(graph.clone())?;
     let layers = layers(&graph)?;
     if layers.is_empty() {
@@ -73,7 +73,7 @@ pub fn student_of(graph: &Graph, keep: &[usize]) -> Result<Graph, ShrinkError> {
     }
     sweep(&mut graph);
     graph.verify()?;
-    plain(graph)
+    Ok((plain(graph)?, layers.len()))
 }
 
 struct Search<'a> {
@@ -222,7 +222,8 @@ mod tests {
     #[test]
     fn repeated_layers_are_found_and_left_out() {
         assert_eq!(layers(&residual(6, None)).unwrap().len(), 6);
-        let student = student_of(&residual(6, None), &[0, 2, 5]).unwrap();
+        let (student, of) = student_of(&residual(6, None), &[0, 2, 5]).unwrap();
+        assert_eq!(of, 6);
         let products = student.nodes().filter(|(_, n)| n.op.name() == "MatMul").count();
         assert_eq!(products, 3);
         let output = student.outputs()[0];
