@@ -2,12 +2,12 @@
 
 use cutover_backend::{Backend, CpuOptions, cpu, reference};
 use cutover_graph::{
-    Constant, Dim, Graph, Op, TensorFact, ValueId,
+    Constant, Dim, Graph, NodeId, Op, TensorFact, ValueId,
     onnx::{Weights, export, import},
     ops::{
-        AveragePool, BatchNorm, Binary, BinaryFunction, Concat, Conv, ConvTranspose, DepthSpace, Flatten, Gemm,
-        GlobalPool, GlobalPoolFunction, InstanceNorm, LayerNorm, MatMul, Padding, Reduce, ReduceFunction, Reshape,
-        Slice, Softmax, SoftmaxFunction, Split, Transpose, Unary, UnaryFunction, Window,
+        AveragePool, BatchNorm, Binary, BinaryFunction, Cell, CellActivation, Concat, ConstantOfShape, Conv, ConvTranspose, DepthSpace, Direction,
+        Flatten, Gemm, GlobalPool, GlobalPoolFunction, InstanceNorm, LayerNorm, MatMul, Padding, Recurrent, Reduce,
+        ReduceFunction, Reshape, Shape, Slice, Softmax, SoftmaxFunction, Split, Transpose, Unary, UnaryFunction, Window,
     },
 };
 use cutover_shrink::{
@@ -86,6 +86,8 @@ enum Head {
     Flat,
     /// Places as a sequence through attention, with queries, keys and values from one product or three, and a network of two products.
     Attention { heads: usize, width: usize, joined: bool },
+    /// Places as a sequence through two recurrent layers, the second of whose last states are read.
+    Recurrent { cell: Cell, units: usize, both_ways: bool },
 }
 
 fn head() -> impl Strategy<Value = Head> {
@@ -97,6 +99,19 @@ fn head() -> impl Strategy<Value = Head> {
             width,
             joined
         }),
+        (cell(), 2usize..5, any::<bool>()).prop_map(|(cell, units, both_ways)| Head::Recurrent {
+            cell,
+            units,
+            both_ways
+        }),
+    ]
+}
+
+fn cell() -> impl Strategy<Value = Cell> {
+    prop_oneof![
+        any::<bool>().prop_map(|coupled| Cell::Lstm { coupled }),
+        any::<bool>().prop_map(|linear_before_reset| Cell::Gru { linear_before_reset }),
+        Just(Cell::Rnn),
     ]
 }
 
@@ -258,6 +273,30 @@ impl Model {
         self.node(InstanceNorm { epsilon: 1e-3, groups }, &[x, scale, bias])
     }
 
+    /// `[steps, samples, features]` to every state, and the last.
+    fn recurrent(&mut self, x: ValueId, cell: Cell, sizes: [usize; 2], both_ways: bool) -> Vec<ValueId> {
+        let ([features, units], rows) = (sizes, cell.gates() * sizes[1]);
+        let direction = if both_ways { Direction::Bidirectional } else { Direction::Forward };
+        let ways = direction.count();
+        let activations = match cell {
+            Cell::Lstm { .. } => &[CellActivation::Sigmoid, CellActivation::Tanh, CellActivation::Tanh][..],
+            Cell::Gru { .. } => &[CellActivation::Sigmoid, CellActivation::Tanh],
+            Cell::Rnn => &[CellActivation::Tanh],
+        };
+        let weights = self.constant(&[ways, rows, features], 0.5);
+        let recurrent = self.constant(&[ways, rows, units], 0.5);
+        let bias = self.constant(&[ways, 2 * rows], 0.5);
+        let layer = Recurrent {
+            cell,
+            direction,
+            hidden_size: Some(units),
+            activations: activations.repeat(ways),
+            clip: None,
+            batch_first: false,
+        };
+        self.nodes(layer, &[x, weights, recurrent, bias], 2)
+    }
+
     fn head(&mut self, x: ValueId, head: Head) -> ValueId {
         let channels = self.extent(x, 1);
         let gemm = Gemm { alpha: 1.0, beta: 1.0, transpose_a: false, transpose_b: true, activation: None };
@@ -314,6 +353,20 @@ impl Model {
                 let (weight, bias) = (self.constant(&[5, hidden], 0.3), self.constant(&[5], 0.5));
                 self.node(gemm, &[mean, weight, bias])
             }
+            Head::Recurrent { cell, units, both_ways } => {
+                let rows = self.reshape(x, &[0, channels as i64, 64]);
+                let steps = self.transpose(rows, &[2, 0, 1]);
+                let all = self.recurrent(steps, cell, [channels, units], both_ways)[0];
+                let all = self.transpose(all, &[0, 2, 1, 3]);
+                let width = units * if both_ways { 2 } else { 1 };
+                let steps = self.reshape(all, &[0, 0, width as i64]);
+                let last = self.recurrent(steps, cell, [width, 6], both_ways)[1];
+                let last = self.transpose(last, &[1, 0, 2]);
+                let flat = self.node(Flatten { axis: 1 }, &[last]);
+                let width = 6 * if both_ways { 2 } else { 1 };
+                let (weight, bias) = (self.constant(&[5, width], 0.3), self.constant(&[5], 0.5));
+                self.node(gemm, &[flat, weight, bias])
+            }
         }
     }
 }
@@ -369,6 +422,7 @@ fn scaled_but(dependencies: &Dependencies, kept: &KeptIndices, by: f32) -> Graph
     let parameters = |op: &Op| match op {
         Op::Conv(_) | Op::ConvTranspose(_) | Op::MatMul(_) | Op::Gemm(_) | Op::Einsum(_) | Op::Binary(_) => 0..3,
         Op::BatchNorm(_) | Op::InstanceNorm(_) | Op::LayerNorm(_) => 1..3,
+        Op::Recurrent(_) => 1..4,
         _ => 0..0,
     };
     let weights: HashSet<ValueId> = dependencies
@@ -512,6 +566,43 @@ fn the_least_head_goes() {
     assert_eq!(kept[&heads.axis], [1]);
     let small = dependencies.remove(&kept).unwrap();
     compare(&graph, &small, &reference(), &images(2)).unwrap();
+}
+
+/// Units of a recurrent layer go as channels do, and a state of zeros whose shape a run computes holds none back.
+#[test]
+fn units_of_recurrent_layers_go() {
+    for cell in [Cell::Lstm { coupled: false }, Cell::Gru { linear_before_reset: true }, Cell::Rnn] {
+        let mut graph = network(3, true, &[], Head::Recurrent { cell, units: 16, both_ways: true });
+        let x = graph.inputs()[0];
+        let ends = [("ways", 2i64), ("units", 16)].map(|(name, extent)| {
+            graph.add_constant(name, Constant::new(Tensor::from_vec([1], vec![extent]).unwrap()))
+        });
+        let mut node = |name: &str, op: Op, inputs: &[ValueId]| {
+            let inputs = inputs.iter().map(|&input| Some(input)).collect();
+            let node = graph.add_node(name, op, inputs, vec![name.to_string()]).unwrap();
+            graph.node(node).outputs[0]
+        };
+        let samples = node("samples", Shape { start: 0, end: Some(1) }.into(), &[x]);
+        let shape = node("shape", Concat { axis: 0 }.into(), &[ends[0], samples, ends[1]]);
+        let value = Tensor::from_vec([1], vec![0f32]).unwrap();
+        let zeros = node("zeros", ConstantOfShape { value }.into(), &[shape]);
+        let layer = recurrent_layers(&graph)[0];
+        graph.node_mut(layer).inputs.extend([None, Some(zeros)]);
+        let (small, report) = pruned(&graph, &by_channels(0.5)).unwrap();
+        let layer = small.node(recurrent_layers(&small)[0]);
+        let Op::Recurrent(op) = &layer.op else { panic!("{layer:?}") };
+        assert_eq!(op.hidden_size, Some(8));
+        let share = report.operations[1] as f64 / report.operations[0] as f64;
+        assert!((0.2..0.6).contains(&share), "{cell:?}: {share} of the operations");
+        let file = cutover_graph::onnx::encode(&small).unwrap();
+        let read = cutover_graph::onnx::import_bytes(file.into(), None, &Default::default()).unwrap();
+        compare(&graph, &read, &on_cpu(), &images(3)).unwrap();
+    }
+}
+
+fn recurrent_layers(graph: &Graph) -> Vec<NodeId> {
+    let order = graph.topological_order().unwrap();
+    order.into_iter().filter(|&id| matches!(graph.node(id).op, Op::Recurrent(_))).collect()
 }
 
 #[test]

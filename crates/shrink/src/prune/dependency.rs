@@ -3,7 +3,10 @@
 //! An operator that is not listed freezes all it touches, and so does every axis that an operator mixes (softmax, sums, windows): what is
 //! removed must not change what stays.
 
-use super::axes::{Axes, AxisId};
+use super::{
+    axes::{Axes, AxisId},
+    recurrent::without_zero_states,
+};
 use cutover_graph::{
     Constant, Dim, Graph, Node, NodeId, Op, TensorFact, ValueId,
     ops::{normalize_axes, normalize_axis},
@@ -39,6 +42,7 @@ pub struct Restrictions {
 impl Dependencies {
     /// Of `graph`, which should be [`plain`](crate::plain()).
     pub fn new(mut graph: Graph, restrictions: &Restrictions) -> Dependencies {
+        without_zero_states(&mut graph);
         unshare(&mut graph);
         let mut axes = Axes::default();
         let mut of = HashMap::new();
@@ -95,8 +99,8 @@ fn unshare(graph: &mut Graph) {
 }
 
 /// One node's say.
-struct Rule<'a> {
-    all: &'a mut Dependencies,
+pub(super) struct Rule<'a> {
+    pub(super) all: &'a mut Dependencies,
     id: NodeId,
     node: &'a Node,
     /// The operator and the node.
@@ -131,6 +135,7 @@ impl Rule<'_> {
             Op::MatMul(_) => self.matmul(),
             Op::Gemm(gemm) => self.gemm(gemm.transpose_a, gemm.transpose_b),
             Op::Einsum(einsum) => self.einsum(&einsum.equation),
+            Op::Recurrent(layer) => self.recurrent(layer),
             Op::BatchNorm(norm) if norm.training.is_none() && !norm.per_element => self.channel_parameters(1..5),
             Op::InstanceNorm(norm) => self.instance_norm(norm.groups, restrictions),
             Op::LayerNorm(norm) => self.layer_norm(norm.axis, restrictions),
@@ -173,11 +178,11 @@ impl Rule<'_> {
         *self.node.inputs.get(index)?
     }
 
-    fn input(&self, index: usize) -> Option<Vec<AxisId>> {
+    pub(super) fn input(&self, index: usize) -> Option<Vec<AxisId>> {
         self.all.of.get(&self.value(index)?).cloned()
     }
 
-    fn output(&self, index: usize) -> Option<Vec<AxisId>> {
+    pub(super) fn output(&self, index: usize) -> Option<Vec<AxisId>> {
         self.all.of.get(self.node.outputs.get(index)?).cloned()
     }
 
@@ -190,16 +195,16 @@ impl Rule<'_> {
         self.all.axes.extent(axis).as_const()
     }
 
-    fn freeze(&mut self, axis: AxisId, does: &str) {
+    pub(super) fn freeze(&mut self, axis: AxisId, does: &str) {
         self.all.axes.freeze(axis, &format!("{} {does}", self.reason));
     }
 
-    fn unify(&mut self, a: AxisId, b: AxisId) {
+    pub(super) fn unify(&mut self, a: AxisId, b: AxisId) {
         let reason = format!("{} joins axes that do not divide alike", self.reason);
         self.all.axes.unify(a, b, &reason);
     }
 
-    fn same(&mut self, x: &[AxisId], y: &[AxisId]) -> Option<()> {
+    pub(super) fn same(&mut self, x: &[AxisId], y: &[AxisId]) -> Option<()> {
         (x.len() == y.len()).then(|| x.iter().zip(y).for_each(|(&a, &b)| self.unify(a, b)))
     }
 
@@ -247,7 +252,7 @@ impl Rule<'_> {
     }
 
     /// `whole` is `group` × `part`.
-    fn grouped(&mut self, whole: AxisId, group: AxisId, part: AxisId) {
+    pub(super) fn grouped(&mut self, whole: AxisId, group: AxisId, part: AxisId) {
         let product = self.all.axes.product(&[group, part]);
         self.unify(whole, product);
     }

@@ -253,5 +253,8 @@ impl Dependencies {
 }
 
 pub(super) fn is_product(op: &Op) -> bool {
-    matches!(op, Op::Conv(_) | Op::ConvTranspose(_) | Op::MatMul(_) | Op::Gemm(_) | Op::Einsum(_))
+    matches!(
+        op,
+        Op::Conv(_) | Op::ConvTranspose(_) | Op::MatMul(_) | Op::Gemm(_) | Op::Einsum(_) | Op::Recurrent(_)
+    )
 }

@@ -6,6 +6,7 @@
 mod axes;
 mod dependency;
 mod importance;
+mod recurrent;
 mod rewrite;
 mod select;
 mod sparse;

@@ -104,6 +104,13 @@ impl Dependencies {
             }
         }
         match &node.op {
+            Op::Recurrent(_) => {
+                let hidden = node.outputs.iter().find_map(|y| self.of.get(y)?.last()).map(|&axis| number(axis) as usize);
+                if let Op::Recurrent(layer) = &mut graph.node_mut(id).op {
+                    layer.hidden_size = hidden.or(layer.hidden_size);
+                }
+                Ok(())
+            }
             // The kernel's spatial extents are not touched, and other convolutions have one group.
             Op::Reshape(_) | Op::Expand(_) => self.write_target(graph, id, node, 1, extent),
             Op::Resize(_) if node.inputs.get(3).is_some_and(Option::is_some) => {

@@ -90,6 +90,12 @@ impl Dependencies {
                     all(y) * a.last().map_or(1.0, |&inner| extent(inner))
                 }
                 Op::Gemm(gemm) => all(y) * a.get(usize::from(!gemm.transpose_a)).map_or(1.0, |&inner| extent(inner)),
+                // Of the input's features and of the units before, for every step, sample and direction.
+                Op::Recurrent(_) => {
+                    let [directions, rows, features] = b[..] else { continue };
+                    let inner = extent(features) + y.last().map_or(0.0, |&units| extent(units));
+                    all(&a[..a.len().min(2)]) * extent(directions) * extent(rows) * inner
+                }
                 Op::Einsum(einsum) => self.letters(&einsum.equation, a, b).map_or(0.0, |axes| all(&axes)),
                 _ => 0.0,
             };
