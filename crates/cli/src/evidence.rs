@@ -62,7 +62,9 @@ impl Evidence<'_> {
                 "quantized": report.quantized,
                 "kept": report.kept.iter().map(|k| json!({ "node": k.name, "reason": k.reason })).collect::<Vec<_>>(),
                 "sensitivity": report.sensitivity.iter()
-                    .map(|s| json!({ "node": s.node, "sqnr_db": finite(s.sqnr_db) })).collect::<Vec<_>>(),
+                    .map(|s| json!({ "node": s.node, "evaluation": evaluation_json(&s.evaluation) })).collect::<Vec<_>>(),
+                "target": report.target,
+                "costs": report.costs,
                 "tried": report.tried.iter().map(|(kept, bytes, evaluation)| json!({
                     "layers_in_floats": kept, "weight_bytes": bytes, "evaluation": evaluation_json(evaluation),
                 })).collect::<Vec<_>>(),
@@ -133,7 +135,7 @@ impl Evidence<'_> {
             if !report.sensitivity.is_empty() {
                 text += "\nmost sensitive layers, each quantized alone:";
                 for layer in report.sensitivity.iter().take(5) {
-                    text += &format!("\n  {:.1} dB  {}", layer.sqnr_db, layer.node);
+                    text += &format!("\n  {:.1} dB  {}", layer.evaluation.sqnr_db(), layer.node);
                 }
             }
             if !report.within_budget {

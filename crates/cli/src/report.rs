@@ -1,9 +1,12 @@
 //! The page that `cutover shrink --report` writes: tables and plots in one file that needs nothing else.
 
-use crate::evidence::Evidence;
+use crate::{
+    evidence::{Evidence, percent},
+    output::bytes,
+};
 use anyhow::{Result, anyhow};
 use cutover_shrink::{
-    CalibratedRange, ShrinkReport,
+    CalibratedRange, Evaluation, LayerCost, ShrinkReport, Target,
     prune::{PruneReport, PrunedGroup},
     recipe::Detail,
     train::Point,
@@ -102,13 +105,17 @@ fn quantized(report: &ShrinkReport) -> Result<String> {
         let points = report.tried.iter().map(|(_, bytes, evaluation)| (*bytes as f64 / 1e6, evaluation.sqnr_db()));
         body += &points_of("weights, MB", "SQNR dB", &points.filter(|p| p.1.is_finite()).collect::<Vec<_>>())?;
     }
+    if !report.costs.is_empty() {
+        body += "<h2>What integers win</h2><p>The model with this layer in floats and in integers, all else alike.</p>";
+        body += &table(&["layer", "in floats", "in integers", ""], &cost_rows(report));
+    }
     if !report.sensitivity.is_empty() {
         body += "<h2>Sensitivity</h2><p>Each layer quantized alone, the worst first.</p>";
         let rows = report.sensitivity.iter().map(|s| {
             let kept = if report.quantized.contains(&s.node) { "integers" } else { "floats" };
-            vec![s.node.clone(), decibels(s.sqnr_db), kept.to_string()]
+            vec![s.node.clone(), decibels(s.evaluation.sqnr_db()), task_metric(&s.evaluation), kept.to_string()]
         });
-        body += &table(&["layer", "SQNR dB", "is now in"], &rows.collect::<Vec<_>>());
+        body += &table(&["layer", "SQNR dB", "metric", "is now in"], &rows.collect::<Vec<_>>());
     }
     if !report.ranges.is_empty() {
         body += "<h2>Activations</h2><p>What was seen in calibration, counts on a scale of powers of ten; red lines are the range that the integers cover.</p>";
@@ -126,6 +133,28 @@ fn quantized(report: &ShrinkReport) -> Result<String> {
         body += &table(&["layer", "why"], &rows);
     }
     Ok(body)
+}
+
+/// A row for each layer: seconds or bytes, and how they compare.
+fn cost_rows(report: &ShrinkReport) -> Vec<Vec<String>> {
+    let written = |cost: f64| match report.target {
+        Target::Latency => format!("{:.4} ms", cost * 1e3),
+        Target::Size | Target::Memory => bytes(cost as u64),
+    };
+    let row = |cost: &LayerCost| {
+        vec![cost.node.clone(), written(cost.floats), written(cost.integers), percent(cost.integers, cost.floats)]
+    };
+    report.costs.iter().map(row).collect()
+}
+
+/// Accuracy where there are labels, else how many answers stayed the same, else how alike they are.
+fn task_metric(evaluation: &Evaluation) -> String {
+    let outputs = &evaluation.comparison.outputs;
+    match (evaluation.accuracy, outputs.first().and_then(|o| o.top1_agreement)) {
+        (Some((before, after)), _) => format!("accuracy {:+.2} points", 100.0 * (after - before)),
+        (None, Some(agreement)) => format!("agreement {}", percent(agreement, 1.0)),
+        (None, None) => format!("cosine {:.5}", outputs.iter().map(|o| o.cosine_mean).fold(1.0, f64::min)),
+    }
 }
 
 fn decibels(value: f64) -> String {

@@ -13,6 +13,7 @@ pub mod prune;
 pub mod quantize;
 pub mod recipe;
 mod runner;
+mod search;
 pub mod train;
 
 pub use compare::{Comparison, OutputComparison, compare};
@@ -22,8 +23,8 @@ pub use half::{HalfOptions, HalfReport, Kept, half_weights};
 pub use observe::{Observation, Progress, Question, Sample, observe};
 
 pub use pipeline::{
-    Budget, CalibratedRange, Data, Evaluation, Method, Quantization, Sensitivity, ShrinkReport, Shrunk, Target,
-    evaluate, latencies, shrink,
+    Budget, CalibratedRange, Data, Evaluation, LayerCost, Method, Quantization, Sensitivity, ShrinkReport, Shrunk,
+    Target, evaluate, latencies, shrink,
 };
 
 use cutover_backend::{CompileError, ResourceError, RunError};

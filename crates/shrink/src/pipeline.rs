@@ -1,24 +1,25 @@
 //! From a model and data to a smaller model and the evidence: balance, calibrate, quantize, measure, and give back what costs too much.
 
 use crate::{
-    Comparison, HalfOptions, Kept, Observation, Product, Progress, Question, Sample, ShrinkError, compare,
+    Comparison, Kept, Observation, Product, Progress, Question, Sample, ShrinkError, compare,
     compare::largest,
-    constant_bytes, half_weights,
-    observe::{Probe, observe},
+    constant_bytes,
+    observe::observe,
     plain,
     quantize::{
-        BlockOptions, Calibration, DynamicOptions, QuantizeReport, Range, StaticOptions, correct_bias, equalize,
-        quantize_dynamic, quantize_static, quantize_weights, smooth, static_questions,
+        BlockOptions, Calibration, DynamicOptions, Range, StaticOptions, correct_bias, equalize, smooth,
+        static_questions,
     },
     runner::Runner,
+    search::Search,
 };
-use cutover_backend::{Backend, OpTiming, Profiler, RunContext};
+use cutover_backend::{Backend, RunContext};
 use cutover_graph::{Graph, ValueId};
 use cutover_tensor::Value;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -58,11 +59,13 @@ pub struct Quantization {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
-    /// Every layer is quantized.
+    /// Every layer is quantized, but one that is so small that its scales take what its weights win.
     #[default]
     Size,
     /// A layer that is no faster in integers on this backend stays in floats.
     Latency,
+    /// One that lessens not what the compiled model and a session take stays in floats.
+    Memory,
 }
 
 /// What a shrunk model has to keep, over all samples.
@@ -136,6 +139,15 @@ pub struct Data {
     pub labels: Option<Vec<Vec<i64>>>,
 }
 
+impl Data {
+    /// The first `count` samples, or all there are.
+    pub fn first(&self, count: usize) -> Data {
+        let count = count.min(self.samples.len());
+        let labels = self.labels.as_ref().map(|labels| labels[..count.min(labels.len())].to_vec());
+        Data { samples: self.samples[..count].to_vec(), labels }
+    }
+}
+
 /// A shrunk model, and how it came about.
 pub struct Shrunk {
     pub graph: Graph,
@@ -155,6 +167,9 @@ pub struct ShrinkReport {
     pub evaluation: Evaluation,
     /// Layers by what quantizing each alone does, the worst first; empty where the budget was met without.
     pub sensitivity: Vec<Sensitivity>,
+    pub target: Target,
+    /// What the target costs, layer by layer in the order of the model; of the layers where that was in doubt.
+    pub costs: Vec<LayerCost>,
     /// Every setting that was tried: layers kept in floats, bytes, and what it gave.
     pub tried: Vec<(usize, u64, Evaluation)>,
     /// Whether the budget is met; `true` where there is none.
@@ -176,13 +191,20 @@ pub struct CalibratedRange {
     pub histogram: Vec<u64>,
 }
 
-/// The model with one layer quantized, against the original.
+/// The model with one layer quantized, against the original, on a few samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sensitivity {
     pub node: String,
-    /// Of the worst output.
-    #[serde(with = "crate::number")]
-    pub sqnr_db: f64,
+    pub evaluation: Evaluation,
+}
+
+/// What the model costs with a layer in floats and in integers, all else alike: bytes of the file, seconds of a run or bytes of memory, as
+/// [`Target`] says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerCost {
+    pub node: String,
+    pub floats: f64,
+    pub integers: f64,
 }
 
 /// What was lost.
@@ -197,6 +219,11 @@ impl Evaluation {
     /// Of the worst output.
     pub fn sqnr_db(&self) -> f64 {
         self.comparison.outputs.iter().map(|o| o.sqnr_db).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Of noise to signal, of the worst output.
+    pub(crate) fn noise(&self) -> f64 {
+        10f64.powf(-self.sqnr_db() / 10.0)
     }
 
     /// Whether that is within `budget`.
@@ -220,9 +247,6 @@ impl Evaluation {
         })
     }
 }
-
-/// Samples that a layer's sensitivity is measured on: the search runs the model once for every layer and sample.
-const SENSITIVITY_SAMPLES: usize = 8;
 
 /// Carries out `quantization` on `original`, measured on `backend`.
 ///
@@ -253,12 +277,18 @@ pub fn shrink(
     if let (Method::Static(options), true) = (&quantization.method, quantization.correct_bias) {
         correct_bias(&mut prepared, &observations, options.per_channel, options.weights)?;
     }
-    let slower = HashSet::new();
-    let mut search =
-        Search { original, prepared: &prepared, observations: &observations, quantization, data, backend, slower };
-    if quantization.target == Target::Latency {
-        search.slower = search.slower_in_integers(progress)?;
-    }
+    let unprofitable = HashSet::new();
+    let mut search = Search {
+        original,
+        prepared: &prepared,
+        observations: &observations,
+        quantization,
+        data,
+        backend,
+        unprofitable,
+    };
+    let costs = search.layer_costs(progress)?;
+    search.unprofitable = search.without_gain(&costs)?;
     let (graph, report, tried) = search.first()?;
     let mut shrunk = Shrunk {
         graph,
@@ -271,6 +301,8 @@ pub fn shrink(
             equalized,
             evaluation: tried.2.clone(),
             sensitivity: Vec::new(),
+            target: quantization.target,
+            costs: Vec::new(),
             tried: vec![tried.clone()],
             within_budget: true,
             ranges: search.ranges()?,
@@ -280,14 +312,16 @@ pub fn shrink(
     if let Some(budget) = quantization.budget {
         shrunk.report.within_budget = tried.2.meets(budget)?;
         if !shrunk.report.within_budget {
-            search.give_back(&mut shrunk, budget, progress)?;
+            search.give_back(&mut shrunk, budget, &costs, progress)?;
         }
     }
     if quantization.detail {
         shrunk.report.layer_sqnr_db = search.layer_noise(&shrunk.graph)?;
     }
+    shrunk.report.costs = costs;
     Ok(shrunk)
 }
+
 /// What every matrix product reads.
 fn product_inputs(graph: &Graph) -> Vec<Question> {
     let mut inputs: Vec<(ValueId, i64)> = Product::all(graph).iter().map(|p| (p.input, p.input_axis())).collect();
@@ -312,196 +346,6 @@ fn observations(
         _ => return Ok(HashMap::new()),
     };
     observe(graph, &questions, histograms, backend, &data.samples, progress)
-}
-
-struct Search<'a> {
-    original: &'a Graph,
-    prepared: &'a Graph,
-    observations: &'a HashMap<ValueId, Observation>,
-    quantization: &'a Quantization,
-    data: &'a Data,
-    backend: &'a Arc<dyn Backend>,
-    /// Layers that stay in floats because integers are no faster.
-    slower: HashSet<String>,
-}
-
-/// Runs of which a layer's time is the shortest.
-const TIMED_RUNS: usize = 9;
-
-impl Search<'_> {
-    /// The layers that take longer quantized, if the model is faster with those in floats than without.
-    fn slower_in_integers(&self, progress: Progress<'_>) -> Result<HashSet<String>, ShrinkError> {
-        let (all, _) = self.quantize(&HashSet::new())?;
-        let (before, after) = (self.layer_times(self.prepared)?, self.layer_times(&all)?);
-        progress("timing", 1, 2);
-        let names = Product::all(self.prepared).into_iter().map(|p| self.prepared.node(p.node).name.clone());
-        let time = |times: &HashMap<String, Duration>, name: &String| times.get(name).copied().unwrap_or_default();
-        let slower: HashSet<String> = names.filter(|name| time(&after, name) >= time(&before, name)).collect();
-        if slower.is_empty() {
-            return Ok(slower);
-        }
-        // Quantizing and dequantizing between layers costs too: only the whole tells.
-        let (some, _) = self.quantize(&slower)?;
-        let [all, some] = latencies(&all, &some, self.backend, &self.data.samples, Duration::from_secs(2))?;
-        progress("timing", 2, 2);
-        Ok(if some < all { slower } else { HashSet::new() })
-    }
-
-    /// The shortest time of every node in a few runs.
-    fn layer_times(&self, graph: &Graph) -> Result<HashMap<String, Duration>, ShrinkError> {
-        let mut runner = Runner::new(graph, self.backend)?;
-        let mut shortest: HashMap<String, Duration> = HashMap::new();
-        for run in 0..TIMED_RUNS {
-            let times = Times::default();
-            let number = run % self.data.samples.len();
-            runner.run(
-                &self.data.samples[number],
-                number,
-                &RunContext { profiler: Some(&times), ..RunContext::default() },
-            )?;
-            for (node, time) in times.0.into_inner().unwrap_or_default() {
-                shortest.entry(node).and_modify(|shortest| *shortest = time.min(*shortest)).or_insert(time);
-            }
-        }
-        Ok(shortest)
-    }
-
-    fn first(&self) -> Result<(Graph, QuantizeReport, (usize, u64, Evaluation)), ShrinkError> {
-        let (graph, report) = self.quantize(&HashSet::new())?;
-        let evaluation = evaluate(self.original, &graph, self.data, self.backend)?;
-        let tried = (0, report.bytes_after, evaluation);
-        Ok((graph, report, tried))
-    }
-
-    /// Gives the most sensitive layers back to floats, the fewest that meet the budget.
-    fn give_back(&self, shrunk: &mut Shrunk, budget: Budget, progress: Progress<'_>) -> Result<(), ShrinkError> {
-        let sensitivity = self.sensitivity(&shrunk.report.quantized, progress)?;
-        let rounds = 1 + sensitivity.len().max(1).ilog2() as usize;
-        // The fewest of the most sensitive layers that have to stay, by bisection: `few` do not suffice, `many` would, as far as is known.
-        let (mut few, mut many) = (0, sensitivity.len() + 1);
-        while many - few > 1 {
-            let count = few + (many - few) / 2;
-            let exclude: HashSet<String> = sensitivity[..count].iter().map(|s| s.node.clone()).collect();
-            let (graph, report) = self.quantize(&exclude)?;
-            let tried = (count, report.bytes_after, evaluate(self.original, &graph, self.data, self.backend)?);
-            shrunk.report.tried.push(tried.clone());
-            progress("search", (shrunk.report.tried.len() - 1).min(rounds), rounds);
-            if !tried.2.meets(budget)? {
-                few = count;
-                continue;
-            }
-            many = count;
-            let QuantizeReport { quantized, kept, bytes_after, .. } = report;
-            let own = &mut shrunk.report;
-            (own.quantized, own.kept, own.bytes_after, own.evaluation) = (quantized, kept, bytes_after, tried.2);
-            own.within_budget = true;
-            shrunk.graph = graph;
-        }
-        shrunk.report.sensitivity = sensitivity;
-        Ok(())
-    }
-
-    /// What was chosen for every activation, where a report wants to draw it.
-    fn ranges(&self) -> Result<Vec<CalibratedRange>, ShrinkError> {
-        let Method::Static(options) = &self.quantization.method else { return Ok(Vec::new()) };
-        let range = |(&value, observation): (&ValueId, &Observation)| CalibratedRange {
-            value: self.prepared.value(value).name.clone(),
-            seen: Range { low: observation.low, high: observation.high },
-            chosen: Range::of(observation, options.calibration),
-            histogram: observation.histogram.clone(),
-        };
-        let mut observed: Vec<_> = self.observations.iter().filter(|_| self.quantization.detail).collect();
-        observed.sort_by_key(|(value, _)| **value);
-        Ok(observed.into_iter().map(range).collect())
-    }
-
-    /// Signal to noise of what each product gives, in floats and in `graph`, where that still has the value.
-    fn layer_noise(&self, graph: &Graph) -> Result<Vec<(String, f64)>, ShrinkError> {
-        let by_name: HashMap<&str, ValueId> = graph.values().map(|(id, value)| (value.name.as_str(), id)).collect();
-        let both = |product: Product| {
-            let node = self.prepared.node(product.node);
-            let value = by_name.get(self.prepared.value(node.outputs[0]).name.as_str())?;
-            graph.producer(*value)?;
-            Some((node.name.clone(), node.outputs[0], *value))
-        };
-        let layers: Vec<_> = Product::all(self.prepared).into_iter().filter_map(both).collect();
-        let of = |pick: &dyn Fn(&(String, ValueId, ValueId)) -> ValueId| layers.iter().map(pick).collect::<Vec<_>>();
-        let mut before = Probe::new(self.prepared, &of(&|layer| layer.1), self.backend)?;
-        let mut after = Probe::new(graph, &of(&|layer| layer.2), self.backend)?;
-        let mut sums = vec![(0f64, 0f64); layers.len()];
-        for (number, sample) in self.data.samples.iter().take(SENSITIVITY_SAMPLES).enumerate() {
-            let (expected, actual) = (before.run(sample, number)?, after.run(sample, number)?);
-            for (sum, pair) in sums.iter_mut().zip(expected.iter().zip(&actual)) {
-                let (Value::Tensor(x), Value::Tensor(y)) = pair else { continue };
-                let (Ok(x), Ok(y)) = (x.as_slice::<f32>(), y.as_slice::<f32>()) else { continue };
-                for (&x, &y) in x.iter().zip(y) {
-                    sum.0 += f64::from(x).powi(2);
-                    sum.1 += (f64::from(x) - f64::from(y)).powi(2);
-                }
-            }
-        }
-        // A layer that nothing changed has no noise to speak of.
-        let noisy = layers.into_iter().zip(sums).filter(|(_, (_, noise))| *noise > 0.0);
-        Ok(noisy.map(|((node, ..), (signal, noise))| (node, 10.0 * (signal / noise).log10())).collect())
-    }
-
-    /// The prepared graph with all layers quantized but those.
-    fn quantize(&self, exclude: &HashSet<String>) -> Result<(Graph, QuantizeReport), ShrinkError> {
-        let (graph, mut report) = self.quantize_all_but(exclude)?;
-        for kept in &mut report.kept {
-            if self.slower.contains(&kept.name) {
-                kept.reason = "it is no faster in integers here".to_string();
-            } else if exclude.contains(&kept.name) {
-                kept.reason = "the budget needs it in floats".to_string();
-            }
-        }
-        Ok((graph, report))
-    }
-
-    fn quantize_all_but(&self, exclude: &HashSet<String>) -> Result<(Graph, QuantizeReport), ShrinkError> {
-        let all = |own: &HashSet<String>| own.iter().chain(exclude).chain(&self.slower).cloned().collect();
-        match &self.quantization.method {
-            Method::Half => {
-                let (graph, report) = half_weights(self.prepared.clone(), &HalfOptions::default())?;
-                let (bytes_before, bytes_after) = (report.bytes_before, report.bytes_after);
-                let kept = report.kept;
-                Ok((graph, QuantizeReport { quantized: report.converted, kept, bytes_before, bytes_after }))
-            }
-            Method::Dynamic(options) => {
-                let options = DynamicOptions { exclude: all(&options.exclude), ..options.clone() };
-                quantize_dynamic(self.prepared.clone(), &options)
-            }
-            Method::Static(options) => {
-                let options = StaticOptions { exclude: all(&options.exclude), ..options.clone() };
-                quantize_static(self.prepared.clone(), self.observations, &options)
-            }
-            Method::Weights(options) => {
-                let options = BlockOptions { exclude: all(&options.exclude), ..options.clone() };
-                quantize_weights(self.prepared.clone(), self.observations, &options)
-            }
-        }
-    }
-
-    /// What each of `layers` does when it alone is quantized, the worst first.
-    fn sensitivity(&self, layers: &[String], progress: Progress<'_>) -> Result<Vec<Sensitivity>, ShrinkError> {
-        let products: Vec<String> = Product::all(self.prepared)
-            .iter()
-            .map(|p| self.prepared.node(p.node).name.clone())
-            .filter(|name| layers.contains(name))
-            .collect();
-        let samples = &self.data.samples[..self.data.samples.len().min(SENSITIVITY_SAMPLES)];
-        let mut all = Vec::new();
-        for (done, node) in products.iter().enumerate() {
-            let others = products.iter().filter(|other| *other != node).cloned().collect();
-            let (graph, _) = self.quantize(&others)?;
-            let comparison = compare(self.original, &graph, self.backend, samples)?;
-            let sqnr_db = Evaluation { comparison, accuracy: None }.sqnr_db();
-            all.push(Sensitivity { node: node.clone(), sqnr_db });
-            progress("sensitivity", done + 1, products.len());
-        }
-        all.sort_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
-        Ok(all)
-    }
 }
 
 /// What `graph` lost against `original`, over all samples.
@@ -545,18 +389,6 @@ fn accuracy(graph: &Graph, data: &Data, backend: &Arc<dyn Backend>) -> Result<f6
         }
     }
     Ok(right as f64 / rows.max(1) as f64)
-}
-
-/// How long the nodes of one run took.
-#[derive(Default)]
-struct Times(Mutex<HashMap<String, Duration>>);
-
-impl Profiler for Times {
-    fn record(&self, timing: OpTiming<'_>) {
-        if let Ok(mut times) = self.0.lock() {
-            *times.entry(timing.node.to_string()).or_default() += timing.duration;
-        }
-    }
 }
 
 /// Median latency of a run of each graph, taking turns so that the machine's drift falls on both alike.

@@ -5,9 +5,10 @@ use cutover_graph::{
     Constant, Dim, Graph, NodeId, Op, TensorFact, ValueId,
     onnx::{Weights, export, import},
     ops::{
-        AveragePool, BatchNorm, Binary, BinaryFunction, Cell, CellActivation, Concat, ConstantOfShape, Conv, ConvTranspose, DepthSpace, Direction,
-        Flatten, Gemm, GlobalPool, GlobalPoolFunction, InstanceNorm, LayerNorm, MatMul, Padding, Recurrent, Reduce,
-        ReduceFunction, Reshape, Shape, Slice, Softmax, SoftmaxFunction, Split, Transpose, Unary, UnaryFunction, Window,
+        AveragePool, BatchNorm, Binary, BinaryFunction, Cell, CellActivation, Concat, ConstantOfShape, Conv,
+        ConvTranspose, DepthSpace, Direction, Flatten, Gemm, GlobalPool, GlobalPoolFunction, InstanceNorm, LayerNorm,
+        MatMul, Padding, Recurrent, Reduce, ReduceFunction, Reshape, Shape, Slice, Softmax, SoftmaxFunction, Split,
+        Transpose, Unary, UnaryFunction, Window,
     },
 };
 use cutover_shrink::{

@@ -421,7 +421,7 @@ fn a_budget_gives_layers_back_until_it_is_met() {
     assert!(tight.within_budget && tight.evaluation.sqnr_db() >= reached + 4.0, "{tight:?}");
     assert!(tight.quantized.len() < free.quantized.len() && tight.bytes_after > free.bytes_after);
     assert_eq!(tight.sensitivity.len(), 5, "one for each product");
-    assert!(tight.sensitivity.is_sorted_by(|a, b| a.sqnr_db <= b.sqnr_db));
+    assert!(tight.sensitivity.is_sorted_by(|a, b| a.evaluation.sqnr_db() <= b.evaluation.sqnr_db()));
     assert!(run(Some(Budget::SqnrDb(reached - 1.0))).sensitivity.is_empty(), "nothing to search for");
     assert!(run(Some(Budget::Cosine(1.0))).within_budget, "all in floats is the same model");
 

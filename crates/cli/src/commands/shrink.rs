@@ -127,8 +127,9 @@ struct Steps {
     /// floats; f16: weights in half precision.
     #[arg(long, value_parser = ["static", "dynamic", "int8", "int4", "f16"])]
     method: Option<String>,
-    /// size: every layer; latency: a layer that is no faster in integers on this device stays in floats.
-    #[arg(long, value_parser = ["size", "latency"])]
+    /// What integers are to lessen; a layer where they do not stays in floats. size: bytes of the file; latency: time of a run, measured on this
+    /// device; memory: what the compiled model and a session take on it. size if left out.
+    #[arg(long, value_parser = ["size", "latency", "memory"])]
     target: Option<String>,
     /// What must be kept: accuracy>=-0.5%, agreement>=99%, sqnr>=20 or cosine>=0.995. Where something is quantized, the most sensitive layers
     /// go back to floats until it is.

@@ -253,8 +253,5 @@ impl Dependencies {
 }
 
 pub(super) fn is_product(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Conv(_) | Op::ConvTranspose(_) | Op::MatMul(_) | Op::Gemm(_) | Op::Einsum(_) | Op::Recurrent(_)
-    )
+    matches!(op, Op::Conv(_) | Op::ConvTranspose(_) | Op::MatMul(_) | Op::Gemm(_) | Op::Einsum(_) | Op::Recurrent(_))
 }

@@ -105,7 +105,8 @@ impl Dependencies {
         }
         match &node.op {
             Op::Recurrent(_) => {
-                let hidden = node.outputs.iter().find_map(|y| self.of.get(y)?.last()).map(|&axis| number(axis) as usize);
+                let hidden =
+                    node.outputs.iter().find_map(|y| self.of.get(y)?.last()).map(|&axis| number(axis) as usize);
                 if let Op::Recurrent(layer) = &mut graph.node_mut(id).op {
                     layer.hidden_size = hidden.or(layer.hidden_size);
                 }

@@ -249,6 +249,7 @@ mod tests {
             (step("do = \"prune\"\nchannels = 0.5\nlatency = 0.5"), &["line 2", "one of"]),
             (step("do = \"quantize\"\nmethod = \"int3\""), &["line 4", "int3", "`static`"]),
             (step("do = \"quantize\"\nmethod = \"f16\"\ngptq = true"), &["line 2", "gptq"]),
+            (step("do = \"quantize\"\nmethod = \"f16\"\ntarget = \"memory\""), &["line 2", "target size"]),
             (step("do = \"quantize\"\nbudget = \"sqnr\""), &["line 4", "sqnr>=20"]),
             (step("do = \"sparsify\"\npattern = \"5:4\""), &["line 2", "5:4"]),
             (step("do = \"student\""), &["line 2", "layers"]),

@@ -88,7 +88,9 @@ impl StudentStep {
     pub fn check(&self) -> Result<(), String> {
         match !self.layers.is_empty() && self.layers.is_sorted_by(|a, b| a < b) {
             true => Ok(()),
-            false => Err(format!("layers = {:?}: expected those that stay, counted from 0, e.g. [0, 3, 5]", self.layers)),
+            false => {
+                Err(format!("layers = {:?}: expected those that stay, counted from 0, e.g. [0, 3, 5]", self.layers))
+            }
         }
     }
 }
@@ -231,6 +233,9 @@ impl QuantizeStep {
         }
         if self.bias_correction && self.method != MethodName::Static {
             return Err(format!("bias-correction is for method static, not {}", self.method.name()));
+        }
+        if self.method == MethodName::F16 && self.target != Target::Size {
+            return Err("method f16 is for target size: weights are widened before they are used".to_string());
         }
         if self.gptq && !matches!(self.method, MethodName::Int8 | MethodName::Int4) {
             return Err(format!("gptq is for method int4 and int8, not {}", self.method.name()));
