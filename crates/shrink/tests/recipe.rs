@@ -62,7 +62,7 @@ fn about() -> About {
 
 fn done(text: &str, cache: &Cache) -> Outcome {
     let recipe = Recipe::parse(text, "recipe.toml").unwrap();
-    run(&network(), &about(), &recipe, &data(), &on_cpu(), cache, false, &|_, _, _| ()).unwrap()
+    run(&network(), &about(), &recipe, &data(), None, &on_cpu(), cache, false, &|_, _, _| ()).unwrap()
 }
 
 const PRUNE: &str = "[[step]]\ndo = \"prune\"\nchannels = 0.5\n";
@@ -103,13 +103,13 @@ fn a_killed_run_goes_on() {
     let (network, data) = (network(), data());
     let calls = Cell::new(0);
     let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        run(&network, &about(), &recipe, &data, &on_cpu(), &cache, false, &|what, _, _| {
+        run(&network, &about(), &recipe, &data, None, &on_cpu(), &cache, false, &|what, _, _| {
             calls.set(calls.get() + 1);
             assert_ne!(what, "calibration", "killed here");
         })
     }));
     assert!(killed.is_err());
-    let whole = run(&network, &about(), &recipe, &data, &on_cpu(), &cache, false, &|_, _, _| ()).unwrap();
+    let whole = run(&network, &about(), &recipe, &data, None, &on_cpu(), &cache, false, &|_, _, _| ()).unwrap();
     assert_eq!(cached(&whole), [("prune", true), ("quantize", false)]);
     for entry in std::fs::read_dir(folder.path()).unwrap() {
         let model = entry.unwrap().path().join("model.onnx");
@@ -117,7 +117,7 @@ fn a_killed_run_goes_on() {
             std::fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
         }
     }
-    let again = run(&network, &about(), &recipe, &data, &on_cpu(), &cache, false, &|_, _, _| ()).unwrap();
+    let again = run(&network, &about(), &recipe, &data, None, &on_cpu(), &cache, false, &|_, _, _| ()).unwrap();
     assert_eq!(cached(&again), [("prune", false), ("quantize", false)]);
     assert_eq!(encode(&whole.graph).unwrap(), encode(&again.graph).unwrap());
 }
@@ -164,7 +164,10 @@ fn a_step_that_fails_is_named() {
     let refused = |text: &str| {
         let recipe = Recipe::parse(text, "recipe.toml").unwrap();
         let none = Cache::none();
-        run(&network(), &about(), &recipe, &data(), &on_cpu(), &none, false, &|_, _, _| ()).err().unwrap().to_string()
+        run(&network(), &about(), &recipe, &data(), None, &on_cpu(), &none, false, &|_, _, _| ())
+            .err()
+            .unwrap()
+            .to_string()
     };
     let message = refused(&format!("{QUANTIZE}{PRUNE}exclude = [\"third\"]\n"));
     assert!(message.contains("step 2 (prune)") && message.contains("'third'"), "{message}");

@@ -65,6 +65,9 @@ pub(super) struct Work {
     recipe: Option<PathBuf>,
     #[command(flatten)]
     steps: Steps,
+    /// Samples that are not trained on, in a file of the same kind: fine-tuning, 'verify' and what is said at the end are judged by them.
+    #[arg(long, value_name = "FILE", requires = "data")]
+    held_out: Option<PathBuf>,
     #[command(flatten)]
     preprocess: PreprocessArguments,
     /// Writes a page with plots, all in one HTML file.
@@ -198,16 +201,17 @@ impl Work {
         let recipe = self.recipe(source)?;
         let preprocess = self.preprocess.read()?;
         let data = self.read_data(&graph, &source.data, preprocess.as_ref())?;
+        let held_out =
+            self.held_out.as_ref().map(|path| self.read_data(&graph, path, preprocess.as_ref())).transpose()?;
         let stem = source.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
         let name = source.name.as_deref().unwrap_or(stem).to_string();
         let (preprocessing, tokenizer) = preprocess.unwrap_or_default();
         let about = About { name, preprocessing, tokenizer };
         let backend = self.device.backend.backend(&self.device.options())?;
         let bar = Bar::new(printer.json);
-        let outcome =
-            run(&graph, &about, &recipe, &data, &backend, &self.cache(), self.report.is_some(), &|what, done, of| {
-                bar.show(what, done, of)
-            })?;
+        let shown = |what: &str, done, of| bar.show(what, done, of);
+        let (held_out, detail) = (held_out.as_ref(), self.report.is_some());
+        let outcome = run(&graph, &about, &recipe, &data, held_out, &backend, &self.cache(), detail, &shown)?;
         bar.0.borrow().finish_and_clear();
         let packed = match recipe.steps.last() {
             Some(Step::Pack(pack)) => Some(pack.output.clone()),

@@ -19,7 +19,7 @@ pub use sparse::{Sparsity, SparsityReport, sparsify};
 
 use crate::{Data, Progress, Sample, ShrinkError, latencies, plain};
 use cutover_backend::Backend;
-use cutover_graph::{Bindings, Graph};
+use cutover_graph::{Bindings, Graph, Op};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -106,6 +106,10 @@ pub fn prune(
     if options.multiple == 0 {
         return Err(ShrinkError::Option("channels in multiples of 0: expected at least 1".to_string()));
     }
+    if let Some((_, node)) = graph.nodes().find(|(_, node)| is_quantized(&node.op)) {
+        let message = format!("node '{}' ({}) is of a quantized model", node.name, node.op.name());
+        return Err(ShrinkError::Option(format!("{message}: prune the float model, then quantize what is left")));
+    }
     let samples = &data.samples[..];
     let bindings = samples.first().map(|sample| bindings(graph, sample)).ok_or(ShrinkError::NoSamples)?;
     let dependencies = Dependencies::new(plain(graph.clone())?, &options.restrictions);
@@ -139,6 +143,12 @@ pub fn prune(
         frozen,
     };
     Ok((pruned, report))
+}
+
+/// Whether integers stand for floats here.
+fn is_quantized(op: &Op) -> bool {
+    let name = op.name();
+    ["uantize", "QLinear", "Integer", "NBits"].iter().any(|part| name.contains(part))
 }
 
 impl Dependencies {

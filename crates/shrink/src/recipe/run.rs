@@ -107,8 +107,8 @@ pub struct About {
     pub tokenizer: Option<Vec<u8>>,
 }
 
-/// Carries out `recipe` on `original`. With `detail`, what a report
-/// draws is gathered.
+/// Carries out `recipe` on `original`. What comes of it is judged on `held_out` where that is given, and on `data` where not: by fine-tuning while it
+/// goes on, by `verify` and at the end. With `detail`, what a report draws is gathered.
 ///
 /// # Errors
 /// Whatever a step refuses, with its number; no samples; fine-tuning in a build without it, before anything is done. A budget that is not
@@ -118,13 +118,14 @@ pub fn run(
     about: &About,
     recipe: &Recipe,
     data: &Data,
+    held_out: Option<&Data>,
     backend: &Arc<dyn Backend>,
     cache: &Cache,
     detail: bool,
     progress: Progress<'_>,
 ) -> Result<Outcome, ShrinkError> {
     recipe.check().map_err(ShrinkError::Option)?;
-    if data.samples.is_empty() {
+    if data.samples.is_empty() || held_out.is_some_and(|held| held.samples.is_empty()) {
         return Err(ShrinkError::NoSamples);
     }
     if let (Some(at), false) =
@@ -138,8 +139,10 @@ pub fn run(
     let common = Key::new()
         .and(blake3::hash(&bytes).as_bytes())
         .and(&digest(data))
+        .and(&held_out.map(digest).unwrap_or_default())
         .and(format!("{:?} {detail} {}", backend.describe(), recipe.seed).as_bytes());
-    let mut run = Run { original, data, backend, cache, detail, progress, common, graph: original.clone(), bytes };
+    let mut run =
+        Run { original, data, held_out, backend, cache, detail, progress, common, graph: original.clone(), bytes };
     let (mut steps, mut within_budget) = (Vec::new(), true);
     for (number, step) in recipe.steps.iter().enumerate() {
         if matches!(step, Step::Pack(_)) {
@@ -171,6 +174,7 @@ pub fn run(
 struct Run<'a> {
     original: &'a Graph,
     data: &'a Data,
+    held_out: Option<&'a Data>,
     backend: &'a Arc<dyn Backend>,
     cache: &'a Cache,
     detail: bool,
@@ -183,6 +187,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// What results are judged on.
+    fn judging(&self) -> &Data {
+        self.held_out.unwrap_or(self.data)
+    }
+
     fn key(&self, what: &[u8]) -> Key {
         self.common.clone().and(blake3::hash(&self.bytes).as_bytes()).and(what)
     }
@@ -245,7 +254,7 @@ impl Run<'_> {
             }
             Step::Verify(step) => {
                 graph.verify()?;
-                let evaluation = evaluate(self.original, graph, self.data, self.backend)?;
+                let evaluation = evaluate(self.original, graph, self.judging(), self.backend)?;
                 let mut missed = Vec::new();
                 for &budget in &step.budget {
                     if !evaluation.meets(budget)? {
@@ -272,15 +281,20 @@ impl Run<'_> {
     fn fine_tune(&self, fit: &Fit, key: &Key) -> Result<(Option<Graph>, Detail), ShrinkError> {
         let options = Fit { checkpoints: fit.checkpoints.clone().or_else(|| self.cache.work(key)), ..fit.clone() };
         let count = self.data.samples.len();
-        let (own, held) = split(self.data, count - (fit.held_out * count as f64) as usize);
-        let held = (!held.samples.is_empty()).then_some(held);
+        let parts = match self.held_out {
+            Some(_) => None,
+            None => Some(split(self.data, count - (fit.held_out * count as f64) as usize)),
+        };
+        let (own, held) = match &parts {
+            Some((own, held)) => (own, Some(held).filter(|held| !held.samples.is_empty())),
+            None => (self.data, self.held_out),
+        };
         let mut told = |at: &train::Progress| {
             let metric = at.metric.map_or(String::new(), |metric| format!(", {} {metric:.4}", at.metric_name));
             (self.progress)(&format!("fine-tuning: loss {:.4}{metric}", at.loss), at.step, at.steps);
             ControlFlow::Continue(())
         };
-        let fitted =
-            train::fit(&self.graph, Some(self.original), &own, held.as_ref(), &options, self.backend, &mut told)?;
+        let fitted = train::fit(&self.graph, Some(self.original), own, held, &options, self.backend, &mut told)?;
         let detail = Detail::FineTune {
             curve: fitted.curve,
             metric_name: fitted.metric_name.to_string(),
@@ -293,7 +307,7 @@ impl Run<'_> {
         let make = || {
             let (before, after) = (self.original, &self.graph);
             let sample = self.data.samples.first().ok_or(ShrinkError::NoSamples)?;
-            let evaluation = evaluate(before, after, self.data, self.backend)?;
+            let evaluation = evaluate(before, after, self.judging(), self.backend)?;
             (self.progress)("measuring", 1, 2);
             let times = latencies(before, after, self.backend, &self.data.samples, LATENCY_TIME)?;
             (self.progress)("measuring", 2, 2);

@@ -34,7 +34,8 @@ pub struct Fit {
     pub patience: usize,
     /// Steps between evaluations on what is held out, and between checkpoints; 0 for once an epoch.
     pub every: usize,
-    /// The share of the samples, the last ones, that a recipe trains without and judges by, in `[0, 1)`, rounded down.
+    /// The share of the samples, the last ones, that a recipe trains without and judges by, in `[0, 1)`, rounded down; none of
+    /// them where data is held out in a file of its own.
     pub held_out: f64,
     /// Of the order of samples and of what is drawn anew.
     pub seed: u64,
