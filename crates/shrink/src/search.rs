@@ -27,6 +27,8 @@ const LABELLED_SAMPLES: usize = 64;
 const TIMED_RUNS: usize = 9;
 /// Weights of so many elements take fewer bytes as integers, whatever their scales and nodes take.
 const SURELY_SMALLER: usize = 1 << 12;
+/// A layer that breaks a chain of integers has to save this share of the file.
+const SIZE_SHARE: f64 = 1e-3;
 
 pub(crate) struct Search<'a> {
     pub original: &'a Graph,
@@ -65,20 +67,17 @@ impl Search<'_> {
             Method::Static(_) | Method::Dynamic(_) => false,
         };
         let names = self.products();
-        let (all, report) = self.quantize(&HashSet::new())?;
         let in_doubt = |product: &Product| {
             let elements = self.prepared.constant(product.weight).map_or(0, |c| c.tensor.element_count());
             self.quantization.target != Target::Size || elements < SURELY_SMALLER
         };
-        let layers: Vec<String> = Product::all(self.prepared)
-            .iter()
-            .filter(|product| in_doubt(product))
-            .map(|product| self.prepared.node(product.node).name.clone())
-            .filter(|name| report.quantized.contains(name))
-            .collect();
+        let name = |product: &Product| self.prepared.node(product.node).name.clone();
+        let mut layers: Vec<String> = Product::all(self.prepared).iter().filter(|p| in_doubt(p)).map(name).collect();
         if layers.is_empty() {
             return Ok(Vec::new());
         }
+        let (all, report) = self.quantize(&HashSet::new())?;
+        layers.retain(|name| report.quantized.contains(name));
         let base = self.cost(if alone { self.prepared } else { &all })?;
         let mut costs = Vec::new();
         for (done, node) in layers.iter().enumerate() {
@@ -100,7 +99,9 @@ impl Search<'_> {
         if costs.is_empty() {
             return Ok(HashSet::new());
         }
-        let mut losing: Vec<&LayerCost> = costs.iter().filter(|cost| cost.integers >= cost.floats).collect();
+        let least = if self.quantization.target == Target::Size { SIZE_SHARE } else { 0.0 };
+        let loses = |cost: &&LayerCost| cost.integers - cost.floats >= least * cost.integers;
+        let mut losing: Vec<&LayerCost> = costs.iter().filter(loses).collect();
         losing.sort_by(|a, b| (a.integers - a.floats).total_cmp(&(b.integers - b.floats)).reverse());
         let names = |costs: &[&LayerCost]| costs.iter().map(|cost| cost.node.clone()).collect::<HashSet<_>>();
         // Quantizing and dequantizing between layers costs too: only the whole tells.
