@@ -16,6 +16,14 @@ pub const CONV: &str = include_str!("../wgsl/conv.wgsl");
 pub const PRODUCT_LANES: &str = include_str!("../wgsl/product_lanes.wgsl");
 pub const CONV_LANES: &str = include_str!("../wgsl/conv_lanes.wgsl");
 
+/// The transforms of [`WINOGRAD_INPUT`] and [`WINOGRAD_OUTPUT`] for tiles of 2 × 2 outputs, and of 4 × 4.
+pub const WINOGRAD_TWO: &str = include_str!("../wgsl/winograd_two.wgsl");
+pub const WINOGRAD_FOUR: &str = include_str!("../wgsl/winograd_four.wgsl");
+
+/// What stands before the products of a convolution by Winograd's minimal filtering, and behind them; see `cpu::winograd`.
+pub const WINOGRAD_INPUT: &str = include_str!("../wgsl/winograd_input.wgsl");
+pub const WINOGRAD_OUTPUT: &str = include_str!("../wgsl/winograd_output.wgsl");
+
 /// `template` with every `{name}` replaced by its value, and every part from `@for x NAME` to `@end` repeated for `{x}` from 0 to before
 /// the value of `NAME`.
 ///

@@ -1,5 +1,5 @@
 // One pixel of {ROWS} output channels an invocation. Filters lie as [group][block of {ROWS} channels][input channel][tap][{ROWS}], so that
-// all invocations of a group read the same row of them. Before this stand `x_at(i)`, `w_at(i)`, and `finish(i, channel, x)`.
+// all invocations of a group read the same row of them. Before this stand `x_at(i)`, `w_at(i)`, and `finish(i, x)`.
 @compute @workgroup_size({GROUP})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let pixel = group.x * {GROUP}u + lane;
@@ -39,6 +39,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let channel = (which * {PER_GROUP}u) + group.y * {ROWS}u;
     let i = (sample * {CHANNELS}u + channel) * {PIXELS}u + pixel;
 @for r ROWS
-    if (group.y * {ROWS}u + {r}u < {PER_GROUP}u) { finish(i + {r}u * {PIXELS}u, channel + {r}u, t{r}); }
+    if (group.y * {ROWS}u + {r}u < {PER_GROUP}u) { finish(i + {r}u * {PIXELS}u, t{r}); }
 @end
 }

@@ -174,6 +174,34 @@ pub fn pack_winograd(
     }
 }
 
+/// The coefficients of filters `[O, I, 3, 3]` as `[A², I, O]`, computed in `f64` and rounded once: second factors of `A²` products with the
+/// coefficients of an input as `[A², tiles, I]`.
+///
+/// # Panics
+/// On fewer weights than that.
+pub fn filter_coefficients(tile: WinogradTile, [outputs, inputs]: [usize; 2], weights: &[f32]) -> Vec<f32> {
+    let filter: &[[f64; 3]] = match tile {
+        WinogradTile::Two => &F2::FILTER,
+        WinogradTile::Four => &F4::FILTER,
+        WinogradTile::Six => &F6::FILTER,
+    };
+    let points = filter.len();
+    let mut coefficients = vec![0.0; points * points * inputs * outputs];
+    for (at, taps) in weights[..outputs * inputs * 9].chunks_exact(9).enumerate() {
+        let (output, input) = (at / inputs, at % inputs);
+        for (i, vertical) in filter.iter().enumerate() {
+            // G g, then (G g) Gᵀ.
+            let half: [f64; 3] =
+                std::array::from_fn(|x| (0..3).map(|y| vertical[y] * f64::from(taps[y * 3 + x])).sum());
+            for (j, horizontal) in filter.iter().enumerate() {
+                let value: f64 = (0..3).map(|x| horizontal[x] * half[x]).sum();
+                coefficients[((i * points + j) * inputs + input) * outputs + output] = value as f32;
+            }
+        }
+    }
+    coefficients
+}
+
 /// How the work on one image is cut: unit = (tiles, blocks of outputs), blocks fastest.
 struct Units {
     tile: WinogradTile,

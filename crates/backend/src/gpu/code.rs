@@ -145,6 +145,8 @@ fn collect(operand: &Operand, seen: &mut HashSet<BufferId>) -> usize {
 pub(super) struct Text {
     bindings: Vec<Binding>,
     functions: String,
+    /// Bindings whose elements functions read, and as what.
+    loads: Vec<(usize, DType)>,
     /// The names that functions got, by address.
     named: HashMap<*const Function, String>,
     /// Keeps what is named, so that no address is another's.
@@ -155,36 +157,71 @@ pub(super) struct Binding {
     pub buffer: BufferId,
     pub element: &'static str,
     pub writes: bool,
+    reach: Reach,
+}
+
+/// How a kernel's text reaches what is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// As an array.
+    Array,
+    /// Through a function that reads an element, and where [`Limits::has_lanes`](super::Limits) says so a texture.
+    Element,
+    /// The same of four elements at once.
+    Quad,
+}
+
+/// Texels in a row of a texture that a range of memory is read through: element `i` is at `[i % TEXELS_IN_ROW, i / TEXELS_IN_ROW]`.
+pub(crate) const TEXELS_IN_ROW: u32 = 4096;
+
+impl Binding {
+    /// The texture's format, if what is bound is read through one.
+    fn texels(&self, has_lanes: bool) -> Option<&'static str> {
+        match (self.reach, self.element) {
+            _ if !has_lanes || self.writes => None,
+            (Reach::Quad, _) => Some("rgba32float"),
+            (Reach::Element, "f32") => Some("r32float"),
+            (Reach::Element, "i32") => Some("r32sint"),
+            (Reach::Element, "u32") => Some("r32uint"),
+            _ => None,
+        }
+    }
 }
 
 impl Text {
     /// The name of the array of `element` that `buffer` is bound as.
     pub fn bind(&mut self, buffer: BufferId, element: &'static str, writes: bool) -> String {
-        let at = self.bindings.iter().position(|b| b.buffer == buffer && b.element == element);
-        let at = at.unwrap_or_else(|| {
-            self.bindings.push(Binding { buffer, element, writes });
-            self.bindings.len() - 1
-        });
-        self.bindings[at].writes |= writes;
+        let at = self.reach(buffer, element, Reach::Array);
+        let binding = &mut self.bindings[at];
+        (binding.writes, binding.reach) = (binding.writes | writes, Reach::Array);
         format!("b{at}")
+    }
+
+    fn reach(&mut self, buffer: BufferId, element: &'static str, reach: Reach) -> usize {
+        let is_quad = |reach| reach == Reach::Quad;
+        let same = |b: &Binding| b.buffer == buffer && b.element == element && is_quad(b.reach) == is_quad(reach);
+        self.bindings.iter().position(same).unwrap_or_else(|| {
+            self.bindings.push(Binding { buffer, element, writes: false, reach });
+            self.bindings.len() - 1
+        })
+    }
+
+    /// The name of a function of `i` that gives elements `4 i` to `4 i + 3` of an operand of f32 in memory; `None` for others.
+    pub fn quads(&mut self, operand: &Operand) -> Option<String> {
+        let Operand::Buffer(buffer, DType::F32) = operand else { return None };
+        let at = self.reach(*buffer, "f32", Reach::Quad);
+        Some(format!("quad_b{at}"))
     }
 
     /// The name of a function of an index that gives the operand's element.
     pub fn function(&mut self, operand: &Operand) -> String {
         match operand {
             Operand::Buffer(buffer, dtype) => {
-                let array = self.bind(*buffer, storage_type(*dtype), false);
-                let name = format!("load_{array}_{dtype}");
-                if !self.functions.contains(&format!("fn {name}(")) {
-                    let of = value_type(*dtype).unwrap_or("u32");
-                    let element = match dtype {
-                        DType::F16 => format!("f32({array}[i])"),
-                        DType::Bool => format!("{array}[i] != 0u"),
-                        _ => format!("{array}[i]"),
-                    };
-                    let _ = writeln!(self.functions, "fn {name}(i: u32) -> {of} {{ return {element}; }}");
+                let at = self.reach(*buffer, storage_type(*dtype), Reach::Element);
+                if !self.loads.contains(&(at, *dtype)) {
+                    self.loads.push((at, *dtype));
                 }
-                name
+                format!("load_b{at}_{dtype}")
             }
             Operand::Literal(value, dtype) => {
                 let name = format!("f{}", self.functions.matches("fn ").count());
@@ -222,17 +259,47 @@ impl Text {
         }
     }
 
-    /// The whole text, with `kernel` at its end, and what it binds in order.
-    pub fn finish(self, kernel: &str) -> (String, Vec<Binding>) {
+    /// The whole text, with `kernel` at its end, and what it binds in order. `has_lanes` is the device's.
+    pub fn finish(self, kernel: &str, has_lanes: bool) -> (String, Vec<Binding>) {
         let mut text = String::new();
-        let code = self.functions + kernel;
+        let mut code = String::new();
+        for &(at, dtype) in &self.loads {
+            let element = match self.bindings[at].texels(has_lanes) {
+                Some(_) => format!("textureLoad(b{at}, {}).x", texel("i")),
+                None => format!("b{at}[i]"),
+            };
+            let element = match dtype {
+                DType::F16 => format!("f32({element})"),
+                DType::Bool => format!("{element} != 0u"),
+                _ => element,
+            };
+            let of = value_type(dtype).unwrap_or("u32");
+            let _ = writeln!(code, "fn load_b{at}_{dtype}(i: u32) -> {of} {{ return {element}; }}");
+        }
+        for (at, _) in self.bindings.iter().enumerate().filter(|(_, binding)| binding.reach == Reach::Quad) {
+            let quad = match has_lanes {
+                true => format!("textureLoad(b{at}, {})", texel("i")),
+                false => {
+                    format!("vec4<f32>(b{at}[4u * i], b{at}[4u * i + 1u], b{at}[4u * i + 2u], b{at}[4u * i + 3u])")
+                }
+            };
+            let _ = writeln!(code, "fn quad_b{at}(i: u32) -> vec4<f32> {{ return {quad}; }}");
+        }
+        code += &self.functions;
+        code += kernel;
         let uses_f16 = code.contains("f16(") || self.bindings.iter().any(|b| b.element.contains("f16"));
         if uses_f16 {
             text += "enable f16;\n";
         }
-        for (at, Binding { element, writes, .. }) in self.bindings.iter().enumerate() {
+        for (at, binding) in self.bindings.iter().enumerate() {
+            let Binding { element, writes, .. } = binding;
             let access = if *writes { "read_write" } else { "read" };
-            let _ = writeln!(text, "@group(0) @binding({at}) var<storage, {access}> b{at}: array<{element}>;");
+            let _ = match binding.texels(has_lanes) {
+                Some(format) => {
+                    writeln!(text, "@group(0) @binding({at}) var b{at}: texture_storage_2d<{format}, read>;")
+                }
+                None => writeln!(text, "@group(0) @binding({at}) var<storage, {access}> b{at}: array<{element}>;"),
+            };
         }
         let uses_math = ["_of(", "infinity()", "not_a_number()", "is_nan(", "is_infinite(", "to_bf16("];
         if uses_math.iter().any(|name| code.contains(name)) {
@@ -241,6 +308,11 @@ impl Text {
         text += &code;
         (text, self.bindings)
     }
+}
+
+/// Where the texture of a range has its texel `index`.
+fn texel(index: &str) -> String {
+    format!("vec2<u32>({index} % {TEXELS_IN_ROW}u, {index} / {TEXELS_IN_ROW}u)")
 }
 
 /// Statements that give the coordinates `{prefix}0, {prefix}1, …` of element `index` of `shape`.
@@ -367,7 +439,7 @@ mod tests {
         assert_eq!((sum.buffers, sum.depth), (1, 3));
         let mut text = Text::default();
         text.function(&Operand::Function(Rc::new(sum)));
-        let (source, bindings) = text.finish("");
+        let (source, bindings) = text.finish("", false);
         assert_eq!((bindings.len(), source.matches("v * v").count()), (1, 1));
     }
 }

@@ -91,7 +91,7 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
 pub(crate) struct Limits {
     pub has_f16: bool,
     pub has_i64: bool,
-    /// A subgroup is 8 invocations, the lanes of a vector of the processor that imitates the device.
+    /// A subgroup is 8 invocations, the lanes of a vector of the processor that imitates the device, and kernels read through textures.
     pub has_lanes: bool,
     /// A processor imitates the device, so that a subgroup is a vector of it.
     pub is_imitated: bool,

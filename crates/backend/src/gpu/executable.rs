@@ -6,8 +6,8 @@ use super::{
     plan::{self, NoPlan, PlannedOutput, Ready, ShapePlan, Source, Step},
 };
 use crate::{
-    CompileError, Executable, Footprint, Input, OpTiming, Output, Phase, PhaseObserver, PlacedNode, Placement,
-    ResourceError, RunContext, RunError, Session, SessionMemory, Signature,
+    CompileError, Executable, Footprint, Input, Numerics, OpTiming, Output, Phase, PhaseObserver, PlacedNode,
+    Placement, ResourceError, RunContext, RunError, Session, SessionMemory, Signature,
     binding::{self, bind_inputs, check_outputs, check_result},
 };
 use cutover_graph::{Bindings, Fact, NodeId, OpError, Plan, TensorFact};
@@ -25,6 +25,7 @@ const ARENAS_KEPT: usize = 2;
 
 pub(super) struct GpuExecutable<D: Driver> {
     device: Arc<Device<D>>,
+    numerics: Numerics,
     plan: Plan,
     signature: Signature,
     /// By value: what is known of constants.
@@ -37,11 +38,12 @@ pub(super) struct GpuExecutable<D: Driver> {
 }
 
 impl<D: Driver> GpuExecutable<D> {
-    pub fn new(device: Arc<Device<D>>, plan: &Plan) -> Result<Arc<GpuExecutable<D>>, CompileError> {
+    pub fn new(device: Arc<Device<D>>, plan: &Plan, numerics: Numerics) -> Result<Arc<GpuExecutable<D>>, CompileError> {
         let graph = plan.graph();
         let fact = |id| graph.constant(id).map(|c| Fact::Tensor(TensorFact::of_tensor(&c.tensor)));
         let mut executable = GpuExecutable {
             device,
+            numerics,
             signature: Signature::of(graph),
             constants: graph.values().map(|(id, _)| fact(id)).collect(),
             plan: plan.clone(),
@@ -92,14 +94,15 @@ impl<D: Driver> GpuExecutable<D> {
     }
 
     fn build(&self, inputs: &[TensorFact]) -> Result<Ready<D>, NoPlan> {
-        plan::build(&self.plan, &self.device, &self.constants, inputs)
+        plan::build(&self.plan, &self.device, self.numerics, &self.constants, inputs)
     }
 
     fn place(&mut self) {
         let graph = self.plan.graph();
         let kernels = |node: &str| {
             let plans = lock(&self.plans);
-            let step = plans.first().and_then(|ready| ready.plan.steps.iter().find(|step| step.node == node));
+            // The last is the one that gives its result.
+            let step = plans.first().and_then(|ready| ready.plan.steps.iter().rfind(|step| step.node == node));
             step.map(|step| step.kernel.to_string())
         };
         let place = |&id: &NodeId| {

@@ -13,6 +13,7 @@ mod peak;
 mod plan;
 
 use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak, Precision, Support};
+pub(crate) use code::TEXELS_IN_ROW;
 use cutover_graph::{Graph, Node, Plan};
 pub(crate) use device::{Device, Driver, Limits, lock};
 pub(crate) use peak::peak;
@@ -67,6 +68,6 @@ impl<D: Driver> Backend for Gpu<D> {
                 return Err(CompileError::Unsupported { node: node.name.clone(), op: node.op.name(), reason });
             }
         }
-        Ok(executable::GpuExecutable::new(Arc::clone(&self.device), plan)?)
+        Ok(executable::GpuExecutable::new(Arc::clone(&self.device), plan, options.numerics)?)
     }
 }

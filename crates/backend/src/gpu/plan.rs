@@ -5,7 +5,7 @@ use super::{
     device::{Device, Driver, Limits, Weight},
     lower,
 };
-use crate::{ResourceError, RunError, Work};
+use crate::{Numerics, ResourceError, RunError, Work};
 use cutover_graph::{
     Constant, Fact, Graph, Identity, Node, NodeId, Plan, TensorFact, ValueId,
     ops::{Facts, InferContext},
@@ -192,6 +192,7 @@ fn number<T>(all: &mut Vec<Arc<T>>, one: Arc<T>) -> usize {
 pub(crate) struct Builder<'a> {
     pub graph: &'a Graph,
     pub gpu: &'a Limits,
+    pub numerics: Numerics,
     stock: &'a mut dyn Stock,
     constants: &'a [Option<Fact>],
     facts: Vec<Option<Fact>>,
@@ -213,17 +214,19 @@ pub(crate) const FAULTS: BufferId = BufferId(0);
 pub(crate) fn build<D: Driver>(
     plan: &Plan,
     device: &Device<D>,
+    numerics: Numerics,
     constants: &[Option<Fact>],
     inputs: &[TensorFact],
 ) -> Result<Ready<D>, NoPlan> {
     let mut stock = Stocked { device, pipelines: Vec::new(), weights: Vec::new() };
-    let plan = build_from(plan, device.driver.limits(), &mut stock, constants, inputs)?;
+    let plan = build_from(plan, device.driver.limits(), numerics, &mut stock, constants, inputs)?;
     Ok(Ready { plan, pipelines: stock.pipelines, weights: stock.weights })
 }
 
 fn build_from(
     plan: &Plan,
     gpu: &Limits,
+    numerics: Numerics,
     stock: &mut dyn Stock,
     constants: &[Option<Fact>],
     inputs: &[TensorFact],
@@ -233,6 +236,7 @@ fn build_from(
     let mut builder = Builder {
         graph,
         gpu,
+        numerics,
         stock,
         constants,
         facts: infer(plan, constants, inputs)?,
@@ -643,7 +647,7 @@ impl Builder<'_> {
         name: &'static str,
         work: Work,
     ) -> Result<(), Unable> {
-        let (source, bindings) = text.finish(kernel);
+        let (source, bindings) = text.finish(kernel, self.gpu.has_lanes);
         let most = self.gpu.bindings;
         if bindings.len() > most {
             return Err(format!("reads {} tensors, this device {most} at once", bindings.len()).into());

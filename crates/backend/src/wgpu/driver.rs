@@ -3,24 +3,26 @@
 use super::{
     devices,
     gpu::{Gpu, Pipeline},
+    texels::{Constant, Texels},
 };
 use crate::{
     DeviceInfo, Peak, ResourceError, RunError,
     gpu::{Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, Step},
 };
 use ::wgpu::{self as api, BufferUsages};
-use std::{num::NonZero, ops::Range};
+use std::{num::NonZero, ops::Range, sync::Mutex};
 
 /// A plan's memory in a session.
 pub(super) struct Memory {
     arena: api::Buffer,
     staging: api::Buffer,
     groups: Vec<api::BindGroup>,
+    texels: Texels,
 }
 
 impl Driver for Gpu {
     const NAME: &'static str = "wgpu";
-    type Buffer = api::Buffer;
+    type Buffer = Constant;
     type Pipeline = Pipeline;
     type Memory = Memory;
 
@@ -45,10 +47,12 @@ impl Driver for Gpu {
         self.fault()
     }
 
-    fn constant(&self, bytes: &[u8]) -> Result<api::Buffer, ResourceError> {
-        let buffer = self.buffer("a weight", bytes.len() as u64, BufferUsages::STORAGE | BufferUsages::COPY_DST)?;
+    fn constant(&self, bytes: &[u8]) -> Result<Constant, ResourceError> {
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+        // Whole texels of four words.
+        let buffer = self.buffer("a weight", (bytes.len() as u64).next_multiple_of(16), usage)?;
         self.queue.write_buffer(&buffer, 0, bytes);
-        Ok(buffer)
+        Ok(Constant { buffer, textures: Mutex::default() })
     }
 
     fn compile(&self, source: &str, read_only: &[bool]) -> Result<Pipeline, String> {
@@ -57,28 +61,40 @@ impl Driver for Gpu {
 
     fn memory(&self, ready: &Ready<Gpu>) -> Result<Memory, ResourceError> {
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-        let arena = self.buffer("a session's arena", ready.plan.arena_bytes, usage)?;
+        let arena_bytes = ready.plan.arena_bytes.next_multiple_of(16);
+        let arena = self.buffer("a session's arena", arena_bytes, usage)?;
         let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
         let staging = self.buffer("a session's results", ready.plan.staging_bytes, usage)?;
-        let group = |step: &Step| {
-            let entries: Vec<api::BindGroupEntry<'_>> = (0..)
-                .zip(&step.bindings)
-                .map(|(binding, place)| {
-                    let resource = match *place {
-                        Place::Weight(at) => ready.weights[at].buffer.as_entire_binding(),
-                        Place::Arena(range) => api::BindingResource::Buffer(api::BufferBinding {
-                            buffer: &arena,
-                            offset: range.offset,
-                            size: NonZero::new(range.bytes),
-                        }),
-                    };
-                    api::BindGroupEntry { binding, resource }
-                })
-                .collect();
-            let layout = &ready.pipelines[step.pipeline].layout;
-            self.device.create_bind_group(&api::BindGroupDescriptor { label: None, layout, entries: &entries })
+        let texels = Texels::new(self, ready)?;
+        let group = |(at, step): (usize, &Step)| {
+            let pipeline = &ready.pipelines[step.pipeline];
+            let weights = step.bindings.iter().zip(&pipeline.formats).map(|(place, format)| match (*place, *format) {
+                (Place::Weight(at), Some(format)) => ready.weights[at].buffer.texture(self, format).map(Some),
+                _ => Ok(None),
+            });
+            let weights = weights.collect::<Result<Vec<_>, ResourceError>>()?;
+            let mut of_arena = texels.of_step(at);
+            let entry = |(binding, place): (usize, &Place)| {
+                let resource = match (*place, pipeline.formats[binding], &weights[binding]) {
+                    (_, _, Some(texture)) => api::BindingResource::TextureView(texture),
+                    (Place::Weight(at), _, None) => ready.weights[at].buffer.buffer.as_entire_binding(),
+                    (Place::Arena(range), None, None) => api::BindingResource::Buffer(api::BufferBinding {
+                        buffer: &arena,
+                        offset: range.offset,
+                        size: NonZero::new(range.bytes),
+                    }),
+                    (Place::Arena(_), Some(_), None) => {
+                        api::BindingResource::TextureView(of_arena.next().expect("a texture for every such binding"))
+                    }
+                };
+                api::BindGroupEntry { binding: binding as u32, resource }
+            };
+            let entries: Vec<api::BindGroupEntry<'_>> = step.bindings.iter().enumerate().map(entry).collect();
+            let descriptor = api::BindGroupDescriptor { label: None, layout: &pipeline.layout, entries: &entries };
+            Ok(self.device.create_bind_group(&descriptor))
         };
-        Ok(Memory { groups: ready.plan.steps.iter().map(group).collect(), arena, staging })
+        let groups = ready.plan.steps.iter().enumerate().map(group).collect::<Result<_, ResourceError>>()?;
+        Ok(Memory { groups, arena, staging, texels })
     }
 
     fn write(&self, plan: &ShapePlan, memory: &mut Memory, input: usize, bytes: &[u8]) -> Result<(), RunError> {
@@ -95,16 +111,23 @@ impl Driver for Gpu {
             encoder.clear_buffer(&memory.arena, 0, Some(FAULT_BYTES as u64));
         }
         let is_last = steps.end == plan.steps.len();
-        if !steps.is_empty() {
-            let mut pass = encoder.begin_compute_pass(&api::ComputePassDescriptor::default());
-            for at in steps {
-                let step = &plan.steps[at];
-                pass.set_pipeline(&ready.pipelines[step.pipeline].pipeline);
-                pass.set_bind_group(0, &memory.groups[at], &[]);
-                let [x, y, z] = step.groups;
-                pass.dispatch_workgroups(x, y, z);
+        let mut pass: Option<api::ComputePass<'static>> = None;
+        for at in steps {
+            if memory.texels.is_copied_before(at) {
+                // Copies stand between passes.
+                drop(pass.take());
+                memory.texels.copy(&mut encoder, &memory.arena, at);
             }
+            let pass = pass.get_or_insert_with(|| {
+                encoder.begin_compute_pass(&api::ComputePassDescriptor::default()).forget_lifetime()
+            });
+            let step = &plan.steps[at];
+            pass.set_pipeline(&ready.pipelines[step.pipeline].pipeline);
+            pass.set_bind_group(0, &memory.groups[at], &[]);
+            let [x, y, z] = step.groups;
+            pass.dispatch_workgroups(x, y, z);
         }
+        drop(pass);
         if is_last {
             encoder.copy_buffer_to_buffer(&memory.arena, 0, &memory.staging, 0, FAULT_BYTES as u64);
             for output in &plan.outputs {
@@ -113,7 +136,7 @@ impl Driver for Gpu {
                 {
                     let (buffer, offset) = match place {
                         Place::Arena(range) => (&memory.arena, range.offset),
-                        Place::Weight(at) => (&ready.weights[at].buffer, 0),
+                        Place::Weight(at) => (&ready.weights[at].buffer.buffer, 0),
                     };
                     encoder.copy_buffer_to_buffer(buffer, offset, &memory.staging, staged_at, bytes);
                 }

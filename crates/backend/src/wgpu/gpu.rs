@@ -1,6 +1,7 @@
 //! The device: how it is opened, its memory and pipelines, and what goes wrong with it.
 #![allow(unsafe_code)] // shaders without a bound on loops
 
+use super::texels;
 use crate::{
     CompileError, ResourceError, RunError,
     gpu::{Limits, lock},
@@ -25,6 +26,8 @@ pub(super) struct Gpu {
 pub(super) struct Pipeline {
     pub pipeline: ComputePipeline,
     pub layout: BindGroupLayout,
+    /// By binding: of the texture that it is, `None` for a buffer.
+    pub formats: Vec<Option<api::TextureFormat>>,
 }
 
 #[derive(Clone, Debug)]
@@ -78,7 +81,10 @@ impl Gpu {
     /// An adapter that gives no device.
     pub fn of(adapter: &Adapter) -> Result<Gpu, CompileError> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
-        let wanted = Features::SHADER_F16 | Features::SHADER_INT64 | Features::SUBGROUP;
+        let is_imitated = info.device_type == DeviceType::Cpu;
+        let mut wanted = Features::SHADER_F16 | Features::SHADER_INT64 | Features::SUBGROUP;
+        // Of what it reads through textures a kernel may read anything.
+        wanted.set(Features::TEXTURE_ADAPTER_SPECIFIC_FORMAT_FEATURES, is_imitated);
         let features = adapter.features() & wanted;
         let descriptor = api::DeviceDescriptor {
             label: Some("cutover"),
@@ -101,12 +107,11 @@ impl Gpu {
                 });
             }
         }));
-        let is_imitated = info.device_type == DeviceType::Cpu;
         let limits = Limits {
             has_f16: features.contains(Features::SHADER_F16),
             has_i64: features.contains(Features::SHADER_INT64),
-            has_lanes: features.contains(Features::SUBGROUP)
-                && is_imitated
+            has_lanes: features.contains(Features::SUBGROUP | Features::TEXTURE_ADAPTER_SPECIFIC_FORMAT_FEATURES)
+                && limits.max_storage_textures_per_shader_stage >= limits.max_storage_buffers_per_shader_stage
                 && (info.subgroup_min_size, info.subgroup_max_size) == (8, 8),
             is_imitated,
             buffer_bytes: limits.max_buffer_size,
@@ -141,13 +146,21 @@ impl Gpu {
         if size > self.limits.buffer_bytes {
             return Err(ResourceError::Memory { what, needed: size, available: self.limits.buffer_bytes });
         }
+        let descriptor = api::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
+        self.scoped(what, || self.device.create_buffer(&descriptor))
+    }
+
+    /// What `make` makes, unless the device refuses it.
+    ///
+    /// # Errors
+    /// It has no memory for it, or does not take it.
+    pub fn scoped<T>(&self, what: &'static str, make: impl FnOnce() -> T) -> Result<T, ResourceError> {
         let scopes = [api::ErrorFilter::OutOfMemory, api::ErrorFilter::Validation, api::ErrorFilter::Internal];
         let scopes = scopes.map(|filter| self.device.push_error_scope(filter));
-        let descriptor = api::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
-        let buffer = self.device.create_buffer(&descriptor);
+        let made = make();
         let failures = scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop()));
         match failures.last() {
-            None => Ok(buffer),
+            None => Ok(made),
             Some(error) => Err(ResourceError::System { what, message: error.to_string() }),
         }
     }
@@ -157,27 +170,32 @@ impl Gpu {
     /// # Errors
     /// What the driver's compiler says.
     pub fn pipeline(&self, source: &str, read_only: &[bool]) -> Result<Pipeline, String> {
-        let scopes = [api::ErrorFilter::OutOfMemory, api::ErrorFilter::Validation, api::ErrorFilter::Internal];
-        let scopes = scopes.map(|filter| self.device.push_error_scope(filter));
-        let pipeline = self.compile(source, read_only);
-        let failures = scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop()));
-        match failures.last() {
-            None => Ok(pipeline),
-            Some(error) => Err(error.to_string()),
-        }
+        self.scoped("a kernel", || self.compile(source, read_only)).map_err(|error| match error {
+            ResourceError::System { message, .. } => message,
+            error => error.to_string(),
+        })
     }
 
     fn compile(&self, source: &str, read_only: &[bool]) -> Pipeline {
+        let formats: Vec<_> = (0..read_only.len()).map(|at| texels::format_of(source, at)).collect();
+        let ty = |read_only: bool, format: &Option<api::TextureFormat>| match *format {
+            Some(format) => api::BindingType::StorageTexture {
+                access: api::StorageTextureAccess::ReadOnly,
+                format,
+                view_dimension: api::TextureViewDimension::D2,
+            },
+            None => api::BindingType::Buffer {
+                ty: api::BufferBindingType::Storage { read_only },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+        };
         let entries: Vec<api::BindGroupLayoutEntry> = (0..)
-            .zip(read_only)
-            .map(|(binding, &read_only)| api::BindGroupLayoutEntry {
+            .zip(read_only.iter().zip(&formats))
+            .map(|(binding, (&read_only, format))| api::BindGroupLayoutEntry {
                 binding,
                 visibility: api::ShaderStages::COMPUTE,
-                ty: api::BindingType::Buffer {
-                    ty: api::BufferBindingType::Storage { read_only },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
+                ty: ty(read_only, format),
                 count: None,
             })
             .collect();
@@ -206,7 +224,7 @@ impl Gpu {
             },
             cache: None,
         });
-        Pipeline { pipeline, layout }
+        Pipeline { pipeline, layout, formats }
     }
 
     /// Waits until everything that was submitted is done.

@@ -3,6 +3,7 @@
 mod devices;
 mod driver;
 mod gpu;
+mod texels;
 
 use crate::{Backend, CompileError, gpu::Gpu as Planned};
 pub use devices::{Adapter, adapters};

@@ -1,5 +1,6 @@
 //! From nodes to functions and kernels, one file for each family.
 
+mod conv;
 mod elementwise;
 mod indexing;
 mod movement;
@@ -62,7 +63,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node) -> Result<(), Unable> {
         Op::AveragePool(op) => window::lower_average_pool(b, node, op),
         Op::LpPool(op) => window::lower_lp_pool(b, node, op),
         Op::GlobalPool(op) => window::lower_global_pool(b, node, op),
-        Op::Conv(op) => match product::lower_conv(b, node, op)? {
+        Op::Conv(op) => match conv::lower(b, node, op)? {
             true => Ok(()),
             false => window::lower_conv(b, node, op),
         },

@@ -1,0 +1,351 @@
+//! Convolutions with constant filters: by Winograd's minimal filtering, as products, and as direct sums.
+
+use super::{
+    super::{
+        code::{Operand, Text},
+        plan::{BufferId, Builder, Unable},
+    },
+    elementwise::{activation_text, is_float},
+    product::{
+        Added, Epilogue, Factor, LOAD_FOUR, LOAD_QUAD, Lanes, element, finish, group_size, multiply_into, rows,
+        store_row,
+    },
+};
+use crate::{Numerics, Work};
+use cutover_graph::{
+    Constant, Node, ValueId,
+    ops::{Conv, WindowAxis},
+};
+use cutover_kernels::{
+    cpu::{
+        conv::{Axis, ConvShape},
+        winograd::{self, WinogradTile},
+    },
+    wgsl,
+};
+use cutover_tensor::{DType, Shape, Tensor};
+use std::fmt::Write;
+
+/// A convolution over one or two axes.
+struct Problem {
+    x: Operand,
+    filters: ValueId,
+    constant: Constant,
+    samples: usize,
+    groups: usize,
+    /// Channels of a group, in and out.
+    inner: usize,
+    per_group: usize,
+    vertical: WindowAxis,
+    horizontal: WindowAxis,
+    to: BufferId,
+    dtype: DType,
+    epilogue: Epilogue,
+    work: Work,
+}
+
+impl Problem {
+    fn pixels(&self) -> usize {
+        self.vertical.output * self.horizontal.output
+    }
+
+    fn channels(&self) -> usize {
+        self.per_group * self.groups
+    }
+}
+
+/// A convolution over one or two axes whose filters are constant; `false` for others.
+pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool, Unable> {
+    let (x, w, output) = (super::input(node, 0)?, super::input(node, 1)?, node.outputs[0]);
+    let (shape, filters, dtype) = (b.shape(x), b.shape(w), b.dtype(x));
+    let Some(constant) = b.constant(w) else { return Ok(false) };
+    if !is_float(dtype) || !matches!(shape.rank(), 3 | 4) || filters[1..].contains(&0) {
+        return Ok(false);
+    }
+    let axes = op.window.axes(&shape[2..], &filters[2..]).map_err(|error| error.to_string())?;
+    let one = WindowAxis { input: 1, output: 1, kernel: 1, stride: 1, dilation: 1, pad_begin: 0, pad_end: 0 };
+    let [vertical, horizontal] = if axes.len() == 2 { [axes[0], axes[1]] } else { [one, axes[0]] };
+    if horizontal.kernel > 32 || vertical.kernel > 32 {
+        return Ok(false);
+    }
+    let (inner, per_group, pixels) = (filters[1], filters[0] / op.group, vertical.output * horizontal.output);
+    let operations = 2 * (b.count(output) * inner * vertical.kernel * horizontal.kernel) as u64;
+    let bytes = 4 * (b.count(x) + b.count(w) + b.count(output)) as u64;
+    let mut added = Vec::new();
+    if let Some(bias) = node.inputs.get(2).copied().flatten() {
+        let index = format!("i / {pixels}u % {}u", filters[0]);
+        added.push(Added { statements: String::new(), index, factor: 1.0, operand: b.operand(bias)? });
+    }
+    if let Some(residual) = node.inputs.get(3).copied().flatten() {
+        added.push(Added { statements: String::new(), index: "i".into(), factor: 1.0, operand: b.reread(residual)? });
+    }
+    let problem = Problem {
+        x: b.reread(x)?,
+        filters: w,
+        constant,
+        samples: shape[0],
+        groups: op.group,
+        inner,
+        per_group,
+        vertical,
+        horizontal,
+        to: b.output(output)?,
+        dtype,
+        epilogue: Epilogue { alpha: 1.0, added, function: activation_text(op.activation, "x") },
+        work: Work { operations, bytes },
+    };
+    if is_pointwise(&problem) {
+        return as_product(b, &problem).map(|()| true);
+    }
+    if let Some(tile) = tile_for(b, &problem) {
+        return by_tiles(b, &problem, tile).map(|()| true);
+    }
+    // Of a few channels a group, as depthwise, a subgroup has nothing to share.
+    match b.gpu.has_lanes && per_group >= 4 {
+        true => direct_lanes(b, &problem),
+        false => direct(b, &problem),
+    }?;
+    Ok(true)
+}
+
+/// One tap that meets every pixel.
+fn is_pointwise(p: &Problem) -> bool {
+    let is = |axis: &WindowAxis| axis.kernel == 1 && axis.stride == 1 && axis.input == axis.output;
+    p.groups == 1 && is(&p.vertical) && is(&p.horizontal)
+}
+
+/// `filters · x` of every sample.
+fn as_product(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+    let pixels = p.pixels();
+    let filters = b.upload(&p.constant, "plain", super::super::executable::to_device)?;
+    let left = Factor { operand: filters, batch: vec![0], row: p.inner, column: 1 };
+    let right = Factor { operand: p.x.clone(), batch: vec![p.inner * pixels], row: pixels, column: 1 };
+    multiply_into(b, p.to, p.dtype, [p.channels(), pixels, p.inner], &[p.samples], &left, &right, &p.epilogue)
+}
+
+/// The tile that Winograd's filtering is estimated fastest with, as on a processor; `None` where a direct sum is.
+fn tile_for(b: &Builder<'_>, p: &Problem) -> Option<WinogradTile> {
+    let is_whole = p.inner.is_multiple_of(4) && p.per_group.is_multiple_of(4);
+    if b.numerics == Numerics::Strict || p.groups != 1 || p.dtype != DType::F32 || !is_whole {
+        return None;
+    }
+    let axis = |axis: &WindowAxis| Axis {
+        input: axis.input,
+        output: axis.output,
+        kernel: axis.kernel,
+        stride: axis.stride,
+        dilation: axis.dilation,
+        pad_before: axis.pad_begin,
+        pad_after: axis.pad_end,
+    };
+    let shape = ConvShape {
+        channels_in: p.inner,
+        channels_out: p.per_group,
+        groups: 1,
+        height: axis(&p.vertical),
+        width: axis(&p.horizontal),
+        transposed: false,
+    };
+    let tile = winograd::choose(&shape, WinogradTile::Four)?;
+    // The coefficients have to fit in, as a whole.
+    let floats = coefficients(tile) * tiles(p, tile) * p.inner.max(p.per_group);
+    (4 * floats as u64 <= b.gpu.binding_bytes).then_some(tile)
+}
+
+fn coefficients(tile: WinogradTile) -> usize {
+    (tile.outputs() + 2).pow(2)
+}
+
+fn tiles(p: &Problem, tile: WinogradTile) -> usize {
+    p.samples * p.vertical.output.div_ceil(tile.outputs()) * p.horizontal.output.div_ceil(tile.outputs())
+}
+
+/// Transformed tiles times transformed filters, a product for each coefficient, transformed back.
+fn by_tiles(b: &mut Builder<'_>, p: &Problem, tile: WinogradTile) -> Result<(), Unable> {
+    b.kernel = "Winograd products";
+    let (side, count, coefficients) = (tile.outputs(), tiles(p, tile), coefficients(tile));
+    let of_row = p.horizontal.output.div_ceil(side);
+    let group = 64;
+    let common = [
+        ("GROUP", group),
+        ("SIDE", side),
+        ("POINTS", side + 2),
+        ("TILES", count),
+        ("TILES_OF_ROW", of_row),
+        ("TILES_OF_SAMPLE", count / p.samples.max(1)),
+    ];
+    let expand = |template: &str, numbers: &[(&'static str, usize)]| {
+        let numbers = common.iter().chain(numbers);
+        let parameters: Vec<_> = numbers.map(|&(name, value)| (name, value.to_string())).collect();
+        wgsl::expand(template, &parameters)
+    };
+    let transforms = if side == 2 { wgsl::WINOGRAD_TWO } else { wgsl::WINOGRAD_FOUR };
+    let groups = |quads: usize| [(count * quads).div_ceil(group) as u32, 1, 1];
+    let spread = b.scratch(coefficients * count * p.inner);
+    let mut text = Text::default();
+    let load = text.function(&p.x);
+    let array = text.bind(spread, "vec4<f32>", true);
+    let numbers = [
+        ("CHANNELS", p.inner),
+        ("QUADS", p.inner / 4),
+        ("IN_H", p.vertical.input),
+        ("IN_W", p.horizontal.input),
+        ("PAD_Y", p.vertical.pad_begin),
+        ("PAD_X", p.horizontal.pad_begin),
+    ];
+    let main = expand(wgsl::WINOGRAD_INPUT, &numbers).replace("coefficients[", &format!("{array}["));
+    let kernel = format!("fn x_at(i: u32) -> f32 {{ return {load}(i); }}\n{transforms}{main}");
+    b.push(text, &kernel, groups(p.inner / 4), "Winograd tiles", Work::default())?;
+
+    let sizes = [p.per_group, p.inner];
+    let recipe = if side == 2 { "winograd two" } else { "winograd four" };
+    let filters = b.upload(&p.constant, recipe, |filters| {
+        bytemuck::cast_slice(&winograd::filter_coefficients(tile, sizes, &floats(filters))).to_vec()
+    })?;
+    let products = b.scratch(coefficients * count * p.per_group);
+    let spread = Operand::Buffer(spread, DType::F32);
+    let left = Factor { operand: spread, batch: vec![count * p.inner], row: p.inner, column: 1 };
+    let right = Factor { operand: filters, batch: vec![p.inner * p.per_group], row: p.per_group, column: 1 };
+    let plain = Epilogue { alpha: 1.0, added: Vec::new(), function: "x".to_string() };
+    multiply_into(b, products, DType::F32, [count, p.per_group, p.inner], &[coefficients], &left, &right, &plain)?;
+
+    let mut text = Text::default();
+    let quad = text.quads(&Operand::Buffer(products, DType::F32)).ok_or("products in memory")?;
+    let (height, width) = (p.vertical.output, p.horizontal.output);
+    let mut kernel = format!("fn m_at(i: u32) -> vec4<f32> {{ return {quad}(i); }}\n{transforms}");
+    kernel += &element(&mut text, p.dtype, &p.epilogue);
+    let store = store_row(&mut text, p.to, p.dtype, width, side, ["x", "sums"]);
+    let _ = writeln!(
+        kernel,
+        "fn finish(row: u32, y: u32, x: u32, sums: array<f32, {side}>) {{\nlet i = (row * {height}u + y) * {width}u + x;\n{store}}}"
+    );
+    kernel +=
+        &expand(wgsl::WINOGRAD_OUTPUT, &[("CHANNELS", p.per_group), ("QUADS", p.per_group / 4), ("OUT_H", height)]);
+    b.push(text, &kernel, groups(p.per_group / 4), "Winograd convolution", p.work)
+}
+
+/// The names and numbers that both templates of direct sums have.
+fn numbers(p: &Problem, group: usize, rows: usize) -> Vec<(&'static str, String)> {
+    let (vertical, horizontal) = (&p.vertical, &p.horizontal);
+    let numbers = [
+        ("ROWS", rows),
+        ("GROUP", group),
+        ("GROUPS", p.groups),
+        ("PER_GROUP", p.per_group),
+        ("INNER", p.inner),
+        ("CHANNELS", p.channels()),
+        ("PIXELS", p.pixels()),
+        ("IN_H", vertical.input),
+        ("IN_W", horizontal.input),
+        ("OUT_W", horizontal.output),
+        ("KERNEL_Y", vertical.kernel),
+        ("KERNEL_X", horizontal.kernel),
+        ("STRIDE_Y", vertical.stride),
+        ("STRIDE_X", horizontal.stride),
+        ("DILATION_Y", vertical.dilation),
+        ("DILATION_X", horizontal.dilation),
+        ("PAD_Y", vertical.pad_begin),
+        ("PAD_X", horizontal.pad_begin),
+    ];
+    numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect()
+}
+
+fn direct_lanes(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+    let (pixels, taps) = (p.pixels(), p.vertical.kernel * p.horizontal.kernel);
+    let (quads, matrices) = (p.inner.div_ceil(4), p.samples * p.groups);
+    let lanes = Lanes::of([p.per_group, pixels, 4 * quads * taps, matrices], [LOAD_QUAD, LOAD_FOUR], 4);
+    let rows = 8 * lanes.octets;
+    let shape = b.shape(p.filters);
+    let weights = b.upload(&p.constant, "taps, channels by fours", |filters| by_fours(filters, &shape))?;
+    let Operand::Buffer(weights, _) = weights else { return Err("filters in memory".into()) };
+    let mut text = Text::default();
+    let load_x = text.function(&p.x);
+    let load_w = text.quads(&Operand::Buffer(weights, DType::F32)).ok_or("filters in memory")?;
+    let mut kernel = format!(
+        "fn x_at(i: u32) -> f32 {{ return {load_x}(i); }}\nfn w_at(i: u32) -> vec4<f32> {{ return {load_w}(i); }}\n"
+    );
+    kernel += &finish(&mut text, p.to, p.dtype, pixels, &p.epilogue, true);
+    let is_channel = match p.inner.is_multiple_of(4) {
+        true => "inside".to_string(),
+        false => format!("inside & vec4<bool>(c * 4u + {{j}}u < {}u)", p.inner),
+    };
+    let mut parameters = vec![("IS_CHANNEL", is_channel), ("OCTETS", lanes.octets.to_string())];
+    parameters.push(("QUADS", quads.to_string()));
+    parameters.extend(numbers(p, lanes.group, rows));
+    kernel += &wgsl::expand(wgsl::CONV_LANES, &parameters);
+    let groups = [pixels.div_ceil(4 * lanes.group), p.per_group.div_ceil(rows), matrices].map(|n| n as u32);
+    b.push(text, &kernel, groups, "convolution", p.work)
+}
+
+fn direct(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+    let (pixels, rows) = (p.pixels(), rows(p.per_group));
+    let (group, blocks) = (group_size(b, pixels), p.per_group.div_ceil(rows));
+    let packed = pack(&p.constant, p.groups, rows)?;
+    let weights = b.upload(&packed, "plain", super::super::executable::to_device)?;
+    let mut text = Text::default();
+    let (load_x, load_w) = (text.function(&p.x), text.function(&weights));
+    let mut kernel =
+        format!("fn x_at(i: u32) -> f32 {{ return {load_x}(i); }}\nfn w_at(i: u32) -> f32 {{ return {load_w}(i); }}\n");
+    kernel += &finish(&mut text, p.to, p.dtype, pixels, &p.epilogue, false);
+    // Where the last window ends inside the input, no tap is outside.
+    let last = |axis: &WindowAxis| (axis.output - 1) * axis.stride + (axis.kernel - 1) * axis.dilation;
+    let is_inside = |axis: &WindowAxis| axis.pad_begin == 0 && last(axis) < axis.input;
+    let condition = match (is_inside(&p.vertical), is_inside(&p.horizontal)) {
+        (true, true) => "true",
+        (true, false) => "is_column{s}",
+        (false, true) => "is_y",
+        (false, false) => "is_y && is_column{s}",
+    };
+    let mut parameters = vec![("IS_INSIDE", condition.to_string()), ("BLOCKS", blocks.to_string())];
+    parameters.extend(numbers(p, group, rows));
+    kernel += &wgsl::expand(wgsl::CONV, &parameters);
+    let groups = [pixels.div_ceil(group), blocks, p.samples * p.groups].map(|n| n as u32);
+    b.push(text, &kernel, groups, "convolution", p.work)
+}
+
+/// A tensor's elements as f32.
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    let halves = |widen: fn([u8; 2]) -> f32| tensor.bytes().chunks_exact(2).map(|b| widen([b[0], b[1]])).collect();
+    match tensor.dtype() {
+        DType::F16 => halves(|bytes| half::f16::from_le_bytes(bytes).to_f32()),
+        DType::BF16 => halves(|bytes| half::bf16::from_le_bytes(bytes).to_f32()),
+        _ => tensor.bytes().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
+}
+
+/// Filters `[O, I, …]` as f32 `[O][tap][I, by fours]`, what a four lacks filled with zeros.
+fn by_fours(filters: &Tensor, shape: &Shape) -> Vec<u8> {
+    let (inner, taps) = (shape[1], shape[2..].iter().product::<usize>());
+    let depth = inner.next_multiple_of(4);
+    let mut packed = vec![0.0f32; shape[0] * taps * depth];
+    for (at, value) in floats(filters).into_iter().enumerate() {
+        let (row, tap) = (at / taps, at % taps);
+        packed[(row / inner * taps + tap) * depth + row % inner] = value;
+    }
+    bytemuck::cast_slice(&packed).to_vec()
+}
+
+/// Filters as `[group][block][input channel][tap][rows]`, what a block lacks filled with zeros.
+fn pack(filters: &Constant, groups: usize, rows: usize) -> Result<Constant, Unable> {
+    let tensor = &filters.tensor;
+    let (shape, size) = (tensor.shape(), tensor.dtype().bits() / 8);
+    let (per_group, depth) = (shape[0] / groups, shape[1..].iter().product::<usize>());
+    let blocks = per_group.div_ceil(rows);
+    let mut packed = Vec::with_capacity(groups * blocks * depth * rows * size);
+    for (group, block) in (0..groups).flat_map(|group| (0..blocks).map(move |block| (group, block))) {
+        for at in 0..depth {
+            for row in block * rows..(block + 1) * rows {
+                match row < per_group {
+                    true => {
+                        let from = ((group * per_group + row) * depth + at) * size;
+                        packed.extend_from_slice(&tensor.bytes()[from..from + size]);
+                    }
+                    false => packed.extend(std::iter::repeat_n(0, size)),
+                }
+            }
+        }
+    }
+    let tensor = Tensor::from_bytes(tensor.dtype(), [groups * blocks * depth * rows], &packed);
+    let tensor = tensor.map_err(|error| error.to_string())?;
+    Ok(Constant::derived(tensor, &format!("rows of {rows} in {groups} groups"), &[filters.identity()]))
+}
