@@ -16,6 +16,9 @@ pub const CONV: &str = include_str!("../wgsl/conv.wgsl");
 pub const PRODUCT_LANES: &str = include_str!("../wgsl/product_lanes.wgsl");
 pub const CONV_LANES: &str = include_str!("../wgsl/conv_lanes.wgsl");
 
+/// The second factor of a convolution that is a product.
+pub const UNFOLD: &str = include_str!("../wgsl/unfold.wgsl");
+
 /// The transforms of [`WINOGRAD_INPUT`] and [`WINOGRAD_OUTPUT`] for tiles of 2 × 2 outputs, and of 4 × 4.
 pub const WINOGRAD_TWO: &str = include_str!("../wgsl/winograd_two.wgsl");
 pub const WINOGRAD_FOUR: &str = include_str!("../wgsl/winograd_four.wgsl");

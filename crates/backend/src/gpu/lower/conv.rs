@@ -100,6 +100,9 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if let Some(tile) = tile_for(b, &problem) {
         return by_tiles(b, &problem, tile).map(|()| true);
     }
+    if b.gpu.has_lanes && is_worth_unfolding(b, &problem) {
+        return unfolded(b, &problem).map(|()| true);
+    }
     // Of a few channels a group, as depthwise, a subgroup has nothing to share.
     match b.gpu.has_lanes && per_group >= 4 {
         true => direct_lanes(b, &problem),
@@ -224,6 +227,44 @@ fn by_tiles(b: &mut Builder<'_>, p: &Problem, tile: WinogradTile) -> Result<(), 
     b.push(text, &kernel, groups(p.per_group / 4), "Winograd convolution", p.work)
 }
 
+/// Output channels for which an input that is written once more, as what each tap meets, is read so much faster that it pays. Estimated from
+/// what loads and stores cost where a subgroup shares what it loads.
+const UNFOLDED_CHANNELS: usize = 32;
+
+fn is_worth_unfolding(b: &Builder<'_>, p: &Problem) -> bool {
+    let floats = p.samples * unfolded_depth(p) * p.pixels().next_multiple_of(4);
+    p.groups == 1 && p.per_group >= UNFOLDED_CHANNELS && 4 * floats as u64 <= b.gpu.binding_bytes
+}
+
+fn unfolded_depth(p: &Problem) -> usize {
+    (p.inner * p.vertical.kernel * p.horizontal.kernel).next_multiple_of(4)
+}
+
+/// What each tap meets, written out, as the second factor of a product with the filters.
+fn unfolded(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+    let (depth, pixels, taps) = (unfolded_depth(p), p.pixels(), p.vertical.kernel * p.horizontal.kernel);
+    let width = pixels.next_multiple_of(4);
+    let group = group_size(b, width / 4);
+    let patches = b.scratch(p.samples * depth * width);
+    let mut text = Text::default();
+    let load = text.function(&p.x);
+    let array = text.bind(patches, "vec4<f32>", true);
+    let mut parameters = numbers(p, group, 1);
+    parameters.extend([("QUADS", width / 4), ("TAPS", taps), ("DEPTH", depth)].map(|(name, n)| (name, n.to_string())));
+    let main = wgsl::expand(wgsl::UNFOLD, &parameters).replace("patches[", &format!("{array}["));
+    let kernel = format!("fn x_at(i: u32) -> f32 {{ return {load}(i); }}\n{main}");
+    let groups = [(width / 4).div_ceil(group), depth, p.samples].map(|n| n as u32);
+    b.push(text, &kernel, groups, "unfolding", Work::default())?;
+
+    let rows = p.per_group;
+    let filters = b.upload(&p.constant, "rows by fours", |filters| rows_by_fours(filters, rows))?;
+    let Operand::Buffer(filters, _) = filters else { return Err("filters in memory".into()) };
+    let left = Factor { operand: Operand::Buffer(filters, DType::F32), batch: vec![0], row: depth, column: 1 };
+    let patches = Operand::Buffer(patches, DType::F32);
+    let right = Factor { operand: patches, batch: vec![depth * width], row: width, column: 1 };
+    multiply_into(b, p.to, p.dtype, [rows, pixels, depth], &[p.samples], &left, &right, &p.epilogue)
+}
+
 /// The names and numbers that both templates of direct sums have.
 fn numbers(p: &Problem, group: usize, rows: usize) -> Vec<(&'static str, String)> {
     let (vertical, horizontal) = (&p.vertical, &p.horizontal);
@@ -321,6 +362,17 @@ fn by_fours(filters: &Tensor, shape: &Shape) -> Vec<u8> {
     for (at, value) in floats(filters).into_iter().enumerate() {
         let (row, tap) = (at / taps, at % taps);
         packed[(row / inner * taps + tap) * depth + row % inner] = value;
+    }
+    bytemuck::cast_slice(&packed).to_vec()
+}
+
+/// Filters `[rows, …]` as f32, rows filled up to fours with zeros.
+fn rows_by_fours(filters: &Tensor, rows: usize) -> Vec<u8> {
+    let values = floats(filters);
+    let depth = values.len() / rows;
+    let mut packed = vec![0.0f32; rows * depth.next_multiple_of(4)];
+    for (to, from) in packed.chunks_exact_mut(depth.next_multiple_of(4)).zip(values.chunks_exact(depth)) {
+        to[..depth].copy_from_slice(from);
     }
     bytemuck::cast_slice(&packed).to_vec()
 }
