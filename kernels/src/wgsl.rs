@@ -16,6 +16,9 @@ pub const CONV: &str = include_str!("../wgsl/conv.wgsl");
 pub const PRODUCT_LANES: &str = include_str!("../wgsl/product_lanes.wgsl");
 pub const CONV_LANES: &str = include_str!("../wgsl/conv_lanes.wgsl");
 
+/// The same for groups of few output channels.
+pub const CONV_FEW_LANES: &str = include_str!("../wgsl/conv_few_lanes.wgsl");
+
 /// The second factor of a convolution that is a product.
 pub const UNFOLD: &str = include_str!("../wgsl/unfold.wgsl");
 

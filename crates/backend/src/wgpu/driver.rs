@@ -94,6 +94,8 @@ impl Driver for Gpu {
             Ok(self.device.create_bind_group(&descriptor))
         };
         let groups = ready.plan.steps.iter().enumerate().map(group).collect::<Result<_, ResourceError>>()?;
+        // A plan's kernels are all compiled now.
+        self.keep();
         Ok(Memory { groups, arena, staging, texels })
     }
 

@@ -1,7 +1,7 @@
 //! The device: how it is opened, its memory and pipelines, and what goes wrong with it.
-#![allow(unsafe_code)] // shaders without a bound on loops
+#![allow(unsafe_code)] // shaders without a bound on loops, and pipelines that were compiled before
 
-use super::texels;
+use super::{kept, texels};
 use crate::{
     CompileError, ResourceError, RunError,
     gpu::{Limits, lock},
@@ -10,7 +10,13 @@ use ::wgpu::{
     self as api, Adapter, Backends, BindGroupLayout, Buffer, BufferUsages, ComputePipeline, DeviceType, Features,
     ShaderRuntimeChecks,
 };
-use std::sync::{Arc, Mutex};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// An opened device, shared by everything that is compiled for it.
 pub(super) struct Gpu {
@@ -19,7 +25,15 @@ pub(super) struct Gpu {
     pub info: api::AdapterInfo,
     /// What our kernels go by.
     pub limits: Limits,
+    kept: Option<Kept>,
     fault: Arc<Mutex<Option<Fault>>>,
+}
+
+/// Pipelines as the driver keeps them, and the file that they are in between processes.
+struct Kept {
+    pipelines: api::PipelineCache,
+    path: PathBuf,
+    is_new: AtomicBool,
 }
 
 /// A compiled kernel.
@@ -58,6 +72,21 @@ pub(super) fn adapters() -> Vec<Adapter> {
     adapters
 }
 
+impl Kept {
+    fn open(device: &api::Device, info: &api::AdapterInfo, features: Features) -> Option<Kept> {
+        if !features.contains(Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let path = kept::path_of(info, features)?;
+        let data = kept::read(&path);
+        let descriptor = api::PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
+        // SAFETY: the data is what `get_data` gave for this device and driver, whole: the file's name and the digest in it say so. It lies
+        // in the user's own cache folder, as much trusted as the program.
+        let pipelines = unsafe { device.create_pipeline_cache(&descriptor) };
+        Some(Kept { pipelines, path, is_new: AtomicBool::new(false) })
+    }
+}
+
 impl Gpu {
     /// Opens the first adapter whose name has `named` in it, in any case; the first of all without it.
     ///
@@ -82,7 +111,7 @@ impl Gpu {
     pub fn of(adapter: &Adapter) -> Result<Gpu, CompileError> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
         let is_imitated = info.device_type == DeviceType::Cpu;
-        let mut wanted = Features::SHADER_F16 | Features::SHADER_INT64 | Features::SUBGROUP;
+        let mut wanted = Features::SHADER_F16 | Features::SHADER_INT64 | Features::SUBGROUP | Features::PIPELINE_CACHE;
         // Of what it reads through textures a kernel may read anything.
         wanted.set(Features::TEXTURE_ADAPTER_SPECIFIC_FORMAT_FEATURES, is_imitated);
         let features = adapter.features() & wanted;
@@ -121,7 +150,20 @@ impl Gpu {
             groups: limits.max_compute_workgroups_per_dimension,
             invocations: limits.max_compute_invocations_per_workgroup as usize,
         };
-        Ok(Gpu { device, queue, info, limits, fault })
+        let kept = Kept::open(&device, &info, features);
+        Ok(Gpu { device, queue, info, limits, kept, fault })
+    }
+
+    /// Writes what was compiled since the last time to where the next process finds it.
+    pub fn keep(&self) {
+        let Some(kept) = &self.kept else { return };
+        if !kept.is_new.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let Some(data) = kept.pipelines.get_data() else { return };
+        if let Err(error) = kept::write(&kept.path, &data) {
+            tracing::debug!("compiled kernels are not kept in '{}': {error}", kept.path.display());
+        }
     }
 
     /// What went wrong since the last time, out of order; a lost device stays lost.
@@ -222,8 +264,11 @@ impl Gpu {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.kept.as_ref().map(|kept| &kept.pipelines),
         });
+        if let Some(kept) = &self.kept {
+            kept.is_new.store(true, Ordering::Relaxed);
+        }
         Pipeline { pipeline, layout, formats }
     }
 

@@ -3,6 +3,7 @@
 mod devices;
 mod driver;
 mod gpu;
+mod kept;
 mod texels;
 
 use crate::{Backend, CompileError, gpu::Gpu as Planned};
@@ -27,10 +28,10 @@ pub fn wgpu(options: WgpuOptions) -> Result<Arc<dyn Backend>, CompileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CompileOptions, Input, Output, RunContext, RunError, SessionMemory};
+    use crate::{CompileOptions, Input, Numerics, Output, RunContext, RunError, SessionMemory, reference};
     use cutover_graph::{
-        Graph, Plan, TensorFact,
-        ops::{Unary, UnaryFunction},
+        Constant, Graph, Plan, TensorFact, ValueId,
+        ops::{Activation, Conv, MatMul, Padding, Unary, UnaryFunction, Window},
     };
     use cutover_tensor::{DType, Tensor, Value};
 
@@ -75,5 +76,135 @@ mod tests {
         assert!(error.starts_with("a session on the GPU needs "), "{error}");
         let error = backend.compile(&exponential(most / 4 + 1), &CompileOptions::default()).err().unwrap().to_string();
         assert!(error.starts_with("a tensor on the GPU needs "), "{error}");
+    }
+
+    /// Seeded numbers between -1 and 1, and below what they are asked for.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 33) as usize % n
+        }
+
+        fn tensor(&mut self, shape: &[usize]) -> Tensor {
+            let values = (0..shape.iter().product()).map(|_| self.below(1 << 16) as f32 / 32768.0 - 1.0);
+            Tensor::from_vec(shape, values.collect::<Vec<f32>>()).unwrap()
+        }
+    }
+
+    fn answer(backend: &dyn Backend, plan: &Plan, numerics: Numerics, inputs: &[Value]) -> Vec<f32> {
+        let options = CompileOptions { numerics, ..CompileOptions::default() };
+        let mut session = backend.compile(plan, &options).unwrap().session(SessionMemory::default()).unwrap();
+        let given: Vec<Input<'_>> = inputs.iter().map(Input::Value).collect();
+        let mut outputs = [Output::Allocate(None)];
+        session.run(&given, &mut outputs, &RunContext::default()).unwrap();
+        let [Output::Allocate(Some(Value::Tensor(tensor)))] = outputs else { panic!("a tensor expected") };
+        tensor.to_vec().unwrap()
+    }
+
+    /// A device that is told to be one that no processor imitates, if `is_real`.
+    fn device(test: &str, is_real: bool) -> Option<Planned<gpu::Gpu>> {
+        let Ok(mut gpu) = gpu::Gpu::open(None) else {
+            println!("skipped: {test} needs a GPU");
+            return None;
+        };
+        if is_real {
+            (gpu.limits.has_lanes, gpu.limits.is_imitated) = (false, false);
+        }
+        Some(Planned::new(gpu))
+    }
+
+    /// `graph`'s one output on the device and by the reference.
+    fn check(gpu: &Planned<gpu::Gpu>, graph: Graph, numerics: Numerics, inputs: &[Value], said: &str) {
+        let plan = Plan::new(graph).unwrap();
+        let expected = answer(&*reference(), &plan, numerics, inputs);
+        let actual = answer(gpu, &plan, numerics, inputs);
+        assert_eq!(actual.len(), expected.len(), "{said}");
+        let scale = expected.iter().fold(1.0f32, |most, value| most.max(value.abs()));
+        for (at, (a, e)) in actual.iter().zip(&expected).enumerate() {
+            assert!((a - e).abs() <= 1e-5 * scale, "[{at}]: {a}, expected {e}: {said}");
+        }
+    }
+
+    /// Every way that a convolution is computed: by tiles of both sizes, written out, direct, of one tap; on both kinds of devices.
+    #[test]
+    fn convolutions_agree_on_either_kind_of_device() {
+        for is_real in [false, true] {
+            let Some(gpu) = device("convolutions_agree_on_either_kind_of_device", is_real) else { return };
+            let mut random = Random(3);
+            for case in 0..12 {
+                let kernel = [3, 3, 3, 1, 5, 2][case % 6];
+                let stride = if kernel == 3 && case % 4 > 0 { 1 } else { 1 + random.below(2) };
+                let group = if kernel == 2 { 2 } else { 1 };
+                let inner = [3, 16, 20, 32][random.below(4)];
+                let outer = group * [4, 16, 24, 36][random.below(4)];
+                let (samples, pad) = (1 + random.below(2), random.below(2));
+                let size = [5 + random.below(20), [8, 16, 7 + random.below(20)][random.below(3)]];
+                let numerics = if case % 6 == 2 { Numerics::Strict } else { Numerics::Default };
+                let said =
+                    format!("{size:?} {kernel} by {stride}, pad {pad}, {group} of {inner} to {outer}, real {is_real}");
+                let output = size.map(|extent| (extent + 2 * pad - kernel) / stride + 1);
+                let mut graph = Graph::new("convolution");
+                let shapes =
+                    [vec![samples, group * inner, size[0], size[1]], vec![samples, outer, output[0], output[1]]];
+                let names = ["x", "residual"].iter().zip(&shapes);
+                let inputs = names.map(|(name, shape)| {
+                    graph.add_input(name.to_string(), TensorFact::of_constant_shape(DType::F32, shape))
+                });
+                let inputs: Vec<ValueId> = inputs.collect();
+                let mut constant =
+                    |name: &str, shape: &[usize]| graph.add_constant(name, Constant::new(random.tensor(shape)));
+                let (w, bias) = (constant("w", &[outer, inner, kernel, kernel]), constant("b", &[outer]));
+                let padding = Padding::Explicit { begin: vec![pad; 2], end: vec![pad; 2] };
+                let window = Window {
+                    kernel_shape: None,
+                    strides: vec![stride; 2],
+                    dilations: vec![1; 2],
+                    padding,
+                    ceil_mode: false,
+                };
+                let op = Conv { window, group, activation: Some(Activation::Relu) };
+                let given = vec![Some(inputs[0]), Some(w), Some(bias), Some(inputs[1])];
+                let node = graph.add_node("conv", op.into(), given, vec!["y".into()]).unwrap();
+                graph.set_outputs(vec![graph.node(node).outputs[0]]);
+                let values: Vec<Value> = shapes.iter().map(|shape| Value::Tensor(random.tensor(shape))).collect();
+                check(&gpu, graph, numerics, &values, &said);
+            }
+        }
+    }
+
+    /// Rows that lie by fours and rows that don't, sums with a rest and without.
+    #[test]
+    fn products_agree_on_either_kind_of_device() {
+        for is_real in [false, true] {
+            let Some(gpu) = device("products_agree_on_either_kind_of_device", is_real) else { return };
+            let mut random = Random(5);
+            for _ in 0..16 {
+                let mut extent = |most: usize| {
+                    if random.below(2) == 0 { 4 * (1 + random.below(most / 4)) } else { 1 + random.below(most) }
+                };
+                let (m, k, n) = (extent(40), extent(70), extent(150));
+                let batch = 1 + random.below(3);
+                let shapes = [vec![batch, m, k], vec![if random.below(2) == 0 { 1 } else { batch }, k, n]];
+                let mut graph = Graph::new("product");
+                let names = ["a", "b"].iter().zip(&shapes);
+                let inputs = names.map(|(name, shape)| {
+                    Some(graph.add_input(name.to_string(), TensorFact::of_constant_shape(DType::F32, shape)))
+                });
+                let inputs: Vec<Option<ValueId>> = inputs.collect();
+                let op = MatMul { activation: None };
+                let node = graph.add_node("product", op.into(), inputs, vec!["y".into()]).unwrap();
+                graph.set_outputs(vec![graph.node(node).outputs[0]]);
+                let values: Vec<Value> = shapes.iter().map(|shape| Value::Tensor(random.tensor(shape))).collect();
+                check(
+                    &gpu,
+                    graph,
+                    Numerics::Default,
+                    &values,
+                    &format!("{m} by {k} by {n}, {batch} of them, real {is_real}"),
+                );
+            }
+        }
     }
 }

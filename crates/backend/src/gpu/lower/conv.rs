@@ -68,14 +68,14 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if horizontal.kernel > 32 || vertical.kernel > 32 {
         return Ok(false);
     }
-    let (inner, per_group, pixels) = (filters[1], filters[0] / op.group, vertical.output * horizontal.output);
+    let (inner, per_group) = (filters[1], filters[0] / op.group);
     let operations = 2 * (b.count(output) * inner * vertical.kernel * horizontal.kernel) as u64;
     let bytes = 4 * (b.count(x) + b.count(w) + b.count(output)) as u64;
+    let bias = match node.inputs.get(2).copied().flatten() {
+        Some(bias) => Some((b.operand(bias)?, filters[0])),
+        None => None,
+    };
     let mut added = Vec::new();
-    if let Some(bias) = node.inputs.get(2).copied().flatten() {
-        let index = format!("i / {pixels}u % {}u", filters[0]);
-        added.push(Added { statements: String::new(), index, factor: 1.0, operand: b.operand(bias)? });
-    }
     if let Some(residual) = node.inputs.get(3).copied().flatten() {
         added.push(Added { statements: String::new(), index: "i".into(), factor: 1.0, operand: b.reread(residual)? });
     }
@@ -91,7 +91,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
         horizontal,
         to: b.output(output)?,
         dtype,
-        epilogue: Epilogue { alpha: 1.0, added, function: activation_text(op.activation, "x") },
+        epilogue: Epilogue { alpha: 1.0, bias, added, function: activation_text(op.activation, "x") },
         work: Work { operations, bytes },
     };
     if is_pointwise(&problem) {
@@ -103,8 +103,9 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if b.gpu.has_lanes && is_worth_unfolding(b, &problem) {
         return unfolded(b, &problem).map(|()| true);
     }
-    // Of a few channels a group, as depthwise, a subgroup has nothing to share.
-    match b.gpu.has_lanes && per_group >= 4 {
+    match b.gpu.has_lanes {
+        // Of a few channels a group, as depthwise, a subgroup has nothing to share.
+        true if per_group < 4 => direct_few(b, &problem),
         true => direct_lanes(b, &problem),
         false => direct(b, &problem),
     }?;
@@ -209,7 +210,7 @@ fn by_tiles(b: &mut Builder<'_>, p: &Problem, tile: WinogradTile) -> Result<(), 
     let spread = Operand::Buffer(spread, DType::F32);
     let left = Factor { operand: spread, batch: vec![count * p.inner], row: p.inner, column: 1 };
     let right = Factor { operand: filters, batch: vec![p.inner * p.per_group], row: p.per_group, column: 1 };
-    let plain = Epilogue { alpha: 1.0, added: Vec::new(), function: "x".to_string() };
+    let plain = Epilogue { alpha: 1.0, bias: None, added: Vec::new(), function: "x".to_string() };
     multiply_into(b, products, DType::F32, [count, p.per_group, p.inner], &[coefficients], &left, &right, &plain)?;
 
     let mut text = Text::default();
@@ -315,6 +316,30 @@ fn direct_lanes(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
     parameters.extend(numbers(p, lanes.group, rows));
     kernel += &wgsl::expand(wgsl::CONV_LANES, &parameters);
     let groups = [pixels.div_ceil(4 * lanes.group), p.per_group.div_ceil(rows), matrices].map(|n| n as u32);
+    b.push(text, &kernel, groups, "convolution", p.work)
+}
+
+/// Four pixels of one channel an invocation.
+fn direct_few(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+    let (pixels, depth) = (p.pixels(), unfolded_depth(p));
+    let (quads, rows) = (pixels.div_ceil(4), p.channels());
+    let group = group_size(b, quads);
+    let filters = b.upload(&p.constant, "rows by fours", |filters| rows_by_fours(filters, rows))?;
+    let Operand::Buffer(filters, _) = filters else { return Err("filters in memory".into()) };
+    let mut text = Text::default();
+    let load_x = text.function(&p.x);
+    let load_w = text.quads(&Operand::Buffer(filters, DType::F32)).ok_or("filters in memory")?;
+    let mut kernel = format!(
+        "fn x_at(i: u32) -> f32 {{ return {load_x}(i); }}\nfn w_at(i: u32) -> vec4<f32> {{ return {load_w}(i); }}\n"
+    );
+    kernel += &finish(&mut text, p.to, p.dtype, pixels, &p.epilogue, true);
+    let taps = p.vertical.kernel * p.horizontal.kernel;
+    let mut parameters = numbers(p, group, 1);
+    parameters.extend(
+        [("TAPS", taps), ("TERMS", p.inner * taps), ("QUADS", depth / 4)].map(|(name, n)| (name, n.to_string())),
+    );
+    kernel += &wgsl::expand(wgsl::CONV_FEW_LANES, &parameters);
+    let groups = [quads.div_ceil(group), rows, p.samples].map(|n| n as u32);
     b.push(text, &kernel, groups, "convolution", p.work)
 }
 

@@ -90,6 +90,8 @@ fn is_read_by_quads(operand: &Operand) -> bool {
 /// What is done to a sum before it is stored.
 pub(super) struct Epilogue {
     pub alpha: f32,
+    /// Added to a whole row, after that: an element for each, over and over; and how many there are.
+    pub bias: Option<(Operand, usize)>,
     pub added: Vec<Added>,
     /// Of the variable `x`.
     pub function: String,
@@ -115,7 +117,7 @@ pub(super) fn lower_fused_matmul(b: &mut Builder<'_>, node: &Node, op: &FusedMat
     }
     let function = op.function.map_or(Some("x".to_string()), |function| unary_text(function, "x"));
     let function = function.ok_or("a function of whole numbers")?;
-    let epilogue = Epilogue { alpha: op.alpha, added: Vec::new(), function };
+    let epilogue = Epilogue { alpha: op.alpha, bias: None, added: Vec::new(), function };
     let shapes = [b.shape(super::input(node, 0)?).to_vec(), b.shape(super::input(node, 1)?).to_vec()];
     multiply(b, node, shapes, [op.a.transpose, op.b.transpose], epilogue)
 }
@@ -136,7 +138,7 @@ fn epilogue(b: &mut Builder<'_>, node: &Node, alpha: f32, beta: f32, function: S
         let (statements, index) = code::broadcast(&b.shape(id), &b.shape(node.outputs[0]));
         added.push(Added { statements, index, factor: beta, operand: b.reread(id)? });
     }
-    Ok(Epilogue { alpha, added, function })
+    Ok(Epilogue { alpha, bias: None, added, function })
 }
 
 /// `node`'s first two inputs, of these shapes, multiplied; `transposed` says of each whether its last two axes change places.
@@ -283,18 +285,25 @@ pub(super) fn multiply_into(
     b.push(text, &kernel, groups, name, work)
 }
 
-/// `element(i, x)`: the result's element `i`, of the sum `x`.
+/// `element(i, bias, x)`: the result's element `i`, of the sum `x` and what its row adds; and `bias_of(row)`.
 pub(super) fn element(text: &mut Text, dtype: DType, epilogue: &Epilogue) -> String {
     let mut body = match epilogue.alpha {
-        1.0 => "var x = sum;\n".to_string(),
-        alpha => format!("var x = sum * {};\n", float(alpha)),
+        1.0 => "var x = sum + bias;\n".to_string(),
+        alpha => format!("var x = sum * {} + bias;\n", float(alpha)),
     };
     for Added { statements, index, factor, operand } in &epilogue.added {
         let load = text.function(operand);
         let factor = if *factor == 1.0 { String::new() } else { format!("{} * ", float(*factor)) };
         let _ = writeln!(body, "{{\n{statements}x = x + {factor}{load}({index});\n}}");
     }
-    format!("fn element(i: u32, sum: f32) -> f32 {{\n{body}return {};\n}}\n", wrapped(dtype, &epilogue.function))
+    let bias = match &epilogue.bias {
+        Some((operand, count)) => format!("{}(row % {count}u)", text.function(operand)),
+        None => "0.0".to_string(),
+    };
+    let value = wrapped(dtype, &epilogue.function);
+    format!(
+        "fn bias_of(row: u32) -> f32 {{ return {bias}; }}\nfn element(i: u32, bias: f32, sum: f32) -> f32 {{\n{body}return {value};\n}}\n"
+    )
 }
 
 /// [`element`], and `finish(i, x)`, which stores it; with `has_lanes` `finish(row, n, x)`, which stores columns `n` to `n + 3` of a row of
@@ -310,14 +319,14 @@ pub(super) fn finish(
     let element = element(text, dtype, epilogue);
     if !has_lanes {
         let array = text.bind(to, code::storage_type(dtype), true);
-        let value = stored(dtype, "element(i, sum)");
+        let value = stored(dtype, &format!("element(i, bias_of(i / {columns}u), sum)"));
         return format!("{element}fn finish(i: u32, sum: f32) {{ {array}[i] = {value}; }}\n");
     }
     let store = store_row(text, to, dtype, columns, 4, ["n", "x"]);
     format!("{element}fn finish(row: u32, n: u32, x: vec4<f32>) {{\nlet i = row * {columns}u + n;\n{store}}}\n")
 }
 
-/// Statements that store `count` neighbours of a row of `columns` from column `{at}` on, element `i` of the result, of the sums `{sums}`.
+/// Statements that store `count` neighbours of row `row`, of `columns`, from column `{at}` on, element `i` of the result, of the sums `{sums}`.
 pub(super) fn store_row(
     text: &mut Text,
     to: BufferId,
@@ -328,15 +337,15 @@ pub(super) fn store_row(
 ) -> String {
     if dtype == DType::F32 && columns.is_multiple_of(4) && count == 4 {
         let array = text.bind(to, "vec4<f32>", true);
-        let each = (0..4).map(|j| format!("element(i + {j}u, {sums}[{j}])")).collect::<Vec<_>>().join(", ");
-        return format!("{array}[i / 4u] = vec4<f32>({each});\n");
+        let each = (0..4).map(|j| format!("element(i + {j}u, bias, {sums}[{j}])")).collect::<Vec<_>>().join(", ");
+        return format!("let bias = bias_of(row);\n{array}[i / 4u] = vec4<f32>({each});\n");
     }
     let array = text.bind(to, code::storage_type(dtype), true);
     let one = |j: usize| {
-        let value = stored(dtype, &format!("element(i + {j}u, {sums}[{j}])"));
+        let value = stored(dtype, &format!("element(i + {j}u, bias, {sums}[{j}])"));
         format!("if ({at} + {j}u < {columns}u) {{ {array}[i + {j}u] = {value}; }}\n")
     };
-    (0..count).map(one).collect()
+    "let bias = bias_of(row);\n".to_string() + &(0..count).map(one).collect::<String>()
 }
 
 /// `x · Wᵀ + b` for the matrices `W [directions, rows, features]` of a recurrent operator: `[directions, count, rows]`.
@@ -362,7 +371,7 @@ pub(super) fn inputs_of_gates(
         let index = format!("i / {}u * {}u + i % {rows}u", count * rows, 2 * rows);
         added.push(Added { statements: String::new(), index, factor: 1.0, operand: b.operand(bias)? });
     }
-    let epilogue = Epilogue { alpha: 1.0, added, function: "x".to_string() };
+    let epilogue = Epilogue { alpha: 1.0, bias: None, added, function: "x".to_string() };
     let to = b.scratch(directions * count * rows);
     multiply_into(b, to, DType::F32, [count, rows, features], &[directions], &left, &right, &epilogue)?;
     Ok(Operand::Buffer(to, DType::F32))
