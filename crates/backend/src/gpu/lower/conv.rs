@@ -18,7 +18,7 @@ use cutover_graph::{
 };
 use cutover_kernels::{
     cpu::{
-        conv::{Axis, ConvShape},
+        conv::{Axis, ConvShape, Operands},
         winograd::{self, WinogradTile},
     },
     wgsl,
@@ -150,7 +150,7 @@ fn tile_for(b: &Builder<'_>, p: &Problem) -> Option<WinogradTile> {
         width: axis(&p.horizontal),
         transposed: false,
     };
-    let tile = winograd::choose(&shape, WinogradTile::Four)?;
+    let tile = winograd::choose(&shape, Operands::F32, WinogradTile::Four)?;
     // The coefficients have to fit in, as a whole.
     let floats = coefficients(tile) * tiles(p, tile) * p.inner.max(p.per_group);
     (4 * floats as u64 <= b.gpu.binding_bytes).then_some(tile)
