@@ -58,6 +58,8 @@ enum Task {
         output: Option<PathBuf>,
     },
     /// The ONNX project's node cases on every backend. Example: cargo xtask conformance --backend cpu --filter softmax
+    ///
+    /// With --emulated, CUDA's driver and compiler are imitated, and its kernels run on the processor.
     #[command(disable_help_flag = true)]
     Conformance {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -93,12 +95,16 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Conformance { arguments } => {
             // A GPU takes long to build for, and nobody waits for it who asks for none.
-            let is_gpu = arguments.iter().any(|argument| argument.contains("wgpu"));
-            let feature: &[&str] = if is_gpu { &["--features", "wgpu"] } else { &[] };
-            hand_on(&[&["--package", "cutover-tests"], feature, &["--bin", "conformance", "--"]].concat(), &arguments)
+            let names = |gpu: &&str| arguments.iter().any(|argument| argument.contains(gpu));
+            let features = ["cuda", "wgpu"].into_iter().filter(names).collect::<Vec<_>>().join(",");
+            let (emulated, arguments): (Vec<String>, Vec<String>) =
+                arguments.iter().cloned().partition(|argument| argument == "--emulated");
+            let environment = if emulated.is_empty() { Vec::new() } else { emulate::cuda::environment()? };
+            let program = ["--package", "cutover-tests", "--features", &features, "--bin", "conformance", "--"];
+            hand_on(&program, &arguments, &environment)
         }
         Task::Operators => {
-            hand_on(&["--package", "cutover-tests", "--bin", "conformance", "--"], &["--operators".to_string()])
+            hand_on(&["--package", "cutover-tests", "--bin", "conformance", "--"], &["--operators".to_string()], &[])
         }
         Task::Convert { arguments } => {
             let has = |option: &str| arguments.iter().any(|a| a == option || a.starts_with(&format!("{option}=")));
@@ -107,16 +113,18 @@ fn run(task: Task) -> Result<()> {
             let features = [(trains, "train"), (has("--preprocess"), "image"), (has("--tokenizer"), "text")];
             let features = features.into_iter().filter(|(wanted, _)| *wanted).map(|(_, feature)| feature);
             let features = features.collect::<Vec<_>>().join(",");
-            hand_on(&["--package", "cutover-cli", "--features", &features, "--", "convert"], &arguments)
+            hand_on(&["--package", "cutover-cli", "--features", &features, "--", "convert"], &arguments, &[])
         }
     }
 }
 
-/// Runs one of the workspace's programs, whose exit code becomes this one's.
-fn hand_on(program: &[&str], arguments: &[String]) -> Result<()> {
+/// Runs one of the workspace's programs with `environment` added, whose exit code becomes this one's.
+fn hand_on(program: &[&str], arguments: &[String], environment: &[(&str, String)]) -> Result<()> {
     let cargo = ["run", "--release", "--quiet"].iter().chain(program).copied();
     let arguments = cargo.chain(arguments.iter().map(String::as_str));
-    let status = Command::new(env!("CARGO")).args(arguments).status().context("cannot start cargo")?;
+    let environment = environment.iter().map(|(name, value)| (name, value));
+    let status =
+        Command::new(env!("CARGO")).args(arguments).envs(environment).status().context("cannot start cargo")?;
     std::process::exit(status.code().unwrap_or(2));
 }
 

@@ -51,11 +51,13 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("candle-nn", &["cutover-shrink"]),
     ("wgpu", &["cutover-backend"]),
     ("cudarc", &["cutover-backend"]),
+    ("naga", &["cutover-backend"]),
     ("anyhow", &["cutover-cli", "xtask"]),
 ];
 
 /// Never in the tree of the library as `cargo add cutover` gives it.
-const NOT_IN_LIBRARY: &[&str] = &["tokio", "candle-core", "candle-nn", "wgpu", "cudarc", "axum", "clap", "anyhow"];
+const NOT_IN_LIBRARY: &[&str] =
+    &["tokio", "candle-core", "candle-nn", "wgpu", "cudarc", "naga", "axum", "clap", "anyhow"];
 
 /// Never anywhere.
 const BANNED: &[(&str, &str)] = &[
@@ -103,6 +105,7 @@ const UNSAFE: &[&str] = &[
     "crates/package/src/mapping.rs",
     "crates/runtime/src/store/mapping.rs",
     "crates/backend/src/cpu/",
+    "crates/backend/src/cuda/api.rs",
     "crates/backend/src/wgpu/gpu.rs",
     "crates/backend/tests/no_alloc.rs",
     "crates/graph/tests/fuzz/watch.rs",

@@ -1,14 +1,16 @@
 //! The contract of a backend, and the backends behind it.
 //!
 //! `dyn` is paid once per request at this boundary, never per operator. Backends are private types with public
-//! constructors ([`reference()`], [`cpu()`], `wgpu()` with that feature); none names another, and [`partition()`] makes two one. A backend sees plans and values, never a file.
+//! constructors ([`reference()`], [`cpu()`], `wgpu()` and `cuda()` with those features); none names another, and [`partition()`] makes two one. A backend sees plans and values, never a file.
 
 pub mod binding;
 mod compose;
 mod contract;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod gpu;
 mod known;
 mod partition;
@@ -22,6 +24,8 @@ pub use contract::{
     Session, SessionMemory, Signature, Support, Tried, Work,
 };
 pub use cpu::{CpuOptions, MemoryUse, cpu};
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaDevice, CudaOptions, cuda, cuda_devices};
 pub use error::{CompileError, ResourceError, RunError};
 pub use partition::partition;
 pub use reference::reference;

@@ -120,6 +120,8 @@ pub enum Device {
     Cpu,
     /// A GPU through Vulkan, Metal, DX12 or GL, with the CPU for what it has no kernels for; in builds with the feature `wgpu`.
     Wgpu,
+    /// An NVIDIA GPU through CUDA, with the CPU for what it has no kernels for; in builds with the feature `cuda`.
+    Cuda,
     /// The slow and plain definition that everything else is tested against.
     Reference,
 }
@@ -141,7 +143,7 @@ pub struct DeviceOptions {
 }
 
 impl Device {
-    pub const NAMES: [&'static str; 4] = ["auto", "cpu", "wgpu", "reference"];
+    pub const NAMES: [&'static str; 5] = ["auto", "cpu", "cuda", "wgpu", "reference"];
 
     /// A new backend of this device.
     pub fn backend(self, options: &DeviceOptions) -> Result<Arc<dyn Backend>, Error> {
@@ -162,11 +164,16 @@ impl Device {
                 let gpu = cutover_backend::wgpu(cutover_backend::WgpuOptions { adapter: options.adapter.clone() })?;
                 Ok(cutover_backend::partition(gpu, cutover_backend::cpu(cpu(options))?, options.strict))
             }
-            #[cfg(not(feature = "wgpu"))]
-            Device::Wgpu => {
-                let message = "this build has no GPU backend: build it with the feature 'wgpu'".to_string();
-                Err(CompileError::Options(message).into())
+            #[cfg(feature = "cuda")]
+            Device::Cuda => {
+                let cuda = cutover_backend::CudaOptions { adapter: options.adapter.clone(), cache: cache_folder() };
+                let gpu = cutover_backend::cuda(cuda)?;
+                Ok(cutover_backend::partition(gpu, cutover_backend::cpu(cpu(options))?, options.strict))
             }
+            #[cfg(not(feature = "wgpu"))]
+            Device::Wgpu => Err(not_built("wgpu")),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda => Err(not_built("cuda")),
         }
     }
 }
@@ -174,10 +181,27 @@ impl Device {
 /// GPUs that answer, of those this build has backends for.
 fn gpus(options: &DeviceOptions) -> Vec<Arc<dyn Backend>> {
     let devices: &[Device] = &[
+        #[cfg(feature = "cuda")]
+        Device::Cuda,
         #[cfg(feature = "wgpu")]
         Device::Wgpu,
     ];
     devices.iter().filter_map(|device| device.backend(options).ok()).collect()
+}
+
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+fn not_built(feature: &str) -> Error {
+    CompileError::Options(format!("this build has no GPU backend of that name: build it with the feature '{feature}'"))
+        .into()
+}
+
+/// Where compiled kernels are kept: what is there may be deleted at any time.
+#[cfg(feature = "cuda")]
+fn cache_folder() -> Option<std::path::PathBuf> {
+    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
+    let caches = of("CUTOVER_CACHE")
+        .or_else(|| Some(of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")))?.join("cutover")))?;
+    Some(caches.join("cuda"))
 }
 
 fn cpu(options: &DeviceOptions) -> CpuOptions {
@@ -191,6 +215,7 @@ impl FromStr for Device {
         match name {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda),
             "wgpu" => Ok(Device::Wgpu),
             "reference" => Ok(Device::Reference),
             _ => {

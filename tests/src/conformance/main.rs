@@ -50,7 +50,7 @@ fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         let device: Device = name.parse()?;
         let options = DeviceOptions { threads: Some(1), ..DeviceOptions::default() };
         let outcomes = match device {
-            Device::Wgpu => run_wholly(&cases, device, &options, arguments.fallbacks)?,
+            Device::Cuda | Device::Wgpu => run_wholly(&cases, device, &options, arguments.fallbacks)?,
             _ => run(&cases, &*device.backend(&options)?),
         };
         let expected = Expected::parse(&text, name)?;

@@ -1,10 +1,12 @@
-//! Tests on instruction sets that this machine may lack: those of Arm under QEMU, AVX-512 and what came with and after it under Bochs.
+//! Tests on instruction sets that this machine may lack: those of Arm under QEMU, AVX-512 and what came with and after it under Bochs, and
+//! CUDA on an imitated driver.
 //!
 //! QEMU runs a program of another processor among those of this machine. Bochs is a whole machine: a kernel boots there, and its only
 //! process is a test program. Both take a hundred times as long as the processor they stand for, so the tests run a sample of their
 //! cases. What is needed comes as Debian's packages.
 
 mod bochs;
+pub mod cuda;
 mod qemu;
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +22,8 @@ pub enum Machine {
     Neon,
     /// An x86 processor with AVX-VNNI, and AVX-512 with VNNI and BF16, under Bochs.
     Avx512,
+    /// An NVIDIA GPU: driver and compiler are imitated, and kernels run on the processor.
+    Cuda,
 }
 
 /// A test program, and of how many of its cases one is run.
@@ -45,6 +49,7 @@ pub fn emulate(machine: Machine, only: &str) -> Result<()> {
     match machine {
         Machine::Neon => qemu::emulate(only),
         Machine::Avx512 => bochs::emulate(only),
+        Machine::Cuda => cuda::emulate(only),
     }
 }
 

@@ -17,7 +17,9 @@ pub(crate) use code::TEXELS_IN_ROW;
 use cutover_graph::{Graph, Node, Plan};
 pub(crate) use device::{Device, Driver, Limits, lock};
 pub(crate) use peak::peak;
-pub(crate) use plan::{FAULT_BYTES, Place, Ready, ShapePlan, Source, Step};
+#[cfg(feature = "wgpu")]
+pub(crate) use plan::Step;
+pub(crate) use plan::{FAULT_BYTES, Place, Ready, ShapePlan, Source};
 use std::sync::Arc;
 
 /// The backend of one device. What it compiles shares its pipelines and weights.

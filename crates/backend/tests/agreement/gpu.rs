@@ -1,14 +1,14 @@
 //! The GPU backend against the reference: random graphs, every function at its edges, products and windows of odd shapes. All of it runs
 //! on the GPU or the test fails: nothing falls back.
 //!
-//! Without a GPU each test says so and passes; `cargo xtask test` counts them.
+//! The GPU is wgpu's, or CUDA's where `CUTOVER_GPU` says `cuda`. Without it each test says so and passes; `cargo xtask test` counts them.
 
 use super::{
     networks::Drawing,
     support::{Random, run, seeds},
 };
-use cutover_backend::{Backend, CompileOptions, Input, Output, RunContext, RunError, SessionMemory, WgpuOptions};
-use cutover_backend::{cpu, partition, reference, wgpu};
+use cutover_backend::{Backend, CompileError, CompileOptions, Input, Output, RunContext, RunError, SessionMemory};
+use cutover_backend::{cpu, partition, reference};
 use cutover_graph::{
     Constant, Graph, Plan, TensorFact, ValueId,
     ops::{
@@ -23,11 +23,21 @@ use std::sync::{Arc, OnceLock};
 /// The GPU; `None`, said once for each test, where there is none.
 fn gpu(test: &str) -> Option<Arc<dyn Backend>> {
     static GPU: OnceLock<Option<Arc<dyn Backend>>> = OnceLock::new();
-    let gpu = GPU.get_or_init(|| wgpu(WgpuOptions::default()).ok());
+    let gpu = GPU.get_or_init(|| open().ok());
     if gpu.is_none() {
         println!("skipped: {test} needs a GPU");
     }
     gpu.clone()
+}
+
+fn open() -> Result<Arc<dyn Backend>, CompileError> {
+    match std::env::var("CUTOVER_GPU").as_deref().unwrap_or("wgpu") {
+        #[cfg(feature = "wgpu")]
+        "wgpu" => cutover_backend::wgpu(cutover_backend::WgpuOptions::default()),
+        #[cfg(feature = "cuda")]
+        "cuda" => cutover_backend::cuda(cutover_backend::CudaOptions::default()),
+        other => Err(CompileError::Options(format!("this build has no {other}"))),
+    }
 }
 
 fn near(actual: &Tensor, expected: &Tensor, tolerance: f32, said: &str) {
@@ -294,11 +304,11 @@ fn what_the_gpu_lacks_runs_elsewhere_and_is_told() {
     let strict = partition(Arc::clone(&gpu), Arc::clone(&cpu), true);
     let error = strict.compile(&gathered(), &CompileOptions::default()).err().unwrap().to_string();
     assert!(error.contains("'find' (NonZero)"), "{error}");
-    let both = partition(gpu, cpu, false);
+    let both = partition(Arc::clone(&gpu), cpu, false);
     let executable = both.compile(&gathered(), &CompileOptions::default()).unwrap();
     let places: Vec<(&str, &str, bool)> =
         executable.placement().nodes.iter().map(|n| (n.node.as_str(), n.backend, n.reason.is_empty())).collect();
-    assert_eq!(places, [("gather", "wgpu", true), ("find", "cpu", false)]);
+    assert_eq!(places, [("gather", gpu.describe().backend, true), ("find", "cpu", false)]);
     let x = Tensor::from_vec([4], vec![0.0f32, 1.0, 2.0, 3.0]).unwrap();
     let i = Tensor::from_vec([100], (0..100).map(|i| i64::from(i % 5 == 0) * 2).collect::<Vec<i64>>()).unwrap();
     let inputs = [Value::Tensor(x.clone()), Value::Tensor(i)];

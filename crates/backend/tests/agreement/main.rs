@@ -3,7 +3,7 @@
 mod any_type;
 mod compositions;
 mod fusions;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod gpu;
 mod halves;
 mod models_of_rows;

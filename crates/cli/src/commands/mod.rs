@@ -5,7 +5,7 @@ mod checklist;
 mod convert;
 mod demo;
 mod deploy;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod devices;
 mod feedback;
 mod inspect;
@@ -45,7 +45,7 @@ pub(crate) enum Command {
     /// Measures how fast a model loads and runs, or what replacing it under load costs.
     Bench(bench::Arguments),
     /// Lists the GPUs there are: what they offer, and what they reach.
-    #[cfg(feature = "wgpu")]
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     Devices(devices::Arguments),
     /// Makes a model smaller and faster, and measures what was lost.
     Shrink(shrink::Arguments),
@@ -84,7 +84,7 @@ impl Command {
             Command::Run(arguments) => arguments.run(printer),
             Command::Verify(arguments) => arguments.run(printer),
             Command::Bench(arguments) => arguments.run(printer),
-            #[cfg(feature = "wgpu")]
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
             Command::Devices(arguments) => arguments.run(printer),
             Command::Shrink(arguments) => arguments.run(printer),
             Command::Convert(arguments) => arguments.run(printer),
@@ -107,7 +107,7 @@ impl Command {
 /// Where a model runs, as several commands take it.
 #[derive(Args)]
 struct DeviceArguments {
-    /// auto, cpu, wgpu or reference.
+    /// auto, cpu, cuda, wgpu or reference.
     #[arg(long, default_value = "auto")]
     backend: Device,
     /// Threads of the CPU; one per core if left out.

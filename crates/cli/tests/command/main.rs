@@ -138,7 +138,7 @@ fn what_is_no_command_is_an_error() {
         (&["inspect"], "<MODEL>"),
         (&["run", "m.onnx"], "--inputs"),
         (&["feedback", "digits", "--store", "s"], "--label"),
-        (&["inspect", "m.onnx", "--backend", "gpu"], "there is auto, cpu, wgpu, reference"),
+        (&["inspect", "m.onnx", "--backend", "gpu"], "there is auto, cpu, cuda, wgpu, reference"),
         (
             &["deploy", "digits", "p.cutover", "--strategy", "hope"],
             "expected one of blue-green, canary, ab, shadow, sequential",
