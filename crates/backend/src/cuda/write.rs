@@ -726,10 +726,8 @@ fn continues(block: &Block) -> bool {
 fn calls(block: &Block, module: &Module, called: &mut BTreeSet<Handle<Function>>) {
     for statement in block.iter() {
         match statement {
-            Statement::Call { function, .. } => {
-                if called.insert(*function) {
-                    calls(&module.functions[*function].body, module, called);
-                }
+            Statement::Call { function, .. } if called.insert(*function) => {
+                calls(&module.functions[*function].body, module, called);
             }
             Statement::Block(block) => calls(block, module, called),
             Statement::If { accept, reject, .. } => {
