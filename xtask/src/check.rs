@@ -11,7 +11,10 @@ pub fn check() -> Result<()> {
     cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"], &[])?;
     // What is off by default: training, and the GPU.
     let packages = ["--package", "cutover-shrink", "--package", "cutover-backend", "--package", "xtask"];
-    let features = ["--features", "cutover-shrink/train,cutover-backend/wgpu,cutover-graph/image,xtask/train"];
+    let features = [
+        "--features",
+        "cutover-shrink/train,cutover-backend/wgpu,cutover-backend/cuda,cutover-graph/image,xtask/train",
+    ];
     let rest = ["--all-targets", "--", "--deny", "warnings"];
     cargo(&[&["clippy"], &packages[..], &features[..], &rest[..]].concat(), &[])?;
     // Private items are documented here, so links to them resolve.

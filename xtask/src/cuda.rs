@@ -1,7 +1,7 @@
-//! Compiles every hand-made CUDA kernel for three GPUs, on a machine that needs none: NVRTC and ptxas come from PyPI's wheels. A kernel that
+//! Compiles every hand-made CUDA kernel, and some that were generated, for three GPUs, on a machine that needs none: NVRTC and ptxas come from PyPI's wheels. A kernel that
 //! spills, or lacks an instruction that it was written for, fails.
 
-use crate::{cargo, root};
+use crate::{cargo, emulate, root};
 use anyhow::{Context, Result, bail};
 use std::{
     fs,
@@ -15,6 +15,9 @@ const WHEELS: [&str; 2] = ["nvidia-cuda-nvrtc==13.0.*", "nvidia-cuda-nvcc==13.0.
 /// Instructions that are counted, as PTX writes them.
 const COUNTED: [&str; 5] = ["mma.sync", "ldmatrix", "cp.async.c", "ld.global.nc.v4", "fma.rn.f32"];
 
+/// Generated kernels that are compiled too, of those that the imitated driver was given.
+const GENERATED: usize = 12;
+
 /// Compiles the kernels; `false` where the compiler can't be had. With `table`, prints a line for each as Markdown.
 pub fn cuda(table: bool) -> Result<bool> {
     let folder = root().join("target/cuda");
@@ -26,8 +29,18 @@ pub fn cuda(table: bool) -> Result<bool> {
     fs::create_dir_all(&sources)?;
     let target = sources.to_string_lossy();
     cargo(&["run", "--quiet", "--package", "cutover-kernels", "--example", "cuda_sources", "--", &target], &[])?;
-    // What others put beside it, such as kernels that are generated, is compiled too.
+    // Kernels that the imitated driver was given, and what others put beside them, are compiled too.
     let generated = folder.join("generated");
+    fs::create_dir_all(&generated)?;
+    for path in emulate::cuda::generated(GENERATED)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
+        for architecture in ["sm_75", "sm_87", "sm_90"] {
+            let copy = generated.join(format!("{architecture}-{name}"));
+            if !copy.exists() {
+                fs::copy(&path, copy)?;
+            }
+        }
+    }
     let script = folder.join("nvrtc.py");
     fs::write(&script, include_str!("nvrtc.py"))?;
     let library = tools.join("lib/libnvrtc.so.13");

@@ -1,6 +1,6 @@
 //! Everything that must pass before a change lands.
 
-use crate::{cargo, check, cuda, root};
+use crate::{cargo, check, cuda, emulate, root};
 use anyhow::{Context, Result, bail};
 use std::{
     process::{Command, Stdio},
@@ -12,16 +12,17 @@ pub fn test() -> Result<()> {
     check::check()?;
     // One build serves every suite: the dev profile keeps overflow checks and debug assertions, its kernels are optimised.
     cargo(&["test", "--workspace", "--quiet"], &[])?;
-    let compiled = cuda::cuda(false)?;
     let skipped = optional()?;
+    let compiled = cuda::cuda(false)?;
     let missing = match skipped {
         0 => String::new(),
         skipped => format!(
             ", {skipped} skipped for want of a GPU (Debian's mesa-vulkan-drivers has one that the CPU imitates)"
         ),
     };
+    let unimitated = if emulate::cuda::is_there() { "" } else { ", CUDA not imitated for want of a C++ compiler" };
     let uncompiled = if compiled { "" } else { ", CUDA kernels not compiled for want of NVRTC" };
-    println!("all tests passed in {} s{missing}{uncompiled}", start.elapsed().as_secs());
+    println!("all tests passed in {} s{missing}{unimitated}{uncompiled}", start.elapsed().as_secs());
     Ok(())
 }
 
@@ -49,7 +50,7 @@ fn optional() -> Result<usize> {
     let build =
         "test --package cutover-shrink --package cutover-backend --lib --test agreement --test prune --test recipe";
     // What the workspace's tests have switched on too is not built again.
-    let features = "--features cutover-shrink/train,cutover-backend/wgpu,cutover-graph/image";
+    let features = "--features cutover-shrink/train,cutover-backend/wgpu,cutover-backend/cuda,cutover-graph/image";
     let tests = "-- --nocapture train gpu the_loss";
     let arguments: Vec<&str> = [build, features, tests].iter().flat_map(|part| part.split(' ')).collect();
     eprintln!("$ cargo {}", arguments.join(" "));
@@ -63,6 +64,11 @@ fn optional() -> Result<usize> {
     println!("{}", text.trim());
     if !output.status.success() {
         bail!("`cargo {}` failed", arguments.join(" "));
+    }
+    if emulate::cuda::is_there() {
+        // The same build: only what it finds for CUDA differs.
+        let build: Vec<&str> = [build, features].iter().flat_map(|part| part.split(' ')).collect();
+        emulate::cuda::run(&build, "gpu")?;
     }
     Ok(text.lines().filter(|line| line.contains("skipped: ")).count())
 }

@@ -19,13 +19,35 @@ pub fn is_there() -> bool {
     Command::new(compiler()).arg("--version").output().is_ok_and(|done| done.status.success())
 }
 
-/// Runs the tests of the GPU whose names hold `only`.
+/// Runs the tests of the GPU whose names hold `only`, and with `build`'s program those of a driver that refuses this and that.
 pub fn emulate(only: &str) -> Result<()> {
+    let build = ["test", "--package", "cutover-backend", "--features", "cuda", "--test", "agreement"];
+    run(&build, if only.is_empty() { "gpu" } else { only })
+}
+
+/// Runs `build`'s tests whose names hold `only`: on a device as it should be, without graphs, lost, and small.
+pub fn run(build: &[&str], only: &str) -> Result<()> {
     let environment = environment()?;
-    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let arguments = ["test", "--package", "cutover-backend", "--features", "cuda", "--test", "agreement"];
-    let filter = if only.is_empty() { "gpu" } else { only };
-    cargo(&[&arguments[..], &["--", filter]].concat(), &environment)
+    for refused in ["", "no-graphs", "lost:3", "memory:2500000"] {
+        let told = environment.iter().map(|(name, value)| (*name, value.as_str())).chain([("IMITATED_CUDA", refused)]);
+        // What is no device for real graphs is one for its own test.
+        let filter = if refused.contains(':') { "what_a_driver_refuses_on_the_gpu" } else { only };
+        cargo(&[build, &["--", filter]].concat(), &told.collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// Kernels that the imitated compiler was given: about `count` of them, for NVIDIA's own.
+pub fn generated(count: usize) -> Result<Vec<PathBuf>> {
+    let folder = root().join("target/emulate/cuda");
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut all: Vec<PathBuf> = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    all.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+    all.sort();
+    let stride = (all.len() / count).max(1);
+    Ok(all.into_iter().step_by(stride).collect())
 }
 
 fn compiler() -> String {

@@ -9,7 +9,7 @@ template <class T, int N> struct alignas(N == 3 ? sizeof(T) : N * sizeof(T)) vec
 template <class To, class From> __device__ __forceinline__ To bits(From x) {
     static_assert(sizeof(To) == sizeof(From), "");
     To to;
-    __builtin_memcpy(&to, &x, sizeof(To));
+    memcpy(&to, &x, sizeof(To));
     return to;
 }
 

@@ -358,3 +358,52 @@ fn equal_weights_of_two_models_are_one() {
     });
     assert_eq!(parts.len(), 3);
 }
+
+/// `y = e^x` of `count` elements, compiled.
+fn exponential(gpu: &Arc<dyn Backend>, count: usize) -> Arc<dyn cutover_backend::Executable> {
+    let mut graph = Graph::new("exponential");
+    let x = graph.add_input("x", TensorFact::of_constant_shape(DType::F32, &[count]));
+    let op = Unary { function: UnaryFunction::Exp }.into();
+    let node = graph.add_node("exp", op, vec![Some(x)], vec!["y".into()]).unwrap();
+    graph.set_outputs(vec![graph.node(node).outputs[0]]);
+    gpu.compile(&Plan::new(graph).unwrap(), &CompileOptions::default()).unwrap()
+}
+
+/// Where the driver is imitated (`cargo xtask emulate cuda`), it also refuses what it is told to.
+#[test]
+fn what_a_driver_refuses_on_the_gpu_is_an_error() {
+    let told = std::env::var("IMITATED_CUDA").unwrap_or_default();
+    let Some(gpu) = gpu("what_a_driver_refuses_on_the_gpu_is_an_error") else { return };
+    let x = Value::Tensor(Tensor::from_vec([8], vec![0.5f32; 8]).unwrap());
+    let ask = |session: &mut Box<dyn cutover_backend::Session>| {
+        session.run(&[Input::Value(&x)], &mut [Output::Allocate(None)], &RunContext::default())
+    };
+    let executable = exponential(&gpu, 8);
+    let mut session = Arc::clone(&executable).session(SessionMemory::default()).unwrap();
+    match told.as_str() {
+        // The third run finds it so, replayed as it is, and every one after.
+        "lost:3" => {
+            let results: Vec<_> = (0..5).map(|_| ask(&mut session)).collect();
+            let lost = results.iter().map(|result| matches!(result, Err(RunError::DeviceLost(_))));
+            assert_eq!(lost.collect::<Vec<_>>(), [false, false, true, true, true], "{results:?}");
+            let mut other = executable.session(SessionMemory::default()).unwrap();
+            assert!(matches!(ask(&mut other), Err(RunError::DeviceLost(_))));
+        }
+        // Enough for one session of these, and for no other beside it.
+        "memory:2500000" => {
+            let large = exponential(&gpu, 200_000);
+            let x = Value::Tensor(Tensor::from_vec([200_000], vec![0.5f32; 200_000]).unwrap());
+            let run = |session: &mut Box<dyn cutover_backend::Session>| {
+                session.run(&[Input::Value(&x)], &mut [Output::Allocate(None)], &RunContext::default())
+            };
+            let mut sessions = [(); 2].map(|()| Arc::clone(&large).session(SessionMemory::default()).unwrap());
+            run(&mut sessions[0]).unwrap();
+            let error = run(&mut sessions[1]).unwrap_err().to_string();
+            assert!(error.starts_with("a session's arena needs "), "{error}");
+            let [first, mut second] = sessions;
+            drop(first);
+            run(&mut second).unwrap();
+        }
+        _ => (0..4).for_each(|_| ask(&mut session).unwrap()),
+    }
+}

@@ -111,12 +111,15 @@ Result compile(Program& program) {
     std::string all = include + text;
     snprintf(name, sizeof name, "/%016llx%016llx.so", hash(all, 14695981039346656037ull), hash(all, 1469598103934665603ull));
     program.image = FOLDER + std::string(name);
+    // For whoever has NVIDIA's own compiler.
+    std::string kept = program.image.substr(0, program.image.size() - 2) + "cu";
+    if (!is_there(kept)) std::ofstream(kept) << program.source;
     if (is_there(program.image)) return SUCCESS;
     std::string source = own(".cpp"), object = own(".so");
     std::ofstream(source) << text;
     std::string command = compiler() + " " + FLAGS + (apart ? " -DCUTOVER_APART" : "") + " -include " + include + " -shared -o " + object + " " + source;
     int failed = call(command, program.log);
-    if (getenv("IMITATED_KEEP") == nullptr) remove(source.c_str());
+    remove(source.c_str());
     if (failed) return COMPILATION;
     rename(object.c_str(), program.image.c_str());
     return SUCCESS;
