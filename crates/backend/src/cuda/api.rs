@@ -25,6 +25,9 @@ const OLDEST_DRIVER: i32 = 12000;
 /// The oldest compute capability that kernels are compiled for, as `major · 10 + minor`.
 const OLDEST_DEVICE: i32 = 75;
 
+/// Dynamic shared memory that a kernel may have without asking.
+const FREE_SHARED_BYTES: u32 = 48 << 10;
+
 /// What is known of a device without running anything.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Facts {
@@ -36,6 +39,8 @@ pub(super) struct Facts {
     pub clock_khz: i32,
     pub invocations: i32,
     pub shared_bytes: i32,
+    /// And where its kernel asks for it.
+    pub most_shared_bytes: i32,
     /// Of the driver and of NVRTC, as 1000 · major + 10 · minor.
     pub driver: i32,
     pub compiler: i32,
@@ -111,6 +116,7 @@ fn facts(ordinal: c_int, driver: i32, compiler: i32) -> Result<Facts, DriverErro
         clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
         invocations: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?,
+        most_shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         driver,
         compiler,
     })
@@ -318,7 +324,7 @@ impl Drop for Pinned {
 pub(super) struct Module {
     context: Arc<Context>,
     module: sys::CUmodule,
-    function: sys::CUfunction,
+    functions: Vec<sys::CUfunction>,
 }
 
 // SAFETY: handles that the driver takes from any thread.
@@ -327,27 +333,32 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    /// The kernel `entry` of `image`, a cubin or PTX.
+    /// The kernels `entries` of `image`, a cubin or PTX, each with the most dynamic shared memory that it is launched with.
     ///
     /// # Errors
-    /// An image that this driver does not load, or without that kernel.
-    pub fn load(context: &Arc<Context>, image: &[u8], entry: &str) -> Result<Module, String> {
-        let entry = CString::new(entry).map_err(|error| error.to_string())?;
+    /// An image that this driver does not load, or without one of the kernels; more shared memory than there is.
+    pub fn load(context: &Arc<Context>, image: &[u8], entries: &[(&str, u32)]) -> Result<Module, String> {
         // PTX ends with a zero.
         let image: Vec<u8> = image.iter().copied().chain([0]).collect();
         // SAFETY: the image is read before the call returns, and its length stands in it.
         let module = context.call(|| unsafe { result::module::load_data(image.as_ptr().cast()) });
-        let module = module.map_err(describe)?;
-        // SAFETY: of a module that is loaded.
-        let function = context.call(|| unsafe { result::module::get_function(module, entry) });
-        match function {
-            Ok(function) => Ok(Module { context: Arc::clone(context), module, function }),
-            Err(error) => {
-                // SAFETY: loaded above, and nobody has it.
-                context.release(|| unsafe { result::module::unload(module) });
-                Err(describe(error))
+        let mut loaded =
+            Module { context: Arc::clone(context), module: module.map_err(describe)?, functions: Vec::new() };
+        for &(entry, shared_bytes) in entries {
+            let entry = CString::new(entry).map_err(|error| error.to_string())?;
+            // SAFETY: of a module that is loaded.
+            let function = context.call(|| unsafe { result::module::get_function(loaded.module, entry) });
+            let function = function.map_err(describe)?;
+            if shared_bytes > FREE_SHARED_BYTES {
+                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: of a function that the driver has just given.
+                let set =
+                    || unsafe { result::function::set_function_attribute(function, attribute, shared_bytes as i32) };
+                context.call(set).map_err(describe)?;
             }
+            loaded.functions.push(function);
         }
+        Ok(loaded)
     }
 }
 
@@ -361,10 +372,21 @@ impl Drop for Module {
 /// One launch of a kernel, whose arguments lie in memory already.
 pub(super) struct Launch<'a> {
     pub module: &'a Module,
+    /// Which of the module's kernels.
+    pub entry: usize,
     pub grid: [u32; 3],
     pub block: [u32; 3],
     pub shared_bytes: u32,
-    pub arguments: &'a [Argument],
+    pub arguments: &'a Arguments,
+}
+
+/// What a kernel is called with.
+#[derive(Debug, PartialEq)]
+pub(super) enum Arguments {
+    /// One after the other.
+    Each(Vec<Argument>),
+    /// Addresses, as the members of one struct.
+    Struct(Vec<u64>),
 }
 
 /// An argument of a kernel: an address, or a number.
@@ -423,12 +445,22 @@ impl Stream {
 
     /// Runs a kernel, in time.
     pub fn launch(&self, launch: &Launch<'_>) -> Result<(), RunError> {
-        let mut arguments: Vec<*mut c_void> = launch.arguments.iter().map(Argument::pointer).collect();
+        let mut arguments: Vec<*mut c_void> = match launch.arguments {
+            Arguments::Each(arguments) => arguments.iter().map(Argument::pointer).collect(),
+            Arguments::Struct(addresses) => vec![addresses.as_ptr().cast_mut().cast()],
+        };
         let (grid, block) = (launch.grid.into(), launch.block.into());
         // SAFETY: the driver copies the arguments as the kernel's parameters are typed: those of a translated kernel are an address and a
-        // number of words for each binding. Kernels check their indices; the caller keeps what the addresses are of.
+        // number of words for each binding, that of one written by hand is a struct of addresses. Kernels check their indices; the caller keeps what the addresses are of.
         self.context.run(|| unsafe {
-            result::launch_kernel(launch.module.function, grid, block, launch.shared_bytes, self.stream, &mut arguments)
+            result::launch_kernel(
+                launch.module.functions[launch.entry],
+                grid,
+                block,
+                launch.shared_bytes,
+                self.stream,
+                &mut arguments,
+            )
         })
     }
 
@@ -504,17 +536,17 @@ impl Drop for Graph {
     }
 }
 
-/// Compiles CUDA C for a device of this compute capability: a cubin, or PTX where NVRTC does not know the device.
+/// Compiles CUDA C for a device of this compute capability: a cubin, or PTX where NVRTC does not know the device. Where it may not contract, a
+/// product and a sum are rounded one by one unless the text says `fma`.
 ///
 /// # Errors
 /// What the compiler says.
-pub(super) fn compile(source: &str, capability: i32) -> Result<Vec<u8>, String> {
+pub(super) fn compile(source: &str, capability: i32, contracts: bool) -> Result<Vec<u8>, String> {
     let source = CString::new(source).map_err(|error| error.to_string())?;
     let newest = newest_architecture(capability)?;
     let kind = if newest == capability { "sm" } else { "compute" };
-    // Of two roundings none is left out that WGSL has: only what says `fma` is one.
     let arguments =
-        [format!("--gpu-architecture={kind}_{newest}"), "--std=c++17".to_string(), "--fmad=false".to_string()];
+        [format!("--gpu-architecture={kind}_{newest}"), "--std=c++17".to_string(), format!("--fmad={contracts}")];
     let program = nvrtc::result::create_program(&source, None).map_err(|error| error.to_string())?;
     let compiled = compiled(program, &arguments, kind == "sm");
     // SAFETY: made above, and destroyed once.

@@ -23,8 +23,8 @@ pub(super) struct Cache {
 }
 
 /// What a file is found by: everything that its content follows from.
-pub(super) fn key(source: &str, capability: i32, driver: i32, compiler: i32) -> String {
-    let of = format!("{capability} {driver} {compiler} {} {source}", env!("CARGO_PKG_VERSION"));
+pub(super) fn key(source: &str, capability: i32, driver: i32, compiler: i32, contracts: bool) -> String {
+    let of = format!("{contracts} {capability} {driver} {compiler} {} {source}", env!("CARGO_PKG_VERSION"));
     Identity::derived(&of, &[]).0.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -114,7 +114,7 @@ mod tests {
     fn what_is_kept_comes_back_and_what_is_torn_does_not() {
         let folder = folder("torn");
         let cache = Cache::new(folder.clone());
-        let key = key("kernel", 90, 13000, 13000);
+        let key = key("kernel", 90, 13000, 13000, false);
         assert_eq!(cache.get(&key), None);
         cache.put(&key, b"image");
         assert_eq!(cache.get(&key).as_deref(), Some(b"image".as_slice()));
@@ -149,11 +149,12 @@ mod tests {
     #[test]
     fn another_device_driver_compiler_or_source_is_another_kernel() {
         let keys = [
-            key("a", 90, 13000, 13000),
-            key("b", 90, 13000, 13000),
-            key("a", 75, 13000, 13000),
-            key("a", 90, 13010, 13000),
-            key("a", 90, 13000, 12080),
+            key("a", 90, 13000, 13000, true),
+            key("a", 90, 13000, 13000, false),
+            key("b", 90, 13000, 13000, false),
+            key("a", 75, 13000, 13000, false),
+            key("a", 90, 13010, 13000, false),
+            key("a", 90, 13000, 12080, false),
         ];
         for (at, one) in keys.iter().enumerate() {
             assert!(keys[..at].iter().all(|other| other != one));

@@ -1,7 +1,7 @@
 //! The device as plans are run on it: an arena at a fixed address, and a run that is recorded once and replayed.
 
 use super::{
-    api::{self, Argument, Context, Graph, Launch, Module, Pinned, Stream},
+    api::{self, Argument, Arguments, Context, Graph, Launch, Module, Pinned, Stream},
     cache::{self, Cache},
     write,
 };
@@ -9,6 +9,7 @@ use crate::{
     CompileError, DeviceInfo, Peak, ResourceError, RunError,
     gpu::{self, Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, lock},
 };
+use cutover_kernels::cuda as written;
 use std::{
     ops::Range,
     path::PathBuf,
@@ -28,10 +29,18 @@ pub(super) struct Cuda {
     upload: Mutex<(Stream, Pinned)>,
 }
 
-/// A kernel, and how many threads make a block of it.
+/// A compiled kernel.
 pub(super) struct Kernel {
     module: Module,
-    block: [u32; 3],
+    form: Form,
+}
+
+/// How it is launched.
+enum Form {
+    /// In blocks of so many threads, with each binding's address and words.
+    Generated { block: [u32; 3] },
+    /// One launch after the other, with the bindings' addresses as one struct.
+    Written(Vec<written::Launch>),
 }
 
 /// A plan's memory in a session. Its stream is idle before anything of it goes.
@@ -49,7 +58,7 @@ pub(super) struct Session {
     /// The faults and outputs as they come back.
     leaving: Pinned,
     /// By step.
-    arguments: Vec<Vec<Argument>>,
+    arguments: Vec<Arguments>,
 }
 
 impl Cuda {
@@ -76,6 +85,11 @@ impl Cuda {
             has_i64: true,
             has_lanes: false,
             is_imitated: false,
+            written: Some(written::Device {
+                sm: facts.capability as u32,
+                multiprocessors: facts.multiprocessors.max(1) as u32,
+                shared_bytes: facts.most_shared_bytes.max(0) as u32,
+            }),
             buffer_bytes: facts.memory_bytes,
             // Kernels count in words of 32 bits.
             binding_bytes: facts.memory_bytes.min(u64::from(u32::MAX)) & !3,
@@ -89,14 +103,14 @@ impl Cuda {
         Ok(Cuda { context, limits, cache: cache.map(Cache::new), upload: Mutex::new(upload) })
     }
 
-    fn image(&self, source: &str) -> Result<Vec<u8>, String> {
+    fn image(&self, source: &str, contracts: bool) -> Result<Vec<u8>, String> {
         let facts = &self.context.facts;
-        let Some(cache) = &self.cache else { return api::compile(source, facts.capability) };
-        let key = cache::key(source, facts.capability, facts.driver, facts.compiler);
+        let Some(cache) = &self.cache else { return api::compile(source, facts.capability, contracts) };
+        let key = cache::key(source, facts.capability, facts.driver, facts.compiler, contracts);
         if let Some(image) = cache.get(&key) {
             return Ok(image);
         }
-        let image = api::compile(source, facts.capability)?;
+        let image = api::compile(source, facts.capability, contracts)?;
         cache.put(&key, &image);
         Ok(image)
     }
@@ -116,14 +130,30 @@ impl Cuda {
         let is_last = steps.end == plan.steps.len();
         for at in steps {
             let (step, kernel) = (&plan.steps[at], &ready.pipelines[plan.steps[at].pipeline]);
-            let Kernel { module, block } = &**kernel;
-            stream.launch(&Launch {
-                module,
-                grid: step.groups,
-                block: *block,
-                shared_bytes: 0,
-                arguments: &arguments[at],
-            })?;
+            let Kernel { module, form } = &**kernel;
+            let arguments = &arguments[at];
+            match form {
+                Form::Generated { block } => stream.launch(&Launch {
+                    module,
+                    entry: 0,
+                    grid: step.groups,
+                    block: *block,
+                    shared_bytes: 0,
+                    arguments,
+                })?,
+                Form::Written(launches) => {
+                    for (entry, &written::Launch { grid, block, shared_bytes, .. }) in launches.iter().enumerate() {
+                        stream.launch(&Launch {
+                            module,
+                            entry,
+                            grid,
+                            block: [block, 1, 1],
+                            shared_bytes,
+                            arguments,
+                        })?;
+                    }
+                }
+            }
         }
         if is_last {
             stream.download(leaving, 0, arena, 0, FAULT_BYTES)?;
@@ -149,13 +179,10 @@ impl Cuda {
         let stream = Stream::new(&self.context).ok()?;
         stream.clear(&memory, bytes).ok()?;
         let arguments = [Argument::Address(memory.address), Argument::Number((bytes / 4) as u32)];
-        let launch = Launch {
-            module: &kernel.module,
-            grid: [groups, 1, 1],
-            block: kernel.block,
-            shared_bytes: 0,
-            arguments: &arguments,
-        };
+        let arguments = &Arguments::Each(arguments.to_vec());
+        let Form::Generated { block } = kernel.form else { return None };
+        let launch =
+            Launch { module: &kernel.module, entry: 0, grid: [groups, 1, 1], block, shared_bytes: 0, arguments };
         let mut best = f64::INFINITY;
         for round in 0..4 {
             stream.wait().ok()?;
@@ -213,8 +240,19 @@ impl Driver for Cuda {
 
     fn compile(&self, source: &str, _read_only: &[bool]) -> Result<Kernel, String> {
         let write::Translated { source, block } = write::translate(source)?;
-        let module = Module::load(&self.context, &self.image(&source)?, write::ENTRY)?;
-        Ok(Kernel { module, block })
+        let module = Module::load(&self.context, &self.image(&source, false)?, &[(write::ENTRY, 0)])?;
+        Ok(Kernel { module, form: Form::Generated { block } })
+    }
+
+    fn functions(&self, source: &str, counts: &[usize]) -> Result<written::Functions, String> {
+        write::functions(source, counts)
+    }
+
+    fn compile_written(&self, kernel: &written::Kernel) -> Result<Kernel, String> {
+        let entries: Vec<(&str, u32)> =
+            kernel.launches.iter().map(|launch| (launch.entry.as_str(), launch.shared_bytes)).collect();
+        let module = Module::load(&self.context, &self.image(&kernel.source, true)?, &entries)?;
+        Ok(Kernel { module, form: Form::Written(kernel.launches.clone()) })
     }
 
     fn memory(&self, ready: &Ready<Cuda>) -> Result<Session, ResourceError> {
@@ -227,14 +265,21 @@ impl Driver for Cuda {
             at
         });
         let entries: Vec<usize> = entries.collect();
-        let argument = |place: &Place| {
-            let (address, bytes) = match *place {
-                Place::Arena(range) => (arena.address + range.offset, range.bytes),
-                Place::Weight(at) => (ready.weights[at].buffer.address, ready.weights[at].bytes),
-            };
-            [Argument::Address(address), Argument::Number((bytes / 4) as u32)]
+        let bound = |place: &Place| match *place {
+            Place::Arena(range) => (arena.address + range.offset, range.bytes),
+            Place::Weight(at) => (ready.weights[at].buffer.address, ready.weights[at].bytes),
         };
-        let arguments = plan.steps.iter().map(|step| step.bindings.iter().flat_map(argument).collect());
+        let arguments = plan.steps.iter().map(|step| {
+            let bound = step.bindings.iter().map(bound);
+            match ready.pipelines[step.pipeline].form {
+                Form::Generated { .. } => Arguments::Each(
+                    bound
+                        .flat_map(|(at, bytes)| [Argument::Address(at), Argument::Number((bytes / 4) as u32)])
+                        .collect(),
+                ),
+                Form::Written(_) => Arguments::Struct(bound.map(|(at, _)| at).collect()),
+            }
+        });
         Ok(Session {
             graph: None,
             runs: 0,

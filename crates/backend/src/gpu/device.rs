@@ -3,6 +3,7 @@
 use super::plan::{Ready, ShapePlan};
 use crate::{DeviceInfo, Peak, ResourceError, RunError};
 use cutover_graph::Identity;
+use cutover_kernels::cuda::{Functions, Kernel};
 use std::{
     collections::HashMap,
     ops::Range,
@@ -50,6 +51,23 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
     /// What the compiler says.
     fn compile(&self, source: &str, read_only: &[bool]) -> Result<Self::Pipeline, String>;
 
+    /// What a device of NVIDIA's adds to a sum: `fn finish(i: u32, channel: u32, x: f32) -> f32` of `source`, WGSL whose bindings have
+    /// `counts` elements, in the form that kernels written by hand take.
+    ///
+    /// # Errors
+    /// A device that has no such kernels; what can't be said so.
+    fn functions(&self, _source: &str, _counts: &[usize]) -> Result<Functions, String> {
+        Err("no kernels are written for this device".to_string())
+    }
+
+    /// A problem's kernels that were written by hand.
+    ///
+    /// # Errors
+    /// What the compiler says.
+    fn compile_written(&self, _kernel: &Kernel) -> Result<Self::Pipeline, String> {
+        Err("no kernels are written for this device".to_string())
+    }
+
     /// A session's memory for `plan`.
     ///
     /// # Errors
@@ -95,6 +113,8 @@ pub(crate) struct Limits {
     pub has_lanes: bool,
     /// A processor imitates the device, so that a subgroup is a vector of it.
     pub is_imitated: bool,
+    /// What kernels written by hand go by, where there are some for the device.
+    pub written: Option<cutover_kernels::cuda::Device>,
     /// Of the largest buffer.
     pub buffer_bytes: u64,
     /// Of the largest range that a kernel reads or writes.
@@ -155,13 +175,25 @@ impl<D: Driver> Device<D> {
         if let Some(pipeline) = lock(&self.pipelines).get(source) {
             return Ok(Arc::clone(pipeline));
         }
-        let pipeline = self.driver.compile(source, read_only);
-        let pipeline = Arc::new(pipeline.inspect_err(|error| tracing::debug!("{error}\n{source}"))?);
+        self.keep(source.to_string(), self.driver.compile(source, read_only))
+    }
+
+    /// A problem's kernels that were written by hand, compiled once; see [`Driver::compile_written`].
+    pub fn written(&self, kernel: &Kernel) -> Result<Arc<D::Pipeline>, String> {
+        let key = format!("{:?}\n{}", kernel.launches, kernel.source);
+        if let Some(pipeline) = lock(&self.pipelines).get(&key) {
+            return Ok(Arc::clone(pipeline));
+        }
+        self.keep(key, self.driver.compile_written(kernel))
+    }
+
+    fn keep(&self, key: String, compiled: Result<D::Pipeline, String>) -> Result<Arc<D::Pipeline>, String> {
+        let pipeline = Arc::new(compiled.inspect_err(|error| tracing::debug!("{error}\n{key}"))?);
         let mut pipelines = lock(&self.pipelines);
         if pipelines.len() >= IDLE_PIPELINES {
             pipelines.retain(|_, pipeline| Arc::strong_count(pipeline) > 1);
         }
-        pipelines.insert(source.to_string(), Arc::clone(&pipeline));
+        pipelines.insert(key, Arc::clone(&pipeline));
         Ok(pipeline)
     }
 }

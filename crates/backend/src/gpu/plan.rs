@@ -11,6 +11,7 @@ use cutover_graph::{
     ops::{Facts, InferContext},
     plan::arena::{Interval, place},
 };
+use cutover_kernels::cuda::{Argument, Functions, Kernel, Refused};
 use cutover_tensor::{DType, Shape, Tensor};
 use std::{collections::HashMap, rc::Rc, sync::Arc};
 
@@ -148,6 +149,14 @@ struct PlannedStep {
 trait Stock {
     fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String>;
 
+    /// A problem's kernels that were written by hand, with what is done to a sum; see [`Driver::functions`].
+    fn written(
+        &mut self,
+        finish: &str,
+        counts: &[usize],
+        problem: &dyn Fn(Functions) -> Result<Kernel, Refused>,
+    ) -> Result<(usize, Kernel), String>;
+
     /// And its length in bytes.
     fn weight(
         &mut self,
@@ -167,6 +176,18 @@ impl<D: Driver> Stock for Stocked<'_, D> {
     fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String> {
         let pipeline = self.device.pipeline(source, read_only)?;
         Ok(number(&mut self.pipelines, pipeline))
+    }
+
+    fn written(
+        &mut self,
+        finish: &str,
+        counts: &[usize],
+        problem: &dyn Fn(Functions) -> Result<Kernel, Refused>,
+    ) -> Result<(usize, Kernel), String> {
+        let functions = self.device.driver.functions(finish, counts)?;
+        let kernel = problem(functions).map_err(|refused| refused.to_string())?;
+        let pipeline = self.device.written(&kernel)?;
+        Ok((number(&mut self.pipelines, pipeline), kernel))
     }
 
     fn weight(
@@ -672,6 +693,44 @@ impl Builder<'_> {
         let bindings = bindings.iter().map(|binding| binding.buffer).collect();
         self.steps.push(PlannedStep { pipeline, bindings, groups, node: self.current, kernel: name, work });
         Ok(())
+    }
+
+    /// Adds the launches of a problem's kernels that were written by hand, where the device has them: they read `inputs` and fill `output`, and
+    /// `finish`, which follows `text`, is `fn finish(i: u32, channel: u32, x: f32) -> f32`. `false` where there are none for it.
+    pub fn push_written(
+        &mut self,
+        text: Text,
+        finish: &str,
+        inputs: &[BufferId],
+        output: BufferId,
+        problem: &dyn Fn(Functions) -> Result<Kernel, Refused>,
+        name: &'static str,
+        work: Work,
+    ) -> bool {
+        let (source, extra) = text.finish(finish, false);
+        let count = |binding: &Binding| {
+            let bytes = self.buffers[binding.buffer.0 as usize].bytes;
+            bytes / if binding.element == "f16" { 2 } else { 4 }
+        };
+        let counts: Vec<usize> = extra.iter().map(count).collect();
+        let (pipeline, kernel) = match self.stock.written(&source, &counts, problem) {
+            Ok(written) => written,
+            Err(reason) => {
+                let node = &self.graph.node(self.current).name;
+                tracing::debug!("'{node}' has a generated kernel: {reason}");
+                return false;
+            }
+        };
+        let workspace = self.add(kernel.workspace_bytes);
+        let binding = |argument: &Argument| match *argument {
+            Argument::Input(at) => inputs[at],
+            Argument::Output(_) => output,
+            Argument::Workspace => workspace,
+            Argument::Extra(at) => extra[at].buffer,
+        };
+        let bindings = kernel.arguments.iter().map(binding).collect();
+        self.steps.push(PlannedStep { pipeline, bindings, groups: [1; 3], node: self.current, kernel: name, work });
+        true
     }
 
     /// A statement for where an element is met that the operator refuses: the run fails, and names the node.

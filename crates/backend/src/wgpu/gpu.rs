@@ -143,6 +143,7 @@ impl Gpu {
                 && limits.max_storage_textures_per_shader_stage >= limits.max_storage_buffers_per_shader_stage
                 && (info.subgroup_min_size, info.subgroup_max_size) == (8, 8),
             is_imitated,
+            written: None,
             buffer_bytes: limits.max_buffer_size,
             binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             alignment: (limits.min_storage_buffer_offset_alignment as usize).max(256),

@@ -12,7 +12,7 @@ use cutover_graph::{
     Node, ValueId,
     ops::{FusedGemm, FusedMatMul, Gemm, MatMul},
 };
-use cutover_kernels::wgsl;
+use cutover_kernels::{cuda, wgsl};
 use cutover_tensor::{DType, Tensor};
 use std::fmt::Write;
 
@@ -231,7 +231,70 @@ fn product(
     epilogue: &Epilogue,
 ) -> Result<(), Unable> {
     let (to, dtype) = (b.output(output)?, b.dtype(output));
+    if written(b, to, dtype, [m, n, k], batch, left, right, epilogue) {
+        return Ok(());
+    }
     multiply_into(b, to, dtype, [m, n, k], batch, left, right, epilogue)
+}
+
+/// The product by a kernel written by hand, where the device has one and both factors lie in memory; whether it is.
+fn written(
+    b: &mut Builder<'_>,
+    to: BufferId,
+    dtype: DType,
+    [m, n, k]: [usize; 3],
+    batch: &[usize],
+    left: &Factor,
+    right: &Factor,
+    epilogue: &Epilogue,
+) -> bool {
+    let held = match dtype {
+        DType::F32 => cuda::Element::F32,
+        DType::F16 => cuda::Element::F16,
+        _ => return false,
+    };
+    let (Some(device), Operand::Buffer(a, of_a), Operand::Buffer(w, of_w)) =
+        (b.gpu.written, &left.operand, &right.operand)
+    else {
+        return false;
+    };
+    let array = |along_k: usize, outer: usize, factor: &Factor| {
+        let (order, leading) = match (along_k, outer) {
+            (1, leading) => (cuda::Order::ByK, leading),
+            (leading, 1) => (cuda::Order::ByOuter, leading),
+            _ => return None,
+        };
+        Some(cuda::Operand::Array { order, leading, batch: factor.batch.clone() })
+    };
+    let (Some(first), Some(second)) = (array(left.column, left.row, left), array(right.row, right.column, right))
+    else {
+        return false;
+    };
+    if [of_a, of_w].iter().any(|&&of| of != dtype) {
+        return false;
+    }
+    let problem = |functions: cuda::Functions| {
+        let product = cuda::Product {
+            m,
+            n,
+            k,
+            batch: batch.to_vec(),
+            a: first.clone(),
+            b: second.clone(),
+            elements: [held; 2],
+            result: held,
+            precision: cuda::Precision::Full,
+            channel_is_row: false,
+            functions,
+        };
+        product.kernel(device)
+    };
+    let mut text = Text::default();
+    let finish = element(&mut text, dtype, epilogue)
+        + &format!("fn finish(i: u32, channel: u32, sum: f32) -> f32 {{ return element(i, bias_of(i / {n}u), sum); }}\n");
+    let count: usize = batch.iter().product();
+    let work = Work { operations: 2 * (count * m * n * k) as u64, bytes: 4 * (count * (m * k + k * n + m * n)) as u64 };
+    b.push_written(text, &finish, &[*a, *w], to, &problem, "matrix product by hand", work)
 }
 
 /// The product of two factors in the buffer `to`.

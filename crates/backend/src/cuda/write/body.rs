@@ -1,56 +1,18 @@
-//! Kernels that are generated as WGSL, in CUDA C.
-//!
-//! naga reads the text and gives every expression its type; what is written here is that module again, expression for expression. The
-//! kernel's arrays are members of a struct and its functions are that struct's methods, so that they find them. What C leaves open and
-//! WGSL does not (overflow, shifts, division by zero, indices beyond an array) is spelled out. A construct that nothing here writes is an
-//! error that names it.
+//! The statements and expressions of one function.
 
+use super::{Text, Writer, function_name, global_name, literal, scalar_name, variant};
 use naga::{
-    AddressSpace, ArraySize, Barrier, BinaryOperator, Block, BuiltIn, Expression, Function, GlobalVariable, Handle,
-    Literal, MathFunction, Module, Scalar, ScalarKind, Statement, SwitchValue, Type, TypeInner, UnaryOperator,
-    front::wgsl,
-    proc::TypeResolution,
-    valid::{Capabilities, FunctionInfo, ModuleInfo, ValidationFlags, Validator},
+    AddressSpace, ArraySize, Barrier, BinaryOperator, Block, Expression, Function, Handle, MathFunction, Scalar,
+    ScalarKind, Statement, SwitchValue, TypeInner, UnaryOperator, proc::TypeResolution, valid::FunctionInfo,
 };
-use std::{collections::BTreeSet, fmt::Write};
-
-/// What every translated kernel begins with.
-const PRELUDE: &str = include_str!("prelude.cuh");
-
-/// The name of a translated kernel.
-pub(super) const ENTRY: &str = "cutover_kernel";
-
-/// A kernel in CUDA C. Its arguments are, for each binding in order, a pointer and the number of 4-byte words behind it (`unsigned`).
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Translated {
-    pub source: String,
-    /// Threads of a block.
-    pub block: [u32; 3],
-}
-
-/// `source`, WGSL with one entry point, in CUDA C.
-///
-/// # Errors
-/// Text that is no WGSL, and what is not written here.
-pub(super) fn translate(source: &str) -> Result<Translated, String> {
-    let module = wgsl::parse_str(source).map_err(|error| error.emit_to_string(source))?;
-    let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_INT64;
-    let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
-    let info = info.map_err(|error| error.emit_to_string(source))?;
-    Writer { module: &module, info: &info }.write()
-}
-
-struct Writer<'a> {
-    module: &'a Module,
-    info: &'a ModuleInfo,
-}
+use std::fmt::Write;
 
 /// A function as it is written: its text so far, and how deep that is indented.
-struct Body<'a> {
+pub(super) struct Body<'a> {
     writer: &'a Writer<'a>,
     function: &'a Function,
     info: &'a FunctionInfo,
-    text: String,
+    pub text: String,
     depth: usize,
     /// Loops around, each with the label that `continue` jumps to.
     loops: Vec<usize>,
@@ -66,167 +28,12 @@ struct Place {
     inside: String,
 }
 
-type Text = Result<String, String>;
-
-impl<'a> Writer<'a> {
-    fn write(&self) -> Result<Translated, String> {
-        let [entry] = self.module.entry_points.as_slice() else { return Err("not one entry point".to_string()) };
-        if entry.workgroup_size_overrides.is_some() || !self.module.overrides.is_empty() {
-            return Err("an override".to_string());
-        }
-        let info = self.info.get_entry_point(0);
-        let mut called = BTreeSet::new();
-        calls(&entry.function.body, self.module, &mut called);
-        let is_used = |global: &Handle<GlobalVariable>| {
-            !info[*global].is_empty() || self.module.global_variables[*global].binding.is_some()
-        };
-        let globals: Vec<_> = self.module.global_variables.iter().filter(|(handle, _)| is_used(handle)).collect();
-
-        let (mut members, mut parameters, mut shared, mut set) =
-            (String::new(), Vec::new(), String::new(), String::new());
-        let mut bindings = Vec::new();
-        for &(handle, global) in &globals {
-            let name = global_name(handle);
-            match global.space {
-                AddressSpace::Storage { .. } => {
-                    let TypeInner::Array { base, size: ArraySize::Dynamic, .. } = self.module.types[global.ty].inner
-                    else {
-                        return Err(format!("a binding of {:?}", self.module.types[global.ty].inner));
-                    };
-                    let of = self.type_name(base)?;
-                    let at = global.binding.as_ref().map_or(0, |binding| binding.binding);
-                    bindings.push(at);
-                    let _ = writeln!(members, "    {of}* {name};\n    unsigned {name}_count;");
-                    parameters.push((at, format!("{of}* p{at}, unsigned words{at}")));
-                    let _ = writeln!(set, "    kernel.{name} = p{at};");
-                    let _ = writeln!(
-                        set,
-                        "    kernel.{name}_count = (unsigned)((unsigned long long)words{at} * 4 / sizeof({of}));"
-                    );
-                }
-                AddressSpace::WorkGroup => {
-                    let (of, count) = match self.module.types[global.ty].inner {
-                        TypeInner::Array { base, size: ArraySize::Constant(count), .. } => (base, count.get()),
-                        _ => (global.ty, 1),
-                    };
-                    let of = self.type_name(of)?;
-                    let _ = writeln!(members, "    {of}* {name};");
-                    let _ = writeln!(shared, "    __shared__ {of} {name}[{count}];");
-                    let _ = writeln!(set, "    kernel.{name} = {name};");
-                }
-                AddressSpace::Private => {
-                    let _ = writeln!(members, "    {} {name};", self.type_name(global.ty)?);
-                    let value = match global.init {
-                        Some(init) => self.constant(init)?,
-                        None => self.zero(global.ty)?,
-                    };
-                    let _ = writeln!(set, "    kernel.{name} = {value};");
-                }
-                space => return Err(format!("a variable in {space:?}")),
-            }
-        }
-        bindings.sort_unstable();
-        if bindings.iter().enumerate().any(|(at, &binding)| at as u32 != binding) {
-            return Err("bindings that are not numbered from 0".to_string());
-        }
-        parameters.sort();
-
-        let mut functions = String::new();
-        for (handle, function) in self.module.functions.iter().filter(|(handle, _)| called.contains(handle)) {
-            let result = function.result.as_ref().map_or(Ok("void".to_string()), |result| self.type_name(result.ty))?;
-            let arguments = function
-                .arguments
-                .iter()
-                .zip(0..)
-                .map(|(argument, at)| Ok(format!("{} a{at}", self.type_name(argument.ty)?)));
-            let arguments = arguments.collect::<Result<Vec<_>, String>>()?.join(", ");
-            let body = self.body(function, &self.info[handle])?;
-            let _ = writeln!(
-                functions,
-                "    __device__ __forceinline__ {result} {}({arguments}) {{\n{body}    }}",
-                function_name(function, handle)
-            );
-        }
-        let mut values = Vec::new();
-        let mut arguments = Vec::new();
-        for (argument, at) in entry.function.arguments.iter().zip(0..) {
-            let Some(naga::Binding::BuiltIn(builtin)) = argument.binding else {
-                return Err("an argument that is not built in".to_string());
-            };
-            arguments.push(format!("{} a{at}", self.type_name(argument.ty)?));
-            values.push(built_in(builtin)?);
-        }
-        let body = self.body(&entry.function, info)?;
-        let threads: u32 = entry.workgroup_size.iter().product();
-        let parameters: Vec<String> = parameters.into_iter().map(|(_, parameter)| parameter).collect();
-        let source = format!(
-            "{PRELUDE}\nstruct Kernel {{\n{members}{functions}    __device__ __forceinline__ void run({}) {{\n{body}    }}\n}};\n\n}}  // namespace cutover\n\nusing namespace cutover;\n\nextern \"C\" __global__ void __launch_bounds__({threads}) {ENTRY}({}) {{\n{shared}    Kernel kernel;\n{set}    kernel.run({});\n}}\n",
-            arguments.join(", "),
-            parameters.join(", "),
-            values.join(", ")
-        );
-        Ok(Translated { source, block: entry.workgroup_size })
+impl<'a> Body<'a> {
+    pub fn new(writer: &'a Writer<'a>, function: &'a Function, info: &'a FunctionInfo) -> Body<'a> {
+        Body { writer, function, info, text: String::new(), depth: 2, loops: Vec::new(), labels: 0 }
     }
 
-    fn body(&self, function: &Function, info: &FunctionInfo) -> Text {
-        let mut body =
-            Body { writer: self, function, info, text: String::new(), depth: 2, loops: Vec::new(), labels: 0 };
-        for (handle, local) in function.local_variables.iter() {
-            let value = match local.init {
-                Some(init) => body.expression(init)?,
-                None => self.zero(local.ty)?,
-            };
-            body.line(&format!("{} v{} = {value};", self.type_name(local.ty)?, handle.index()));
-        }
-        body.block(&function.body)?;
-        Ok(body.text)
-    }
-
-    fn type_name(&self, handle: Handle<Type>) -> Text {
-        self.inner_name(&self.module.types[handle].inner)
-    }
-
-    fn inner_name(&self, inner: &TypeInner) -> Text {
-        match *inner {
-            TypeInner::Scalar(scalar) => Ok(scalar_name(scalar)?.to_string()),
-            TypeInner::Vector { size, scalar } => Ok(format!("vec<{}, {}>", scalar_name(scalar)?, size as u8)),
-            TypeInner::Array { base, size: ArraySize::Constant(count), .. } => {
-                Ok(format!("array<{}, {count}>", self.type_name(base)?))
-            }
-            ref other => Err(format!("values of {other:?}")),
-        }
-    }
-
-    fn zero(&self, handle: Handle<Type>) -> Text {
-        let name = self.type_name(handle)?;
-        Ok(match self.module.types[handle].inner {
-            TypeInner::Scalar(Scalar { width, .. }) if width != 2 => format!("({name})0"),
-            _ => format!("{name}{{}}"),
-        })
-    }
-
-    /// An expression outside of functions.
-    fn constant(&self, handle: Handle<Expression>) -> Text {
-        match &self.module.global_expressions[handle] {
-            Expression::Literal(value) => literal(*value),
-            Expression::Constant(of) => self.constant(self.module.constants[*of].init),
-            Expression::ZeroValue(ty) => self.zero(*ty),
-            Expression::Compose { ty, components } => {
-                let parts = components.iter().map(|&part| self.constant(part)).collect::<Result<Vec<_>, _>>()?;
-                Ok(format!("{}{{{{{}}}}}", self.type_name(*ty)?, parts.join(", ")))
-            }
-            Expression::Splat { size, value } => {
-                let value = self.constant(*value)?;
-                let parts = vec![value; *size as usize].join(", ");
-                Ok(format!("{}{{{{{parts}}}}}", self.inner_name(self.info[handle].inner_with(&self.module.types))?))
-            }
-            other => Err(format!("a constant that is {}", variant(other))),
-        }
-    }
-}
-
-impl Body<'_> {
-    fn line(&mut self, line: &str) {
+    pub fn line(&mut self, line: &str) {
         let _ = writeln!(self.text, "{:width$}{line}", "", width = self.depth * 4);
     }
 
@@ -237,7 +44,7 @@ impl Body<'_> {
         Ok(())
     }
 
-    fn block(&mut self, block: &Block) -> Result<(), String> {
+    pub fn block(&mut self, block: &Block) -> Result<(), String> {
         block.iter().try_for_each(|statement| self.statement(statement))
     }
 
@@ -365,7 +172,7 @@ impl Body<'_> {
     }
 
     /// The name of what was computed, or what needs no computing.
-    fn expression(&self, handle: Handle<Expression>) -> Text {
+    pub fn expression(&self, handle: Handle<Expression>) -> Text {
         match &self.function.expressions[handle] {
             Expression::Literal(_)
             | Expression::Constant(_)
@@ -651,66 +458,6 @@ impl Body<'_> {
     }
 }
 
-fn scalar_name(scalar: Scalar) -> Result<&'static str, String> {
-    Ok(match (scalar.kind, scalar.width) {
-        (ScalarKind::Sint, 4) => "int",
-        (ScalarKind::Uint, 4) => "unsigned",
-        (ScalarKind::Sint, 8) => "long long",
-        (ScalarKind::Uint, 8) => "unsigned long long",
-        (ScalarKind::Float, 4) => "float",
-        (ScalarKind::Float, 2) => "half_bits",
-        (ScalarKind::Bool, _) => "bool",
-        other => return Err(format!("values of {other:?}")),
-    })
-}
-
-fn literal(value: Literal) -> Text {
-    Ok(match value {
-        Literal::F32(value) if value.is_finite() => {
-            if value.is_sign_negative() {
-                format!("({value:?}f)")
-            } else {
-                format!("{value:?}f")
-            }
-        }
-        Literal::F16(value) => format!("to_half({:?}f)", f32::from(value)),
-        Literal::U32(value) => format!("{value}u"),
-        Literal::I32(i32::MIN) => "(-2147483647 - 1)".to_string(),
-        Literal::I32(value) => format!("({value})"),
-        Literal::U64(value) => format!("{value}ull"),
-        Literal::I64(i64::MIN) => "(-9223372036854775807ll - 1)".to_string(),
-        Literal::I64(value) => format!("({value}ll)"),
-        Literal::Bool(value) => value.to_string(),
-        other => return Err(format!("the number {other:?}")),
-    })
-}
-
-fn built_in(builtin: BuiltIn) -> Text {
-    Ok(match builtin {
-        BuiltIn::GlobalInvocationId => "vec<unsigned, 3>{{blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y * blockDim.y + threadIdx.y, blockIdx.z * blockDim.z + threadIdx.z}}",
-        BuiltIn::LocalInvocationId => "vec<unsigned, 3>{{threadIdx.x, threadIdx.y, threadIdx.z}}",
-        BuiltIn::LocalInvocationIndex => "(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x",
-        BuiltIn::WorkGroupId => "vec<unsigned, 3>{{blockIdx.x, blockIdx.y, blockIdx.z}}",
-        BuiltIn::NumWorkGroups => "vec<unsigned, 3>{{gridDim.x, gridDim.y, gridDim.z}}",
-        other => return Err(format!("the argument {other:?}")),
-    }
-    .to_string())
-}
-
-fn global_name(handle: Handle<GlobalVariable>) -> String {
-    format!("g{}", handle.index())
-}
-
-/// The function's own name, told from C's words and others' by a number.
-fn function_name(function: &Function, handle: Handle<Function>) -> String {
-    format!("{}_{}", function.name.as_deref().unwrap_or("f"), handle.index())
-}
-
-/// The first word of how a construct is printed.
-fn variant(value: &impl std::fmt::Debug) -> String {
-    format!("{value:?}").chars().take_while(|c| c.is_alphanumeric()).collect()
-}
-
 /// Whether a `continue` of this block's loop is in it.
 fn continues(block: &Block) -> bool {
     block.iter().any(|statement| match statement {
@@ -720,24 +467,4 @@ fn continues(block: &Block) -> bool {
         Statement::Switch { cases, .. } => cases.iter().any(|case| continues(&case.body)),
         _ => false,
     })
-}
-
-/// The functions that `block` calls, and those that these call.
-fn calls(block: &Block, module: &Module, called: &mut BTreeSet<Handle<Function>>) {
-    for statement in block.iter() {
-        match statement {
-            Statement::Call { function, .. } if called.insert(*function) => {
-                calls(&module.functions[*function].body, module, called);
-            }
-            Statement::Block(block) => calls(block, module, called),
-            Statement::If { accept, reject, .. } => {
-                [accept, reject].into_iter().for_each(|block| calls(block, module, called))
-            }
-            Statement::Switch { cases, .. } => cases.iter().for_each(|case| calls(&case.body, module, called)),
-            Statement::Loop { body, continuing, .. } => {
-                [body, continuing].into_iter().for_each(|block| calls(block, module, called))
-            }
-            _ => {}
-        }
-    }
 }
