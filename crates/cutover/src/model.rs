@@ -195,13 +195,12 @@ fn not_built(feature: &str) -> Error {
         .into()
 }
 
-/// Where compiled kernels are kept: what is there may be deleted at any time.
+/// Where compiled kernels are kept, in the user's cache: what is there may be deleted at any time.
 #[cfg(feature = "cuda")]
 fn cache_folder() -> Option<std::path::PathBuf> {
-    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
-    let caches = of("CUTOVER_CACHE")
-        .or_else(|| Some(of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")))?.join("cutover")))?;
-    Some(caches.join("cuda"))
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
+    let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+    Some(cache?.join("cutover/cuda"))
 }
 
 fn cpu(options: &DeviceOptions) -> CpuOptions {

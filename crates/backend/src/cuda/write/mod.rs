@@ -386,7 +386,7 @@ mod tests {
         let error = kernel("atomicAdd(&n, 1u);").unwrap_err();
         assert!(error.contains("a binding of"), "{error}");
         for (statement, expected) in [
-            ("let m = mat2x2<f32>(1.0, 0.0, 0.0, f32(at.x)); x[0] = i32(m[0][0]);", "Matrix"),
+            ("let m = mat2x2<f32>(1.0, 0.0, 0.0, f32(at.x)); x[0] = i32(m[0][0]);", "a vector made of vectors"),
             ("x[0] = i32(ldexp(f32(at.x), 2));", "Ldexp"),
             ("x[0] = firstTrailingBit(x[1]);", "FirstTrailingBit"),
         ] {
