@@ -291,7 +291,9 @@ fn written(
     };
     let mut text = Text::default();
     let finish = element(&mut text, dtype, epilogue)
-        + &format!("fn finish(i: u32, channel: u32, sum: f32) -> f32 {{ return element(i, bias_of(i / {n}u), sum); }}\n");
+        + &format!(
+            "fn finish(i: u32, channel: u32, sum: f32) -> f32 {{ return element(i, bias_of(i / {n}u), sum); }}\n"
+        );
     let count: usize = batch.iter().product();
     let work = Work { operations: 2 * (count * m * n * k) as u64, bytes: 4 * (count * (m * k + k * n + m * n)) as u64 };
     b.push_written(text, &finish, &[*a, *w], to, &problem, "matrix product by hand", work)

@@ -1,0 +1,149 @@
+//! What a model costs on a GPU that a processor imitates (Mesa's lavapipe), beside our own kernels of the lowest rung on the same processor:
+//! the process's CPU time a run, user and system, in turns, so that other work on the machine falls on both alike.
+//!
+//!     cargo run -p cutover-backend --features wgpu --example imitated -- model.onnx [rounds]
+//!
+//! Symbols are 1, floats random, integers 0. Of the GPU it says too how far its answers are from the processor's, and with `PROFILE` set
+//! which kernels the time goes to. Only Linux says what a process took.
+
+use cutover_backend::{
+    Backend, CompileOptions, CpuOptions, Input, Numerics, OpTiming, Output, Profiler, RunContext, Session,
+    SessionMemory, WgpuOptions, binding::shape_of, cpu, wgpu,
+};
+use cutover_graph::{Bindings, Plan, onnx, passes::declutter};
+use cutover_tensor::{DType, Tensor, Value};
+use std::{collections::BTreeMap, error::Error, sync::Arc, sync::Mutex};
+
+/// A run's CPU time is measured over as many runs as take this long together.
+const SECONDS: f64 = 1.0;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let model = arguments.next().ok_or("which model?")?;
+    let rounds: usize = arguments.next().map_or(Ok(5), |n| n.parse())?;
+    let graph = onnx::import(model.as_ref(), &onnx::ImportOptions::default())?;
+    let plan = Plan::new(declutter(graph, &Default::default())?.0)?;
+    let scalar = CpuOptions { threads: 1, isa: Some("scalar".to_string()), ..CpuOptions::default() };
+    let ways: Vec<(&str, Arc<dyn Backend>, Numerics)> = vec![
+        ("wgpu", wgpu(WgpuOptions::default())?, Numerics::Default),
+        ("cpu, scalar", cpu(scalar.clone())?, Numerics::Default),
+        ("cpu, scalar, direct sums", cpu(scalar)?, Numerics::Strict),
+    ];
+    let (inputs, outputs) = (random_inputs(&plan)?, plan.graph().outputs().len());
+    let mut sessions = Vec::new();
+    for (name, backend, numerics) in &ways {
+        let options = CompileOptions { numerics: *numerics, ..CompileOptions::default() };
+        let mut session = backend.compile(&plan, &options)?.session(SessionMemory::default())?;
+        let before = cpu_seconds()?;
+        let first = run(&mut *session, &inputs, outputs, &RunContext::default())?;
+        println!("{name}: the first run took {:.0} ms", 1e3 * (cpu_seconds()? - before));
+        sessions.push((session, first));
+    }
+    for (a, b) in sessions[0].1.iter().zip(&sessions[1].1) {
+        println!("the answers differ by {:.1e}", difference(a, b)?);
+    }
+    let mut taken = vec![Vec::new(); ways.len()];
+    for _ in 0..rounds {
+        for ((session, _), taken) in sessions.iter_mut().zip(&mut taken) {
+            let (begin, mut runs) = (cpu_seconds()?, 0);
+            while cpu_seconds()? - begin < SECONDS {
+                run(&mut **session, &inputs, outputs, &RunContext::default())?;
+                runs += 1;
+            }
+            taken.push(1e3 * (cpu_seconds()? - begin) / f64::from(runs));
+        }
+    }
+    for ((name, ..), taken) in ways.iter().zip(&taken) {
+        println!("{name}: {:.1} ms of CPU time a run", median(taken));
+    }
+    for at in 1..ways.len() {
+        let ratios: Vec<f64> = taken[at].iter().zip(&taken[0]).map(|(other, gpu)| other / gpu).collect();
+        println!("{} over wgpu: {:.2}", ways[at].0, median(&ratios));
+    }
+    if std::env::var_os("PROFILE").is_some() {
+        let profile = Profile::default();
+        run(&mut *sessions[0].0, &inputs, outputs, &RunContext { profiler: Some(&profile), ..RunContext::default() })?;
+        let mut kernels: Vec<_> = profile.0.into_inner()?.into_iter().collect();
+        kernels.sort_by(|a, b| b.1.total_cmp(&a.1));
+        kernels.iter().for_each(|(kernel, ms)| println!("{ms:9.2} ms {kernel}"));
+    }
+    Ok(())
+}
+
+fn random_inputs(plan: &Plan) -> Result<Vec<Value>, Box<dyn Error>> {
+    let graph = plan.graph();
+    let mut state = 1u64;
+    let mut unit = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let mut inputs = Vec::new();
+    for &id in graph.inputs() {
+        let fact = graph.value(id).fact.as_tensor().ok_or("an input that is no tensor")?;
+        let dims = fact.shape.as_ref().ok_or("an input of unknown rank")?;
+        let mut symbols = std::collections::BTreeSet::new();
+        dims.iter().for_each(|dim| dim.collect_symbols(&mut symbols));
+        let ones: Bindings = symbols.into_iter().map(|symbol| (symbol, 1)).collect();
+        let shape = shape_of(dims, &ones).ok_or("an input of unknown shape")?;
+        let count: usize = shape.iter().product();
+        let tensor = match fact.dtype {
+            DType::F32 => Tensor::from_vec(shape, (0..count).map(|_| unit()).collect::<Vec<f32>>())?,
+            dtype => Tensor::from_bytes(dtype, shape, &vec![0; count * dtype.bits() / 8])?,
+        };
+        inputs.push(Value::Tensor(tensor));
+    }
+    Ok(inputs)
+}
+
+fn run(
+    session: &mut dyn Session,
+    inputs: &[Value],
+    outputs: usize,
+    context: &RunContext<'_>,
+) -> Result<Vec<Value>, Box<dyn Error>> {
+    let given: Vec<Input<'_>> = inputs.iter().map(Input::Value).collect();
+    let mut outputs: Vec<Output<'_>> = (0..outputs).map(|_| Output::Allocate(None)).collect();
+    session.run(&given, &mut outputs, context)?;
+    let value = |output| match output {
+        Output::Allocate(Some(value)) => Ok(value),
+        _ => Err("an output is missing".into()),
+    };
+    outputs.into_iter().map(value).collect()
+}
+
+/// The largest difference, over the largest element.
+fn difference(a: &Value, b: &Value) -> Result<f32, Box<dyn Error>> {
+    let (Value::Tensor(a), Value::Tensor(b)) = (a, b) else { return Err("an output is no tensor".into()) };
+    if a.dtype() != DType::F32 {
+        return Ok(if a.bytes() == b.bytes() { 0.0 } else { f32::INFINITY });
+    }
+    let (a, b) = (a.to_vec::<f32>()?, b.to_vec::<f32>()?);
+    let scale = b.iter().fold(f32::MIN_POSITIVE, |most, v| most.max(v.abs()));
+    Ok(a.iter().zip(&b).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs())) / scale)
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// User and system time of this process, all its threads.
+fn cpu_seconds() -> Result<f64, Box<dyn Error>> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    // Linux counts hundredths of a second here, whatever the kernel's own clock.
+    Ok(ticks as f64 / 100.0)
+}
+
+#[derive(Default)]
+struct Profile(Mutex<BTreeMap<String, f64>>);
+
+impl Profiler for Profile {
+    fn record(&self, timing: OpTiming<'_>) {
+        if let Ok(mut kernels) = self.0.lock() {
+            *kernels.entry(timing.kernel.to_string()).or_default() += 1e3 * timing.duration.as_secs_f64();
+        }
+    }
+}
