@@ -64,16 +64,28 @@ def judge(binary, model, data, flags, folder):
         optimised = answers(small, sample, "ORT_ENABLE_ALL")
     except Exception as error:
         return f"FAULT: ONNX Runtime: {str(error)[:300]}"
-    run = subprocess.run([binary, "run", small, "--inputs", given, "--outputs", answered], capture_output=True, text=True)
-    if run.returncode:
-        return f"FAULT: our run: {run.stderr.strip()[-300:]}"
-    with np.load(answered) as file:
-        ours = {name: file[name] for name in file.files}
-    own, theirs = decibels(plain, ours), decibels(plain, optimised)
+    def run(*options):
+        command = [binary, "run", small, "--inputs", given, "--outputs", answered, *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-300:])
+        with np.load(answered) as file:
+            return {name: file[name] for name in file.files}
+
+    try:
+        ours = run()
+        own, theirs = decibels(plain, ours), decibels(plain, optimised)
+        # Rounding of floats alone is 60 dB and more.
+        is_near = own >= min(theirs - 1, 60)
+        defined = None if is_near else decibels(run("--backend", "reference"), ours)
+    except RuntimeError as error:
+        return f"FAULT: our run: {error}"
     share = 100 * os.path.getsize(small) / os.path.getsize(model)
-    # Rounding of floats alone is 60 dB and more.
-    fault = "FAULT: " if own < min(theirs - 1, 60) else ""
-    return f"{fault}{share:.0f} %, ours {own:.1f} dB, ONNX Runtime's {theirs:.1f} dB"
+    row = f"{share:.0f} %, ours {own:.1f} dB, ONNX Runtime's {theirs:.1f} dB"
+    if is_near:
+        return row
+    # Where the processor has no VNNI, ONNX Runtime's sums of bytes saturate in its plain run, too; the definition tells who is right, give or take the bytes that fall on the other side of a tie.
+    return f"{'' if defined >= 40 else 'FAULT: '}{row}; ours is {defined:.1f} dB from the operators' definition"
 
 
 def main():

@@ -13,7 +13,8 @@ use std::{path::Path, time::Duration};
 pub(crate) struct Evidence<'a> {
     pub model: &'a Path,
     pub output: &'a Path,
-    pub file_bytes: u64,
+    /// Of the model and of what was written, external data included.
+    pub file_bytes: [u64; 2],
     pub outcome: &'a Outcome,
 }
 
@@ -41,7 +42,8 @@ impl Evidence<'_> {
             "steps": self.outcome.steps.iter().map(step_json).collect::<Vec<_>>(),
             "weight_bytes_before": measured.weight_bytes[0],
             "weight_bytes_after": measured.weight_bytes[1],
-            "file_bytes": self.file_bytes,
+            "file_bytes_before": self.file_bytes[0],
+            "file_bytes": self.file_bytes[1],
             "parameters_before": measured.parameters[0],
             "parameters_after": measured.parameters[1],
             "operations_before": measured.operations[0],
@@ -81,7 +83,7 @@ impl Evidence<'_> {
             vec![what.to_string(), written(pair[0]), written(pair[1]), percent(pair[1] as f64, pair[0] as f64)]
         };
         let mut rows = vec![
-            row("file", [std::fs::metadata(self.model).map_or(0, |m| m.len()), self.file_bytes], &bytes),
+            row("files", self.file_bytes, &bytes),
             row("weights", measured.weight_bytes, &bytes),
             row("parameters", measured.parameters, &count),
             row("operations", measured.operations, &count),

@@ -14,7 +14,7 @@ use cutover::{
     backend::Signature,
     graph::{
         Graph,
-        onnx::{ImportOptions, Weights, export, import},
+        onnx::{self, ImportOptions, Weights, export, import},
     },
     input::{Preprocessing, Preprocessor},
 };
@@ -225,7 +225,7 @@ impl Work {
             (_, Some(packed)) => packed.clone(),
             (output, None) => output.clone().context("-o is needed: the recipe does not pack")?,
         };
-        let file_bytes = std::fs::metadata(&output).map(|m| m.len()).unwrap_or(0);
+        let file_bytes = [&source.model, &output].map(|path| bytes_of_files(path));
         let evidence = Evidence { model: &source.model, output: &output, file_bytes, outcome: &outcome };
         if let Some(path) = &self.report {
             let page = report::page(&evidence)?;
@@ -304,6 +304,12 @@ impl Work {
 }
 
 /// Where the user's system keeps what can be made again.
+/// Bytes of a model's files, those of external data included; or of any other file.
+fn bytes_of_files(path: &Path) -> u64 {
+    let files = onnx::files(path, &ImportOptions::default()).unwrap_or_else(|_| vec![path.to_path_buf()]);
+    files.iter().filter_map(|file| Some(std::fs::metadata(file).ok()?.len())).sum()
+}
+
 fn user_cache() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     match std::env::consts::OS {

@@ -16,8 +16,8 @@ use cutover_tensor::{Buffer, DType, Shape, Tensor};
 use prost::{Message, bytes::Bytes};
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap, HashSet},
-    path::Path,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
 };
@@ -101,6 +101,36 @@ pub fn import_files(
 /// Bytes that are no ONNX model.
 pub fn imported_opsets(bytes: Bytes) -> Result<BTreeMap<String, i64>, ImportError> {
     Ok(opsets(&decode(bytes)?.opset_import, "the model")?.into_iter().collect())
+}
+
+/// The files that the model at `path` is made of: itself, and those of external data that it names. Whether these are there, and inside the model's
+/// folder, an import tells.
+///
+/// # Errors
+/// A file that cannot be read, or is no ONNX model.
+pub fn files(path: &Path, options: &ImportOptions) -> Result<Vec<PathBuf>, ImportError> {
+    fn of_tensor(tensor: &proto::TensorProto, found: &mut BTreeSet<String>) {
+        found.extend(tensor.external_data.iter().filter(|e| e.key == "location").map(|e| e.value.clone()));
+    }
+    fn of_nodes(nodes: &[NodeProto], found: &mut BTreeSet<String>) {
+        for attribute in nodes.iter().flat_map(|node| &node.attribute) {
+            attribute.t.iter().for_each(|tensor| of_tensor(tensor, found));
+            attribute.g.iter().for_each(|graph| of_graph(graph, found));
+        }
+    }
+    fn of_graph(graph: &GraphProto, found: &mut BTreeSet<String>) {
+        graph.initializer.iter().for_each(|tensor| of_tensor(tensor, found));
+        for sparse in &graph.sparse_initializer {
+            sparse.values.iter().chain(&sparse.indices).for_each(|tensor| of_tensor(tensor, found));
+        }
+        of_nodes(&graph.node, found);
+    }
+    let file = FileBytes::open(path, options.map, options.limits.file_bytes)?;
+    let (model, mut found) = (decode(file.bytes())?, BTreeSet::new());
+    model.graph.iter().for_each(|graph| of_graph(graph, &mut found));
+    model.functions.iter().for_each(|function| of_nodes(&function.node, &mut found));
+    let folder = path.parent().unwrap_or(Path::new(""));
+    Ok(std::iter::once(path.to_path_buf()).chain(found.into_iter().map(|name| folder.join(name))).collect())
 }
 
 fn decode(bytes: Bytes) -> Result<ModelProto, ImportError> {

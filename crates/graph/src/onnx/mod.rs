@@ -19,6 +19,6 @@ mod values;
 
 pub use export::{ExportError, Weights, encode, encode_with, export};
 pub use import::{
-    ImportOptions, Limits, NEWEST_OPSET, OLDEST_OPSET, import, import_bytes, import_files, imported_opsets,
+    ImportOptions, Limits, NEWEST_OPSET, OLDEST_OPSET, files, import, import_bytes, import_files, imported_opsets,
 };
 pub use values::read_value;
