@@ -46,6 +46,8 @@ fn integers_keep_the_digits_right() {
     let accuracy = |name: &str| document["evaluation"][name].as_f64().unwrap();
     assert!(accuracy("accuracy_before") > 0.95 && accuracy("accuracy_after") >= accuracy("accuracy_before") - 0.005);
     assert!(number("latency_ratio") > 0.0 && number("file_bytes") > number("weight_bytes_after"));
+    // Of all its files: the weights lie beside the model.
+    assert!(number("file_bytes_before") > number("weight_bytes_before"), "{document:#}");
     assert_eq!(document["within_budget"], true);
     assert!(document["quantized"].as_array().unwrap().len() >= 4);
     // What was written runs, and says nearly what the original says.
