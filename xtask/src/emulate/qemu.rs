@@ -28,6 +28,8 @@ pub fn emulate(only: &str) -> Result<()> {
             eprintln!("{} on {processor}", suite.package);
             let status = Command::new("qemu-aarch64-static")
                 .args(["-cpu", processor, "-L", LIBRARIES])
+                // Else a C library of this machine's own for the target, newer than the loader of that folder, would be found first.
+                .args(["-E", &format!("LD_LIBRARY_PATH={LIBRARIES}/lib")])
                 .arg(&program)
                 .args(Some(only).filter(|only| !only.is_empty()))
                 .env(SAMPLE, suite.under_qemu)

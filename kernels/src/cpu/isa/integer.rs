@@ -49,6 +49,11 @@ pub trait Integers: Copy {
     /// Of four lanes, `sum₂ᵢ₊ⱼ + aᵢ · bⱼ`: a has two rows of eight unsigned bytes, b of eight signed ones; wrapping, nothing saturates.
     #[inline(always)]
     fn square(self, sum: Self::W, a: Self::W, b: Self::W) -> Self::W {
+        self.square_by_lanes(sum, a, b)
+    }
+
+    #[inline(always)]
+    fn square_by_lanes(self, sum: Self::W, a: Self::W, b: Self::W) -> Self::W {
         let [mut sum, a, b] = [sum, a, b].map(|w| self.to_lanes_w(w));
         let bytes = |words: &[i32]| -> [u8; 8] {
             let [low, high] = [words[0].to_le_bytes(), words[1].to_le_bytes()];
@@ -348,8 +353,11 @@ mod arm {
 
         #[inline(always)]
         fn square(self, sum: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            if EXTENSIONS < MATRICES {
+                return self.square_by_lanes(sum, a, b);
+            }
             let mut sum = sum;
-            // SAFETY: the token, where this is called.
+            // SAFETY: the token.
             unsafe {
                 std::arch::asm!(
                     ".arch_extension i8mm",
