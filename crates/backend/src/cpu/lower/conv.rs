@@ -1,6 +1,10 @@
 //! Convolutions, on blocked images.
 
-use super::{activation, expanded, half, layout::per_image};
+use super::{
+    activation, expanded,
+    half::{self, Form},
+    layout::per_image,
+};
 use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::{Lowered, elementwise},
@@ -155,12 +159,15 @@ pub(in crate::cpu) fn lower(builder: &mut Builder<'_>, node: &Node, op: &Conv) -
     if !shape.supported() {
         return Ok(false);
     }
-    let is_held_narrow = half::of_weights(builder, w).is_some() && half::operands(builder, w) == Operands::F32;
-    if residual.is_none() && !is_held_narrow && expanded::lower(builder, &shape, images, [x, w, output], bias, fused)? {
+    let form = half::form(builder, w);
+    if residual.is_none()
+        && !matches!(form, Form::Half(_))
+        && expanded::lower(builder, &shape, form.operands(), images, [x, w, output], bias, fused)?
+    {
         return Ok(true);
     }
     let residual = residual.map(|r| builder.blocked(r)).transpose()?;
-    push_conv(builder, x, w, shape, images, bias, residual, fused, output)
+    push_conv(builder, x, w, form, shape, images, bias, residual, fused, output)
 }
 
 pub(in crate::cpu) fn lower_transposed(
@@ -191,13 +198,15 @@ pub(in crate::cpu) fn lower_transposed(
         return Ok(false);
     }
     let bias = input(node, 2).map(|b| builder.plain(b)).transpose()?;
-    push_conv(builder, x, w, shape, x_shape[0], bias, None, Activation::Identity, output)
+    let form = half::form(builder, w);
+    push_conv(builder, x, w, form, shape, x_shape[0], bias, None, Activation::Identity, output)
 }
 
 fn push_conv(
     builder: &mut Builder<'_>,
     x: ValueId,
     w: ValueId,
+    form: Form,
     shape: ConvShape,
     images: usize,
     bias: Option<Buffer>,
@@ -205,9 +214,11 @@ fn push_conv(
     activation: Activation,
     output: ValueId,
 ) -> Result<bool, NoPlan> {
-    let operands = half::operands(builder, w);
-    let is_held_narrow = shape.groups == 1 && operands == Operands::F32;
-    let half = if is_held_narrow { half::of_weights(builder, w) } else { None };
+    let operands = form.operands();
+    let half = match form {
+        Form::Half(of) if shape.groups == 1 => Some(of),
+        _ => None,
+    };
     let tile = match builder.numerics {
         // Transformed filters lose more by rounding than filters do.
         _ if half.is_some() => None,
@@ -318,7 +329,7 @@ fn pack_half(builder: &mut Builder<'_>, of: HalfType, w: ValueId, shape: &ConvSh
         HalfType::Bf16 => "convolution, weights in bf16",
     });
     builder.need_workspace(conv::packed_filter_len(&of_one_block(shape, 0)));
-    let how = format!("conv {} transposed {} {}", builder.shape(w), shape.transposed, half::name(Some(of)));
+    let how = format!("conv {} transposed {} {}", builder.shape(w), shape.transposed, Form::Half(of).name());
     let (level, len) = (builder.device.level, conv::packed_filter_len(shape));
     pack(builder, w, &how, half::len_in_floats(len), |w, packed| {
         let mut filter = vec![0.0; len];

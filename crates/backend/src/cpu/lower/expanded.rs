@@ -3,7 +3,6 @@
 use super::{
     Lowered, activation,
     conv::{of_op, pack_depthwise, pack_direct, two_axes},
-    half,
     layout::per_image,
 };
 use crate::cpu::{
@@ -72,6 +71,7 @@ fn pays(shape: &ConvShape) -> bool {
 pub(super) fn lower(
     builder: &mut Builder<'_>,
     shape: &ConvShape,
+    operands: Operands,
     images: usize,
     [x, w, output]: [ValueId; 3],
     expand_bias: Option<Buffer>,
@@ -86,7 +86,6 @@ pub(super) fn lower(
     let Op::Conv(ops::Conv { activation: fused, .. }) = &node.op else { return Ok(false) };
     let bias = node.inputs.get(2).copied().flatten().map(|bias| builder.plain(bias)).transpose()?;
     let Some(&Some(depthwise_w)) = node.inputs.get(1) else { return Ok(false) };
-    let operands = half::operands(builder, w);
     let expand_filter = pack_direct(builder, w, shape, operands)?;
     let filter = pack_depthwise(builder, depthwise_w, &depthwise)?;
     let shape = ExpandedShape { channels_in: shape.channels_in, depthwise };

@@ -17,34 +17,48 @@ use cutover_kernels::cpu::{
 /// Constants of fewer elements stay f32: they weigh nothing.
 const LEAST_ELEMENTS: usize = 1024;
 
-/// The type that the constant `id` is held in, if not f32: what was asked for, unless a weight would become infinite.
-pub(super) fn of_weights(builder: &Builder<'_>, id: ValueId) -> Option<HalfType> {
-    let (of, tensor) = (builder.half?, &builder.constant(id)?.tensor);
-    let (floats, _) = tensor.bytes().as_chunks();
-    let is_held = floats.len() >= LEAST_ELEMENTS && floats.iter().all(|&bytes| of.holds(f32::from_ne_bytes(bytes)));
-    is_held.then_some(of)
+/// How weights are held and computed with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::cpu) enum Form {
+    F32,
+    /// In 16 bits, widened a piece at a time.
+    Half(HalfType),
+    /// In bfloat16, by the pair, as they are multiplied.
+    Pairs,
 }
 
-/// What a convolution with the weights `id` has its operands in.
-pub(super) fn operands(builder: &Builder<'_>, id: ValueId) -> Operands {
-    match of_weights(builder, id) {
-        Some(HalfType::Bf16) if builder.device.level.has_bf16() => Operands::Bf16,
-        _ => Operands::F32,
+impl Form {
+    /// What a convolution has its operands in.
+    pub fn operands(self) -> Operands {
+        if self == Form::Pairs { Operands::Bf16 } else { Operands::F32 }
+    }
+
+    /// As part of a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::F32 => "f32",
+            Form::Half(HalfType::F16) => "f16",
+            Form::Half(HalfType::Bf16) | Form::Pairs => "bf16",
+        }
+    }
+}
+
+/// The form of the constant `id`: what was asked for, unless a weight would become infinite. Looks at every element.
+pub(super) fn form(builder: &Builder<'_>, id: ValueId) -> Form {
+    let (Some(of), Some(constant)) = (builder.half, builder.constant(id)) else { return Form::F32 };
+    let (floats, _) = constant.tensor.bytes().as_chunks();
+    if floats.len() < LEAST_ELEMENTS || !floats.iter().all(|&bytes| of.holds(f32::from_ne_bytes(bytes))) {
+        return Form::F32;
+    }
+    match of {
+        HalfType::Bf16 if builder.device.level.has_bf16() => Form::Pairs,
+        of => Form::Half(of),
     }
 }
 
 /// Floats of memory for so many halves.
 pub(super) fn len_in_floats(halves: usize) -> usize {
     halves.div_ceil(2)
-}
-
-/// As part of a recipe.
-pub(super) fn name(of: Option<HalfType>) -> &'static str {
-    match of {
-        None => "f32",
-        Some(HalfType::F16) => "f16",
-        Some(HalfType::Bf16) => "bf16",
-    }
 }
 
 /// Halves `start ..` of packed weights from as many floats.

@@ -1,6 +1,9 @@
 //! Matrix products: MatMul and Gemm, weights packed once, everything else packed per run.
 
-use super::{activation, attention, elementwise, half};
+use super::{
+    activation, attention, elementwise,
+    half::{self, Form},
+};
 use crate::cpu::{
     frame::{Buffer, Frame, Worker},
     lower::Lowered,
@@ -52,15 +55,6 @@ pub(in crate::cpu) struct Product {
 pub(super) struct Weights {
     buffer: Buffer,
     form: Form,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Form {
-    F32,
-    /// One matrix, widened as it is used.
-    Half(HalfType),
-    /// One matrix, in pairs of bfloat16 that are multiplied as they are.
-    Pairs,
 }
 
 /// A bias of one value per column, or per row.
@@ -244,10 +238,10 @@ pub(super) fn pack_constant(
     transposed: bool,
 ) -> Result<Weights, NoPlan> {
     let constant = builder.constant(id).expect("checked by the caller").clone();
-    let (level, half) = (builder.device.level, half::of_weights(builder, id));
-    let how = format!("b {k} {n} {transposed} {} {}", half::name(half), level.name());
+    let (level, form) = (builder.device.level, half::form(builder, id));
+    let how = format!("b {k} {n} {transposed} {} {}", form.name(), level.name());
     let len = gemm::packed_b_len(level, k, n);
-    let Some(of) = half else {
+    if form == Form::F32 {
         let (panels, width) = (gemm::panel_count(level, n), gemm::panel_width(level));
         let buffer = builder.pack_floats(constant, how, len, panels, |data, panels, packed| {
             let columns = panels.start * width..n.min(panels.end * width);
@@ -257,17 +251,17 @@ pub(super) fn pack_constant(
             let matrix = Matrix { data: data.get(first..).unwrap_or_default(), row_stride, column_stride };
             gemm::pack_b(level, matrix, k, columns.len(), 0..panels.len(), Output::new(packed));
         })?;
-        return Ok(Weights { buffer, form: Form::F32 });
-    };
-    if of == HalfType::Bf16 && level.has_bf16() {
+        return Ok(Weights { buffer, form });
+    }
+    let Form::Half(of) = form else {
         builder.name_kernel("matrix product in bf16");
         let (how, len) = (format!("pairs {how}"), bf16::packed_b_bf16_len(level, k, n));
         let buffer = builder.pack_floats(constant, how, len, 1, |data, _, packed| {
             let matrix = if transposed { Matrix::transposed(data, k) } else { Matrix::row_major(data, n) };
             bf16::pack_b_bf16(level, matrix, k, n, packed);
         })?;
-        return Ok(Weights { buffer, form: Form::Pairs });
-    }
+        return Ok(Weights { buffer, form });
+    };
     builder.name_kernel(match of {
         HalfType::F16 => "matrix product, weights in f16",
         HalfType::Bf16 => "matrix product, weights in bf16",
@@ -284,7 +278,7 @@ pub(super) fn pack_constant(
             half::narrow(level, of, &panel, packed, first * k);
         }
     })?;
-    Ok(Weights { buffer, form: Form::Half(of) })
+    Ok(Weights { buffer, form })
 }
 
 /// How many panels of halves are widened for one call, and what room they take: columns that are worth packing A for, or what few rows

@@ -7,8 +7,8 @@ use super::{
     },
     elementwise::{activation_text, is_float},
     product::{
-        Added, Epilogue, Factor, LOAD_FOUR, LOAD_QUAD, Lanes, element, finish, group_size, multiply_into, rows,
-        store_row,
+        Added, Epilogue, Factor, LOAD_FOUR, LOAD_QUAD, Lanes, Product, element, finish, group_size, multiply_into,
+        rows, store_row,
     },
 };
 use crate::{Numerics, Work};
@@ -45,6 +45,17 @@ struct Problem {
 }
 
 impl Problem {
+    /// The product that gives its results.
+    fn product<'a>(
+        &'a self,
+        sizes: [usize; 3],
+        batch: &'a [usize],
+        left: &'a Factor,
+        right: &'a Factor,
+    ) -> Product<'a> {
+        Product { to: self.to, dtype: self.dtype, sizes, batch, left, right, epilogue: &self.epilogue }
+    }
+
     fn pixels(&self) -> usize {
         self.vertical.output * self.horizontal.output
     }
@@ -124,7 +135,7 @@ fn as_product(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
     let filters = b.upload(&p.constant, "plain", super::super::executable::to_device)?;
     let left = Factor { operand: filters, batch: vec![0], row: p.inner, column: 1 };
     let right = Factor { operand: p.x.clone(), batch: vec![p.inner * pixels], row: pixels, column: 1 };
-    multiply_into(b, p.to, p.dtype, [p.channels(), pixels, p.inner], &[p.samples], &left, &right, &p.epilogue)
+    multiply_into(b, &p.product([p.channels(), pixels, p.inner], &[p.samples], &left, &right))
 }
 
 /// The tile that Winograd's filtering is estimated fastest with, as on a processor; `None` where a direct sum is.
@@ -211,7 +222,9 @@ fn by_tiles(b: &mut Builder<'_>, p: &Problem, tile: WinogradTile) -> Result<(), 
     let left = Factor { operand: spread, batch: vec![count * p.inner], row: p.inner, column: 1 };
     let right = Factor { operand: filters, batch: vec![p.inner * p.per_group], row: p.per_group, column: 1 };
     let plain = Epilogue { alpha: 1.0, bias: None, added: Vec::new(), function: "x".to_string() };
-    multiply_into(b, products, DType::F32, [count, p.per_group, p.inner], &[coefficients], &left, &right, &plain)?;
+    let (sizes, batch) = ([count, p.per_group, p.inner], &[coefficients]);
+    let (to, dtype) = (products, DType::F32);
+    multiply_into(b, &Product { to, dtype, sizes, batch, left: &left, right: &right, epilogue: &plain })?;
 
     let mut text = Text::default();
     let quad = text.quads(&Operand::Buffer(products, DType::F32)).ok_or("products in memory")?;
@@ -263,7 +276,7 @@ fn unfolded(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
     let left = Factor { operand: Operand::Buffer(filters, DType::F32), batch: vec![0], row: depth, column: 1 };
     let patches = Operand::Buffer(patches, DType::F32);
     let right = Factor { operand: patches, batch: vec![depth * width], row: width, column: 1 };
-    multiply_into(b, p.to, p.dtype, [rows, pixels, depth], &[p.samples], &left, &right, &p.epilogue)
+    multiply_into(b, &p.product([rows, pixels, depth], &[p.samples], &left, &right))
 }
 
 /// The names and numbers that both templates of direct sums have.

@@ -87,6 +87,31 @@ fn is_read_by_quads(operand: &Operand) -> bool {
     matches!(operand, Operand::Buffer(_, DType::F32))
 }
 
+/// The product of two factors: where it goes, as what, and what becomes of its sums.
+pub(super) struct Product<'a> {
+    pub to: BufferId,
+    pub dtype: DType,
+    /// Rows, columns, and the terms of a sum.
+    pub sizes: [usize; 3],
+    /// Extents of the axes along which there is a matrix each.
+    pub batch: &'a [usize],
+    pub left: &'a Factor,
+    pub right: &'a Factor,
+    pub epilogue: &'a Epilogue,
+}
+
+impl Product<'_> {
+    /// Matrices.
+    fn count(&self) -> usize {
+        self.batch.iter().product()
+    }
+
+    fn work(&self) -> Work {
+        let ([m, n, k], count) = (self.sizes, self.count());
+        Work { operations: 2 * (count * m * n * k) as u64, bytes: 4 * (count * (m * k + k * n + m * n)) as u64 }
+    }
+}
+
 /// What is done to a sum before it is stored.
 pub(super) struct Epilogue {
     pub alpha: f32,
@@ -205,7 +230,10 @@ fn multiply(
     let is_one = second.batch.iter().all(|&stride| stride == 0) && !transposed[0];
     let is_dense = of_left == &batch[..];
     let (m, batch) = if is_one && is_dense { (m * batch.iter().product::<usize>(), Vec::new()) } else { (m, batch) };
-    product(b, output, [m, n, k], &batch, &a, &second, &epilogue)
+    let to = b.output(output)?;
+    let sizes = [m, n, k];
+    let product = Product { to, dtype, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue };
+    if written(b, &product) { Ok(()) } else { multiply_into(b, &product) }
 }
 
 fn transposed_bytes(tensor: &Tensor) -> Vec<u8> {
@@ -221,33 +249,9 @@ fn transposed_bytes(tensor: &Tensor) -> Vec<u8> {
     moved
 }
 
-fn product(
-    b: &mut Builder<'_>,
-    output: ValueId,
-    [m, n, k]: [usize; 3],
-    batch: &[usize],
-    left: &Factor,
-    right: &Factor,
-    epilogue: &Epilogue,
-) -> Result<(), Unable> {
-    let (to, dtype) = (b.output(output)?, b.dtype(output));
-    if written(b, to, dtype, [m, n, k], batch, left, right, epilogue) {
-        return Ok(());
-    }
-    multiply_into(b, to, dtype, [m, n, k], batch, left, right, epilogue)
-}
-
 /// The product by a kernel written by hand, where the device has one and both factors lie in memory; whether it is.
-fn written(
-    b: &mut Builder<'_>,
-    to: BufferId,
-    dtype: DType,
-    [m, n, k]: [usize; 3],
-    batch: &[usize],
-    left: &Factor,
-    right: &Factor,
-    epilogue: &Epilogue,
-) -> bool {
+fn written(b: &mut Builder<'_>, product: &Product<'_>) -> bool {
+    let &Product { to, dtype, sizes: [m, n, k], batch, left, right, epilogue } = product;
     let held = match dtype {
         DType::F32 => cuda::Element::F32,
         DType::F16 => cuda::Element::F16,
@@ -294,23 +298,13 @@ fn written(
         + &format!(
             "fn finish(i: u32, channel: u32, sum: f32) -> f32 {{ return element(i, bias_of(i / {n}u), sum); }}\n"
         );
-    let count: usize = batch.iter().product();
-    let work = Work { operations: 2 * (count * m * n * k) as u64, bytes: 4 * (count * (m * k + k * n + m * n)) as u64 };
-    b.push_written(text, &finish, &[*a, *w], to, &problem, "matrix product by hand", work)
+    b.push_written(text, &finish, &[*a, *w], to, &problem, "matrix product by hand", product.work())
 }
 
 /// The product of two factors in the buffer `to`.
-pub(super) fn multiply_into(
-    b: &mut Builder<'_>,
-    to: BufferId,
-    dtype: DType,
-    [m, n, k]: [usize; 3],
-    batch: &[usize],
-    left: &Factor,
-    right: &Factor,
-    epilogue: &Epilogue,
-) -> Result<(), Unable> {
-    let count: usize = batch.iter().product();
+pub(super) fn multiply_into(b: &mut Builder<'_>, product: &Product<'_>) -> Result<(), Unable> {
+    let &Product { to, dtype, sizes: [m, n, k], batch, left, right, epilogue } = product;
+    let count = product.count();
     let mut text = Text::default();
     let mut kernel = String::new();
     let has_lanes = b.gpu.has_lanes;
@@ -345,9 +339,8 @@ pub(super) fn multiply_into(
     let parameters: Vec<(&str, String)> = numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect();
     kernel += &wgsl::expand(template, &parameters);
     let groups = [n.div_ceil(group * wide), m.div_ceil(rows), count].map(|n| n as u32);
-    let work = Work { operations: 2 * (count * m * n * k) as u64, bytes: 4 * (count * (m * k + k * n + m * n)) as u64 };
     let name = if b.kernel.is_empty() { "matrix product" } else { b.kernel };
-    b.push(text, &kernel, groups, name, work)
+    b.push(text, &kernel, groups, name, product.work())
 }
 
 /// `element(i, bias, x)`: the result's element `i`, of the sum `x` and what its row adds; and `bias_of(row)`.
@@ -438,6 +431,8 @@ pub(super) fn inputs_of_gates(
     }
     let epilogue = Epilogue { alpha: 1.0, bias: None, added, function: "x".to_string() };
     let to = b.scratch(directions * count * rows);
-    multiply_into(b, to, DType::F32, [count, rows, features], &[directions], &left, &right, &epilogue)?;
+    let (sizes, batch) = ([count, rows, features], &[directions]);
+    let dtype = DType::F32;
+    multiply_into(b, &Product { to, dtype, sizes, batch, left: &left, right: &right, epilogue: &epilogue })?;
     Ok(Operand::Buffer(to, DType::F32))
 }
