@@ -1,11 +1,11 @@
 //! Samples that are no tensors yet: pictures in a folder, texts in a file, rows of a table.
 
 use crate::tensors::{self, Named};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cutover::{
     DType, Tensor,
     backend::Signature,
-    input::{Preprocessing, Preprocessor},
+    input::{InputError, Preprocessing, Preprocessor},
 };
 use std::{
     fs,
@@ -50,9 +50,23 @@ impl PreprocessArguments {
 
 /// Samples as they lie in files, with the class of each where that is known.
 pub(crate) struct Samples {
-    pub samples: Vec<Vec<u8>>,
+    samples: Vec<Sample>,
     pub labels: Option<Vec<i64>>,
     kind: Kind,
+}
+
+struct Sample {
+    /// Where it lies: a file, or a line of one.
+    place: String,
+    bytes: Vec<u8>,
+}
+
+impl Sample {
+    fn picture(path: &Path) -> Result<Sample> {
+        let place = path.display().to_string();
+        let bytes = fs::read(path).with_context(|| format!("cannot read {place}"))?;
+        Ok(Sample { place, bytes })
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,18 +95,21 @@ pub(crate) fn read(path: &Path, most: usize) -> Result<Samples> {
     }
     if ending(path) == "txt" {
         let text = fs::read_to_string(path).with_context(at)?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        let samples: Vec<Vec<u8>> = lines.take(most).map(|line| line.as_bytes().to_vec()).collect();
+        let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty());
+        let sample = |(index, line): (usize, &str)| Sample {
+            place: format!("{}, line {}", path.display(), index + 1),
+            bytes: line.as_bytes().to_vec(),
+        };
+        let samples = lines.take(most).map(sample).collect();
         return Ok(Samples { samples, labels: None, kind: Kind::Text });
     }
-    Ok(Samples { samples: vec![fs::read(path).with_context(at)?], labels: None, kind: Kind::Picture })
+    Ok(Samples { samples: vec![Sample::picture(path)?], labels: None, kind: Kind::Picture })
 }
 
 fn folder(path: &Path, most: usize) -> Result<Samples> {
     let (classes, pictures) = entries(path)?;
     if classes.is_empty() {
-        let read = |path: &PathBuf| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-        let samples = pictures.iter().take(most).map(read).collect::<Result<_>>()?;
+        let samples = pictures.iter().take(most).map(|path| Sample::picture(path)).collect::<Result<_>>()?;
         return Ok(Samples { samples, labels: None, kind: Kind::Picture });
     }
     if let Some(stray) = pictures.first() {
@@ -104,7 +121,7 @@ fn folder(path: &Path, most: usize) -> Result<Samples> {
     for round in 0..classes.iter().map(Vec::len).max().unwrap_or(0) {
         for (label, pictures) in classes.iter().enumerate() {
             if let Some(path) = pictures.get(round).filter(|_| samples.len() < most) {
-                samples.push(fs::read(path).with_context(|| format!("cannot read {}", path.display()))?);
+                samples.push(Sample::picture(path)?);
                 labels.push(label as i64);
             }
         }
@@ -124,6 +141,10 @@ fn entries(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
 }
 
 impl Samples {
+    pub fn len(&self) -> usize {
+        self.samples.len()
+    }
+
     /// What the samples are called: the one input made of such.
     fn name<'a>(&self, preprocessor: &'a Preprocessor) -> Result<&'a str> {
         let described = preprocessor.described();
@@ -144,8 +165,12 @@ impl Samples {
             "pictures and texts need to know how they become inputs: give --preprocess, or a package that was packed with it",
         )?;
         let name = self.name(preprocessor)?;
-        let samples = self.samples[range].iter().map(Vec::as_slice).collect();
-        Ok(preprocessor.apply(&cutover::input::Raw { name, samples })?)
+        let chosen = &self.samples[range];
+        let samples = chosen.iter().map(|sample| sample.bytes.as_slice()).collect();
+        preprocessor.apply(&cutover::input::Raw { name, samples }).map_err(|error| match error {
+            InputError::Sample { number, message, .. } => anyhow!("{}: {message}", chosen[number - 1].place),
+            error => error.into(),
+        })
     }
 }
 
@@ -219,19 +244,22 @@ fn table(path: &Path, signature: &Signature) -> Result<Named> {
             _ => vec![features.len()],
         };
         if dims.iter().product::<usize>() != features.len() {
+            let unlabelled = features.len() == header.len();
             bail!(
-                "{}: {} columns of features, input '{}' takes {dims:?}",
+                "{}: {} columns of features, input '{}' takes {dims:?}{}",
                 path.display(),
                 features.len(),
-                binding.name
+                binding.name,
+                if unlabelled { "; a column of classes is called 'label'" } else { "" }
             );
         }
         let shape = [vec![rows], dims].concat();
         named.push((binding.name.clone(), of_numbers(fact.dtype, shape, by_row)?));
     }
     if let Some(index) = header.iter().position(|name| is_label(name) && !is_input(name)) {
-        let classes = numbers(index)?.into_iter().map(|class| class as i64).collect::<Vec<_>>();
-        named.push(("labels".to_string(), Tensor::from_vec([classes.len()], classes)?));
+        let classes = of_numbers(DType::I64, vec![columns[index].len()], numbers(index)?);
+        let at = || format!("{}, column '{}'", path.display(), header[index]);
+        named.push(("labels".to_string(), classes.with_context(at)?));
     }
     Ok(named)
 }

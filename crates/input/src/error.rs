@@ -17,6 +17,7 @@ pub enum InputError {
     Unknown { name: String, names: String },
     #[error("'{0}' holds no sample")]
     Empty(String),
+    /// `number` counts from 1.
     #[error("sample {number} of '{name}': {message}")]
     Sample { name: String, number: usize, message: String },
     #[error(transparent)]

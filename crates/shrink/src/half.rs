@@ -1,23 +1,68 @@
-//! Weights in half precision.
+//! Weights in 16 bits.
 //!
-//! Each large f32 constant is stored as f16 with a `Cast` back to f32 after it: half the bytes to send and keep, the same arithmetic. An engine
-//! that folds constants pays nothing for it at run time. Nothing is computed in f16 here.
+//! Each large f32 constant is stored as f16 or bf16 with a `Cast` back to f32 after it: half the bytes to send and keep, the same arithmetic. An
+//! engine that folds constants pays nothing for it at run time. Nothing is computed in 16 bits here.
 
 use crate::{ShrinkError, constant_bytes};
 use cutover_graph::{Constant, Graph, ValueId, ops::Cast};
-use cutover_tensor::{DType, Tensor, f16};
+use cutover_tensor::{DType, Shape, Tensor, TensorError, bf16, f16};
 use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Floats of 16 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HalfFormat {
+    /// 11 bits of significand, up to 65504.
+    #[default]
+    F16,
+    /// 8 bits of significand, the range of f32.
+    Bf16,
+}
+
+impl HalfFormat {
+    fn largest(self) -> f32 {
+        match self {
+            HalfFormat::F16 => f16::MAX.to_f32(),
+            HalfFormat::Bf16 => bf16::MAX.to_f32(),
+        }
+    }
+
+    /// `value` as this format holds it: the nearest, infinite where there is none.
+    fn round(self, value: f32) -> f32 {
+        match self {
+            HalfFormat::F16 => f16::from_f32(value).to_f32(),
+            HalfFormat::Bf16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+
+    fn tensor(self, shape: Shape, values: &[f32]) -> Result<Tensor, TensorError> {
+        match self {
+            HalfFormat::F16 => Tensor::from_vec(shape, values.iter().map(|&v| f16::from_f32(v)).collect()),
+            HalfFormat::Bf16 => Tensor::from_vec(shape, values.iter().map(|&v| bf16::from_f32(v)).collect()),
+        }
+    }
+}
+
+impl fmt::Display for HalfFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            HalfFormat::F16 => "f16",
+            HalfFormat::Bf16 => "bf16",
+        })
+    }
+}
 
 /// What to convert.
 #[derive(Clone, Copy, Debug)]
 pub struct HalfOptions {
+    pub format: HalfFormat,
     /// Constants of fewer elements stay: they weigh nothing, and are often what precision hangs on (scales, biases, bounds).
     pub elements_min: usize,
 }
 
 impl Default for HalfOptions {
     fn default() -> Self {
-        HalfOptions { elements_min: 1024 }
+        HalfOptions { format: HalfFormat::F16, elements_min: 1024 }
     }
 }
 
@@ -27,7 +72,7 @@ pub struct HalfReport {
     /// Of all constants.
     pub bytes_before: u64,
     pub bytes_after: u64,
-    /// Names of the constants that are f16 now.
+    /// Names of the constants that have 16 bits now.
     pub converted: Vec<String>,
     /// Constants that are large enough, but stay as they are.
     pub kept: Vec<Kept>,
@@ -42,10 +87,11 @@ pub struct Kept {
     pub reason: String,
 }
 
-/// `graph` with its large f32 constants stored as f16. The names and types of its inputs and outputs stay.
+/// `graph` with its large f32 constants stored in 16 bits. The names and types of its inputs and outputs stay.
 ///
-/// A constant with an element that f16 cannot hold (above 65504) stays, and is named in the report.
+/// A constant with an element that the format cannot hold (above 65504 for f16) stays, and is named in the report.
 pub fn half_weights(mut graph: Graph, options: &HalfOptions) -> Result<(Graph, HalfReport), ShrinkError> {
+    let format = options.format;
     let mut report = HalfReport { bytes_before: constant_bytes(&graph), ..HalfReport::default() };
     let uses = graph.uses();
     let is_weight = |&(id, constant): &(ValueId, &Constant)| {
@@ -63,19 +109,18 @@ pub fn half_weights(mut graph: Graph, options: &HalfOptions) -> Result<(Graph, H
             continue;
         }
         let values = tensor.to_vec::<f32>().map_err(at)?;
-        if let Some(value) = values.iter().find(|v| v.is_finite() && f16::from_f32(**v).is_infinite()) {
-            let reason = format!("f16 ends at {}, it holds {value}", f16::MAX);
+        if let Some(value) = values.iter().find(|v| v.is_finite() && format.round(**v).is_infinite()) {
+            let reason = format!("{format} ends at {}, it holds {value}", format.largest());
             report.kept.push(Kept { name, reason });
             continue;
         }
-        let halves: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
-        let finite = || values.iter().zip(&halves).filter(|(v, _)| v.is_finite());
-        let largest = finite().fold(0f32, |m, (v, _)| m.max(v.abs()));
-        let error = finite().fold(0f32, |m, (v, h)| m.max((v - h.to_f32()).abs()));
+        let finite = || values.iter().filter(|v| v.is_finite());
+        let largest = finite().fold(0f32, |m, v| m.max(v.abs()));
+        let error = finite().fold(0f32, |m, &v| m.max((v - format.round(v)).abs()));
         if largest > 0.0 {
             report.largest_error = report.largest_error.max(f64::from(error) / f64::from(largest));
         }
-        let halved = Tensor::from_vec(tensor.shape().clone(), halves).map_err(at)?;
+        let halved = format.tensor(tensor.shape().clone(), &values).map_err(at)?;
         // The stored tensor keeps the name: that is what a package digests, and what the next version shares.
         let widened = graph.unique_value_name(&format!("{name}.f32"));
         graph.value_mut(id).name = graph.unique_value_name(&format!("{name}.replaced"));
@@ -137,6 +182,12 @@ mod tests {
         assert_eq!((report.bytes_before, report.bytes_after), ((64 * 32 + 32) * 4, 64 * 32 * 2 + 32 * 4));
         // Half an ulp of 11 bits of significand.
         assert!(report.largest_error > 0.0 && report.largest_error <= 1.0 / 2048.0, "{}", report.largest_error);
+        let options = HalfOptions { format: HalfFormat::Bf16, ..HalfOptions::default() };
+        let (coarse, coarser) = half_weights(before.clone(), &options).unwrap();
+        assert_eq!((coarser.bytes_after, coarser.converted.len()), (report.bytes_after, 1));
+        assert!(coarser.largest_error > report.largest_error && coarser.largest_error <= 1.0 / 256.0);
+        let noise = compare(&before, &coarse, &reference(), &samples()).unwrap().outputs[0].sqnr_db;
+        assert!(noise > 40.0 && noise < 70.0, "{noise}");
         let comparison = compare(&before, &after, &reference(), &samples()).unwrap();
         let y = &comparison.outputs[0];
         assert_eq!((y.name.as_str(), comparison.samples), ("y", 4));
@@ -150,12 +201,15 @@ mod tests {
     }
 
     #[test]
-    fn what_f16_cannot_hold_is_kept_and_named() {
+    fn what_16_bits_cannot_hold_is_kept_and_named() {
         let (after, report) = half_weights(model(70_000.0), &HalfOptions::default()).unwrap();
         let reason = "f16 ends at 65504, it holds 70000".to_string();
         assert_eq!(report.kept, [Kept { name: "w".to_string(), reason }]);
         assert_eq!((report.converted.len(), report.bytes_after), (0, report.bytes_before));
         assert_eq!(after.node_count(), 2);
+        let options = HalfOptions { format: HalfFormat::Bf16, ..HalfOptions::default() };
+        assert_eq!(half_weights(model(70_000.0), &options).unwrap().1.kept, []);
+        assert_eq!(half_weights(model(f32::MAX), &options).unwrap().1.kept.len(), 1);
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub mod train;
 
 pub use compare::{Comparison, OutputComparison, compare};
 pub use edit::{Product, ProductKind, constant_bytes, plain};
-pub use half::{HalfOptions, HalfReport, Kept, half_weights};
+pub use half::{HalfFormat, HalfOptions, HalfReport, Kept, half_weights};
 
 pub use observe::{Observation, Progress, Question, Sample, observe};
 

@@ -1,7 +1,7 @@
 //! From a model and data to a smaller model and the evidence: balance, calibrate, quantize, measure, and give back what costs too much.
 
 use crate::{
-    Comparison, Kept, Observation, Product, Progress, Question, Sample, ShrinkError, compare,
+    Comparison, HalfOptions, Kept, Observation, Product, Progress, Question, Sample, ShrinkError, compare,
     compare::largest,
     constant_bytes,
     observe::observe,
@@ -26,8 +26,8 @@ use std::{
 /// How a model is made smaller.
 #[derive(Clone, Debug)]
 pub enum Method {
-    /// Weights as f16, the arithmetic as before.
-    Half,
+    /// Weights in 16 bits, the arithmetic as before.
+    Half(HalfOptions),
     /// Integers, ranges found by every run.
     Dynamic(DynamicOptions),
     /// Integers, ranges found by calibration.

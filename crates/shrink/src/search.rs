@@ -1,8 +1,8 @@
 //! Which layers are quantized: those that win something by it, and of these as many as the budget lets.
 
 use crate::{
-    Budget, CalibratedRange, Data, Evaluation, HalfOptions, LayerCost, Method, Observation, Product, Progress,
-    Quantization, Sensitivity, ShrinkError, Shrunk, Target, evaluate, half_weights, latencies,
+    Budget, CalibratedRange, Data, Evaluation, LayerCost, Method, Observation, Product, Progress, Quantization,
+    Sensitivity, ShrinkError, Shrunk, Target, evaluate, half_weights, latencies,
     observe::Probe,
     quantize::{
         BlockOptions, DynamicOptions, QuantizeReport, Range, StaticOptions, quantize_dynamic, quantize_static,
@@ -62,7 +62,7 @@ impl Search<'_> {
     /// floats). For [`Target::Size`] of small weights only: there is no doubt of others.
     pub fn layer_costs(&self, progress: Progress<'_>) -> Result<Vec<LayerCost>, ShrinkError> {
         let alone = match self.quantization.method {
-            Method::Half => return Ok(Vec::new()),
+            Method::Half(_) => return Ok(Vec::new()),
             Method::Weights(_) => true,
             Method::Static(_) | Method::Dynamic(_) => false,
         };
@@ -310,8 +310,8 @@ impl Search<'_> {
     fn quantize_all_but(&self, exclude: &HashSet<String>) -> Result<(Graph, QuantizeReport), ShrinkError> {
         let all = |own: &HashSet<String>| own.iter().chain(exclude).chain(&self.unprofitable).cloned().collect();
         match &self.quantization.method {
-            Method::Half => {
-                let (graph, report) = half_weights(self.prepared.clone(), &HalfOptions::default())?;
+            Method::Half(options) => {
+                let (graph, report) = half_weights(self.prepared.clone(), options)?;
                 let (bytes_before, bytes_after) = (report.bytes_before, report.bytes_after);
                 let kept = report.kept;
                 Ok((graph, QuantizeReport { quantized: report.converted, kept, bytes_before, bytes_after }))

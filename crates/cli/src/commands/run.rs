@@ -63,7 +63,7 @@ impl Arguments {
         let inputs = match raw::is_raw(&self.inputs) {
             true => {
                 let samples = raw::read(&self.inputs, usize::MAX)?;
-                samples.inputs(opened.preprocessor(), 0..samples.samples.len())?
+                samples.inputs(opened.preprocessor(), 0..samples.len())?
             }
             false => read_inputs(&model, &self.inputs)?,
         };

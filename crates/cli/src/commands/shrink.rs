@@ -29,6 +29,7 @@ use std::{
     cell::RefCell,
     path::{Path, PathBuf},
 };
+use tempfile::NamedTempFile;
 
 #[derive(clap::Args)]
 #[command(
@@ -44,8 +45,9 @@ pub(crate) struct Arguments {
     /// --preprocess, a folder of pictures (in a folder for each class, where classes are known) or a .txt with a text to a line.
     #[arg(long)]
     data: PathBuf,
-    /// What to write, an ONNX file or, where it is called .cutover, a package; an existing one is replaced. A recipe that packs needs none.
-    #[arg(short, long, required_unless_present = "recipe")]
+    /// What to write, an ONNX file or, where it is called .cutover, a package; an existing one is replaced. MODEL.small.onnx in the current folder
+    /// if left out; a recipe that packs needs none.
+    #[arg(short, long)]
     output: Option<PathBuf>,
     /// The model's name in a package; the file's if left out.
     #[arg(long)]
@@ -127,8 +129,8 @@ struct Steps {
     #[arg(long)]
     seed: Option<u64>,
     /// static: integers, ranges from the data; dynamic: integers, ranges in every run; int8 or int4: weights in blocks, activations in
-    /// floats; f16: weights in half precision.
-    #[arg(long, value_parser = ["static", "dynamic", "int8", "int4", "f16"])]
+    /// floats; f16 or bf16: weights in 16 bits, widened again.
+    #[arg(long, value_parser = ["static", "dynamic", "int8", "int4", "f16", "bf16"])]
     method: Option<String>,
     /// What integers are to lessen; a layer where they do not stays in floats. size: bytes of the file; latency: time of a run, measured on this
     /// device; memory: what the compiled model and a session take on it. size if left out.
@@ -196,8 +198,7 @@ impl Work {
     }
 
     pub fn run(&self, source: &Source, printer: &Printer) -> Result<Verdict> {
-        let graph = import(&source.model, &ImportOptions::default())
-            .with_context(|| format!("cannot read {}", source.model.display()))?;
+        let graph = import(&source.model, &ImportOptions::default())?;
         let recipe = self.recipe(source)?;
         let preprocess = self.preprocess.read()?;
         let data = self.read_data(&graph, &source.data, preprocess.as_ref())?;
@@ -205,6 +206,15 @@ impl Work {
             self.held_out.as_ref().map(|path| self.read_data(&graph, path, preprocess.as_ref())).transpose()?;
         let stem = source.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
         let name = source.name.as_deref().unwrap_or(stem).to_string();
+        let packed = match recipe.steps.last() {
+            Some(Step::Pack(pack)) => Some(pack.output.clone()),
+            _ => None,
+        };
+        let output = source.output.clone().unwrap_or_else(|| format!("{stem}.small.onnx").into());
+        // What can't be written is said before the work, not after it.
+        for path in [Some(&output), packed.as_ref(), self.report.as_ref()].into_iter().flatten() {
+            file_beside(path)?;
+        }
         let (preprocessing, tokenizer) = preprocess.unwrap_or_default();
         let about = About { name, preprocessing, tokenizer };
         let backend = self.device.backend.backend(&self.device.options())?;
@@ -213,23 +223,18 @@ impl Work {
         let (held_out, detail) = (held_out.as_ref(), self.report.is_some());
         let outcome = run(&graph, &about, &recipe, &data, held_out, &backend, &self.cache(), detail, &shown)?;
         bar.0.borrow().finish_and_clear();
-        let packed = match recipe.steps.last() {
-            Some(Step::Pack(pack)) => Some(pack.output.clone()),
-            _ => None,
-        };
-        let output = match (&source.output, &packed) {
-            (Some(output), packed) if packed.as_ref() != Some(output) => {
-                write(&outcome.graph, output, &weights(&recipe))?;
-                output.clone()
+        let output = match packed {
+            Some(packed) if source.output.as_ref().is_none_or(|output| *output == packed) => packed,
+            _ => {
+                replace(&output, |path| Ok(export(&outcome.graph, path, &weights(&recipe))?))?;
+                output
             }
-            (_, Some(packed)) => packed.clone(),
-            (output, None) => output.clone().context("-o is needed: the recipe does not pack")?,
         };
         let file_bytes = [&source.model, &output].map(|path| bytes_of_files(path));
         let evidence = Evidence { model: &source.model, output: &output, file_bytes, outcome: &outcome };
         if let Some(path) = &self.report {
             let page = report::page(&evidence)?;
-            std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+            replace(path, |path| Ok(std::fs::write(path, page)?))?;
         }
         printer.print(&evidence.json(), || evidence.text())?;
         Ok(if outcome.within_budget { Verdict::Yes } else { Verdict::No })
@@ -252,9 +257,9 @@ impl Work {
             None => None,
         };
         let made = raw::read(path, most)?;
-        let runs = made.samples.len() / batch;
+        let runs = made.len() / batch;
         if runs == 0 {
-            bail!("{} holds {} samples, a run takes {batch}", path.display(), made.samples.len());
+            bail!("{} holds {} samples, a run takes {batch}", path.display(), made.len());
         }
         let sample = |run: usize| -> Result<Sample> {
             let inputs = made.inputs(preprocessor.as_ref(), run * batch..(run + 1) * batch)?;
@@ -280,7 +285,6 @@ impl Work {
         };
         let packs = matches!(recipe.steps.last(), Some(Step::Pack(_)));
         match &source.output {
-            None if !packs => bail!("-o is needed: the recipe does not pack"),
             Some(output) if output.extension().is_some_and(|e| e == "cutover") && !packs => {
                 recipe.steps.push(Step::Pack(PackStep {
                     name: source.name.clone(),
@@ -303,13 +307,13 @@ impl Work {
     }
 }
 
-/// Where the user's system keeps what can be made again.
 /// Bytes of a model's files, those of external data included; or of any other file.
 fn bytes_of_files(path: &Path) -> u64 {
     let files = onnx::files(path, &ImportOptions::default()).unwrap_or_else(|_| vec![path.to_path_buf()]);
     files.iter().filter_map(|file| Some(std::fs::metadata(file).ok()?.len())).sum()
 }
 
+/// Where the user's system keeps what can be made again.
 fn user_cache() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     match std::env::consts::OS {
@@ -404,20 +408,25 @@ fn weights(recipe: &Recipe) -> Weights {
     if sparse { Weights::Sparse } else { Weights::Inline }
 }
 
-/// Writes into a file beside `output` first: a killed run leaves no half-written model.
-fn write(graph: &Graph, output: &Path, weights: &Weights) -> Result<()> {
+/// A file beside `output`, to take its place once it is whole.
+fn file_beside(output: &Path) -> Result<NamedTempFile> {
     let folder = match output.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let at = || format!("cannot write {}", output.display());
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".shrink").suffix(".onnx");
+    builder.prefix(".shrink").suffix(".tmp");
     // As any other file, not for the owner alone.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.tempfile_in(folder).with_context(at)?;
-    export(graph, file.path(), weights).with_context(at)?;
+    builder.tempfile_in(folder).with_context(|| format!("cannot write {}", output.display()))
+}
+
+/// Replaces `output` by what `write` puts into a file beside it: a killed run leaves no half-written one.
+fn replace(output: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let at = || format!("cannot write {}", output.display());
+    let file = file_beside(output)?;
+    write(file.path()).with_context(at)?;
     file.as_file().sync_all().with_context(at)?;
     file.persist(output).map_err(|e| e.error).with_context(at)?;
     Ok(())
@@ -476,6 +485,9 @@ fn read_data(graph: &Graph, path: &Path, mut batch: usize, most: usize) -> Resul
             let total = arrays.iter().find(|(name, _)| is_input(name)).map_or(0, |(_, array)| array.shape()[0]);
             if all.len() != total {
                 bail!("'labels' holds {} classes for {total} samples", all.len());
+            }
+            if let Some((sample, class)) = all.iter().enumerate().find(|(_, class)| class.fract() != 0.0) {
+                bail!("'labels': {class} of sample {sample} is no class: expected whole numbers");
             }
             Some(all.chunks_exact(batch).take(runs).map(|run| run.iter().map(|&l| l as i64).collect()).collect())
         }

@@ -84,6 +84,8 @@ fn a_package_says_how_pictures_become_its_inputs() {
         // A byte is multiplied by 1/255, not divided by 255.
         let (ran, same) = (values(&ran.json()), values(&same));
         assert!(ran.len() == 10 && ran.iter().zip(&same).all(|(a, b)| (a - b).abs() < 1e-5), "{ran:?}, {same:?}");
+        let broken = folder.write("broken.pgm", "P2 8 8");
+        cutover(arguments!["run", &package, "--inputs", &broken]).refuses(&["broken.pgm: "]);
     } else {
         ran.refuses(&["feature `image`"]);
     }

@@ -75,6 +75,7 @@ fn every_method_writes_a_model_that_runs() {
         ("int8", &["--block", "16"]),
         ("int4", &["--gptq"]),
         ("f16", &[]),
+        ("bf16", &[]),
     ] {
         let line = [&["shrink", model.as_str(), "--data", &data, "--method", method, "-o", &small], more].concat();
         cutover(&line).done().says(&["weights", "latency", "SQNR"]);
@@ -104,11 +105,13 @@ fn what_is_wrong_with_the_data_is_said() {
     let broken = Tensor::from_vec([4, 1, 8, 8], broken).unwrap();
     let (few, none) = (Tensor::from_vec([2], vec![1i64, 2]).unwrap(), Tensor::zeros(DType::F32, [0, 1, 8, 8]).unwrap());
     let far = Tensor::from_vec([4], vec![0i64, 1, 2, 10]).unwrap();
+    let half = Tensor::from_vec([4], vec![0f32, 1.0, 1.5, 2.0]).unwrap();
     for (name, tensors, parts) in [
         ("unknown.npz", &[("image", &image), ("pixels", &image)][..], &["'pixels'", "'labels' may be there"][..]),
         ("missing.npz", &[("labels", &labels)], &["does not hold input 'image'"]),
         ("few.npz", &[("image", &image), ("labels", &few)], &["2 classes for 4 samples"]),
         ("far.npz", &[("image", &image), ("labels", &far)], &["label of 10", "classes 0 to 9"]),
+        ("half.npz", &[("image", &image), ("labels", &half)], &["1.5 of sample 2", "whole numbers"]),
         ("none.npz", &[("image", &none)], &["0 samples"]),
         ("nan.npz", &[("image", &broken)], &["sample 1", "'image'", "NaN"]),
     ] {
@@ -136,10 +139,13 @@ fn what_is_wrong_with_the_data_is_said() {
         (&["--pattern", "4:2"], "4:2"),
         (&["--recipe", "recipe.toml", "--method", "static"], "cannot be used with"),
         (&["--recipe", "missing.toml"], "cannot read missing.toml"),
-        (&["--fine-tune", "1"], "--features train"),
     ] {
         let line = [&["shrink", model.as_str(), "--data", &data, "-o", &small], more].concat();
         cutover(&line).refuses(&[part]);
+    }
+    if !cfg!(feature = "train") {
+        let line = arguments!["shrink", &model, "--data", &data, "-o", &small, "--fine-tune", "1"];
+        cutover(line).refuses(&["--features train"]);
     }
     assert!(!Path::new(&small).exists(), "nothing was written");
 }
@@ -225,8 +231,9 @@ fn a_recipe_says_what_is_done() {
         let line = arguments!["shrink", digits("v1"), "--data", &data, "--recipe", &bad, "-o", &small];
         cutover(line).refuses(parts);
     }
-    let unpacked = recipe("unpacked.toml", "[[step]]\ndo = \"prune\"\nchannels = 0.5\n");
-    cutover(arguments!["shrink", digits("v1"), "--data", &data, "--recipe", &unpacked]).refuses(&["-o is needed"]);
+    // Before any work is done.
+    let nowhere = folder.path("none/small.onnx");
+    cutover(arguments!["shrink", digits("v1"), "--data", &data, "-o", &nowhere]).refuses(&["cannot write", "none"]);
 }
 
 #[test]

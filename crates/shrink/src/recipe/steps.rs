@@ -1,7 +1,7 @@
 //! The options of each step, as a recipe spells them.
 
 use crate::{
-    Budget, Method, Quantization, Target,
+    Budget, HalfFormat, HalfOptions, Method, Quantization, Target,
     prune::{Amount, Criterion, PruneOptions, Restrictions, Scope, Sparsity},
     quantize::{ActivationType, BlockOptions, Calibration, DynamicOptions, StaticOptions, WeightRange},
 };
@@ -146,6 +146,8 @@ pub enum MethodName {
     Int4,
     /// Weights in half precision.
     F16,
+    /// Weights as bfloat16.
+    Bf16,
 }
 
 impl MethodName {
@@ -156,6 +158,7 @@ impl MethodName {
             MethodName::Int8 => "int8",
             MethodName::Int4 => "int4",
             MethodName::F16 => "f16",
+            MethodName::Bf16 => "bf16",
         }
     }
 }
@@ -234,8 +237,9 @@ impl QuantizeStep {
         if self.bias_correction && self.method != MethodName::Static {
             return Err(format!("bias-correction is for method static, not {}", self.method.name()));
         }
-        if self.method == MethodName::F16 && self.target != Target::Size {
-            return Err("method f16 is for target size: weights are widened before they are used".to_string());
+        if matches!(self.method, MethodName::F16 | MethodName::Bf16) && self.target != Target::Size {
+            let method = self.method.name();
+            return Err(format!("method {method} is for target size: weights are widened before they are used"));
         }
         if self.gptq && !matches!(self.method, MethodName::Int8 | MethodName::Int4) {
             return Err(format!("gptq is for method int4 and int8, not {}", self.method.name()));
@@ -272,7 +276,8 @@ impl QuantizeStep {
             }
             MethodName::Int8 => Method::Weights(blocks(8)),
             MethodName::Int4 => Method::Weights(blocks(4)),
-            MethodName::F16 => Method::Half,
+            MethodName::F16 => Method::Half(HalfOptions::default()),
+            MethodName::Bf16 => Method::Half(HalfOptions { format: HalfFormat::Bf16, ..HalfOptions::default() }),
         };
         Quantization {
             method,
