@@ -2,9 +2,17 @@
 
 use crate::{Sample, ShrinkError, prune::bindings};
 use cutover_backend::{Backend, Binding, CompileOptions, Input, Output, RunContext, Session, SessionMemory, Signature};
-use cutover_graph::{Dim, Fact, Graph, Plan, TensorFact};
+use cutover_graph::{
+    Dim, Fact, Graph, Plan, TensorFact,
+    passes::{PassOptions, declutter},
+};
 use cutover_tensor::Value;
 use std::sync::Arc;
+
+/// The graph as whoever opens the model runs it: constants folded, operators fused.
+pub(crate) fn opened(graph: &Graph) -> Result<Graph, ShrinkError> {
+    Ok(declutter(graph.clone(), &PassOptions::default())?.0)
+}
 
 pub(crate) struct Runner {
     session: Box<dyn Session>,
@@ -13,7 +21,7 @@ pub(crate) struct Runner {
 
 impl Runner {
     pub fn new(graph: &Graph, backend: &Arc<dyn Backend>) -> Result<Runner, ShrinkError> {
-        let executable = backend.compile(&Plan::new(graph.clone())?, &CompileOptions::default())?;
+        let executable = backend.compile(&Plan::new(opened(graph)?)?, &CompileOptions::default())?;
         let signature = executable.signature().clone();
         Ok(Runner { session: executable.session(SessionMemory::default())?, signature })
     }
@@ -43,7 +51,7 @@ impl Runner {
 /// Bytes of the compiled graph with one session, at the shapes of `sample`.
 pub(crate) fn memory(graph: &Graph, sample: &Sample, backend: &Arc<dyn Backend>) -> Result<u64, ShrinkError> {
     let bindings = bindings(graph, sample);
-    let mut graph = graph.clone();
+    let mut graph = opened(graph)?;
     for input in graph.inputs().to_vec() {
         if let Fact::Tensor(TensorFact { shape: Some(shape), .. }) = &mut graph.value_mut(input).fact {
             shape.iter_mut().for_each(|dim| *dim = dim.substitute(&|s| bindings.get(s).copied().map(Dim::Const)));

@@ -22,12 +22,13 @@ use cutover_shrink::{
     Budget, Data, Sample,
     recipe::{About, Cache, PackStep, Recipe, Step, run},
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json, json};
 use std::{
-    cell::RefCell,
+    cell::Cell,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 use tempfile::NamedTempFile;
 
@@ -222,7 +223,7 @@ impl Work {
         let shown = |what: &str, done, of| bar.show(what, done, of);
         let (held_out, detail) = (held_out.as_ref(), self.report.is_some());
         let outcome = run(&graph, &about, &recipe, &data, held_out, &backend, &self.cache(), detail, &shown)?;
-        bar.0.borrow().finish_and_clear();
+        bar.bar.finish_and_clear();
         let output = match packed {
             Some(packed) if source.output.as_ref().is_none_or(|output| *output == packed) => packed,
             _ => {
@@ -495,18 +496,26 @@ fn read_data(graph: &Graph, path: &Path, mut batch: usize, most: usize) -> Resul
     Ok(Data { samples, labels })
 }
 
-/// A bar on the terminal, where there is one.
-struct Bar(RefCell<ProgressBar>);
+/// A bar on the terminal; where there is none, a line now and then for who looks into a log.
+struct Bar {
+    bar: ProgressBar,
+    /// When the last line was written; `None` where none are.
+    line: Cell<Option<Instant>>,
+}
+
+/// From one line of a log to the next.
+const LINES_APART: Duration = Duration::from_secs(30);
 
 impl Bar {
     fn new(hidden: bool) -> Bar {
         let style = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len} {eta}").expect("a template");
         let bar = if hidden { ProgressBar::hidden() } else { ProgressBar::new(0) };
-        Bar(RefCell::new(bar.with_style(style)))
+        let line = Cell::new((!hidden && bar.is_hidden()).then(Instant::now));
+        Bar { bar: bar.with_style(style), line }
     }
 
     fn show(&self, what: &str, done: usize, of: usize) {
-        let bar = self.0.borrow();
+        let bar = &self.bar;
         let activity = |message: &str| message.split(':').next().unwrap_or_default().to_string();
         if activity(&bar.message()) != activity(what) {
             bar.reset();
@@ -514,5 +523,9 @@ impl Bar {
         bar.set_message(what.to_string());
         bar.set_length(of as u64);
         bar.set_position(done as u64);
+        if self.line.get().is_some_and(|last| last.elapsed() >= LINES_APART) {
+            self.line.set(Some(Instant::now()));
+            eprintln!("{what} {done}/{of}, {} left", HumanDuration(bar.eta()));
+        }
     }
 }

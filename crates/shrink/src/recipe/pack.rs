@@ -1,7 +1,10 @@
 //! The package: what the original answers is what the small model must come close to.
 
 use super::{About, Measured, PackStep};
-use crate::{Data, Sample, ShrinkError, runner::Runner};
+use crate::{
+    Data, Sample, ShrinkError,
+    runner::{Runner, opened},
+};
 use cutover_backend::{Backend, CompileOptions, RunContext, reference};
 use cutover_graph::{Graph, Plan};
 use cutover_package::{
@@ -67,7 +70,7 @@ pub(super) fn write_package(
     manifest.preprocessing.clone_from(&about.preprocessing);
     let tolerance = GoldenTolerance::default();
     manifest.golden = GoldenTolerance { atol: tolerance.atol.max(MARGIN * answers.largest_error), ..tolerance };
-    let footprint = backend.compile(&Plan::new(graph.clone())?, &CompileOptions::default())?.footprint();
+    let footprint = backend.compile(&Plan::new(opened(graph)?)?, &CompileOptions::default())?.footprint();
     manifest.resources = Some(Resources {
         weight_bytes: footprint.weight_bytes,
         session_bytes: footprint.session_bytes,

@@ -140,7 +140,7 @@ pub fn run(
         .and(blake3::hash(&bytes).as_bytes())
         .and(&digest(data))
         .and(&held_out.map(digest).unwrap_or_default())
-        .and(format!("{:?} {detail} {}", backend.describe(), recipe.seed).as_bytes());
+        .and(format!("{:?} {}", backend.describe(), recipe.seed).as_bytes());
     let mut run =
         Run { original, data, held_out, backend, cache, detail, progress, common, graph: original.clone(), bytes };
     let (mut steps, mut within_budget) = (Vec::new(), true);
@@ -216,7 +216,9 @@ impl Run<'_> {
 
     fn step(&mut self, step: &Step) -> Result<Done, ShrinkError> {
         let start = Instant::now();
-        let key = self.key(&serde_json::to_vec(step).map_err(|e| ShrinkError::Option(e.to_string()))?);
+        // What a report draws is gathered as a model is quantized, and nowhere else.
+        let detail = self.detail && matches!(step, Step::Quantize(_));
+        let key = self.key(&serde_json::to_vec(&(step, detail)).map_err(|e| ShrinkError::Option(e.to_string()))?);
         let (graph, detail, cached) = self.cached(&key, || self.make(step, &key))?;
         if let Some(graph) = graph {
             self.bytes = encode(&graph)?;
