@@ -22,6 +22,10 @@ pub const CONV_FEW_LANES: &str = include_str!("../wgsl/conv_few_lanes.wgsl");
 /// The second factor of a convolution that is a product.
 pub const UNFOLD: &str = include_str!("../wgsl/unfold.wgsl");
 
+/// An attention that never holds all scores, for any GPU, and where a subgroup is 8 invocations.
+pub const ATTENTION: &str = include_str!("../wgsl/attention.wgsl");
+pub const ATTENTION_LANES: &str = include_str!("../wgsl/attention_lanes.wgsl");
+
 /// The transforms of [`WINOGRAD_INPUT`] and [`WINOGRAD_OUTPUT`] for tiles of 2 × 2 outputs, and of 4 × 4.
 pub const WINOGRAD_TWO: &str = include_str!("../wgsl/winograd_two.wgsl");
 pub const WINOGRAD_FOUR: &str = include_str!("../wgsl/winograd_four.wgsl");

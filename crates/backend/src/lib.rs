@@ -3,6 +3,7 @@
 //! `dyn` is paid once per request at this boundary, never per operator. Backends are private types with public
 //! constructors ([`reference()`], [`cpu()`], `wgpu()` and `cuda()` with those features); none names another, and [`partition()`] makes two one. A backend sees plans and values, never a file.
 
+mod attention;
 pub mod binding;
 mod compose;
 mod contract;

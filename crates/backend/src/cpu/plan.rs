@@ -3,10 +3,10 @@
 use super::{
     Device,
     frame::{Buffer, Place, Placed},
-    lower::{self, Lowered, attention::Attention},
+    lower::{self, Lowered},
     weights::{Packed, Recipe},
 };
-use crate::{CompileOptions, Numerics, Precision, ResourceError, RunError, Work};
+use crate::{CompileOptions, Numerics, Precision, ResourceError, RunError, Work, attention::Attention};
 use cutover_graph::{
     Constant, Fact, Graph, Node, NodeId, TensorFact, ValueId,
     ops::{Facts, InferContext},
@@ -475,9 +475,9 @@ impl Builder<'_> {
         self.readers[id.index()] -= 1;
     }
 
-    /// Leaves an attention that the current node begins to `last`.
-    pub fn defer_attention(&mut self, last: NodeId, attention: Attention) {
-        self.attentions.insert(last, attention);
+    /// Leaves an attention that the current node begins to its last product.
+    pub fn defer_attention(&mut self, attention: Attention) {
+        self.attentions.insert(attention.last, attention);
     }
 
     /// The attention that the current node ends.

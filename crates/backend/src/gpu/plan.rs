@@ -5,7 +5,10 @@ use super::{
     device::{Device, Driver, Limits, Weight},
     lower,
 };
-use crate::{Numerics, ResourceError, RunError, Work};
+use crate::{
+    Numerics, ResourceError, RunError, Work,
+    attention::{Attention, Known},
+};
 use cutover_graph::{
     Constant, Fact, Graph, Identity, Node, NodeId, Plan, TensorFact, ValueId,
     ops::{Facts, InferContext},
@@ -13,7 +16,11 @@ use cutover_graph::{
 };
 use cutover_kernels::cuda::{Argument, Functions, Kernel, Refused};
 use cutover_tensor::{DType, Shape, Tensor};
-use std::{collections::HashMap, rc::Rc, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+    sync::Arc,
+};
 
 /// A range of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -220,8 +227,13 @@ pub(crate) struct Builder<'a> {
     held: Vec<Option<Operand>>,
     /// What was computed while planning.
     evaluated: HashMap<ValueId, Constant>,
-    readers: Vec<usize>,
+    /// By value: the nodes that read it.
+    uses: Vec<Vec<NodeId>>,
     is_output: Vec<bool>,
+    /// Nodes whose results the steps of others give.
+    fused: HashSet<NodeId>,
+    /// By the product that ends it.
+    attentions: HashMap<NodeId, Attention>,
     buffers: Vec<Building>,
     steps: Vec<PlannedStep>,
     current: NodeId,
@@ -263,8 +275,10 @@ fn build_from(
         facts: infer(plan, constants, inputs)?,
         held: vec![None; count],
         evaluated: HashMap::new(),
-        readers: vec![0; count],
+        uses: vec![Vec::new(); count],
         is_output: vec![false; count],
+        fused: HashSet::new(),
+        attentions: HashMap::new(),
         buffers: vec![Building { bytes: FAULT_BYTES, weight: None }],
         steps: Vec::new(),
         current: NodeId::default(),
@@ -278,16 +292,15 @@ fn build_from(
         entering.push(buffer);
     }
     for &id in plan.order() {
-        graph.node(id).inputs.iter().flatten().for_each(|input| builder.readers[input.index()] += 1);
+        graph.node(id).inputs.iter().flatten().for_each(|input| builder.uses[input.index()].push(id));
     }
     for output in graph.outputs() {
-        builder.readers[output.index()] += 1;
         builder.is_output[output.index()] = true;
     }
     for &id in plan.order() {
         builder.current = id;
         let node = graph.node(id);
-        if node.outputs.iter().any(|output| builder.readers[output.index()] > 0) {
+        if !builder.fused.contains(&id) && node.outputs.iter().any(|&output| builder.is_read(output)) {
             builder.lower(node).map_err(|unable| match unable {
                 Unable::Because(reason) => NoPlan::Refused { node: id, reason },
                 Unable::Unknown(reason) => NoPlan::Undecided { node: id, reason },
@@ -340,6 +353,9 @@ impl Builder<'_> {
             }
             return Ok(());
         }
+        if lower::attention::lower(self, node)? {
+            return Ok(());
+        }
         for &id in node.inputs.iter().flatten().chain(&node.outputs) {
             self.check_size(id)?;
         }
@@ -347,14 +363,19 @@ impl Builder<'_> {
         for &output in &node.outputs {
             let is_function = matches!(self.held[output.index()], Some(Operand::Function(_)));
             // Computed once where several read it.
-            if is_function && (self.readers[output.index()] > 1 || self.is_output[output.index()]) {
+            if is_function && (self.uses[output.index()].len() > 1 || self.is_output[output.index()]) {
                 self.buffer(output)?;
             }
         }
         Ok(())
     }
 
-    fn check_size(&self, id: ValueId) -> Result<(), Unable> {
+    fn is_read(&self, id: ValueId) -> bool {
+        !self.uses[id.index()].is_empty() || self.is_output[id.index()]
+    }
+
+    /// Whether the device can bind `id` as a whole.
+    pub fn check_size(&self, id: ValueId) -> Result<(), Unable> {
         let bytes = self.count(id).saturating_mul(code::storage_bytes(self.dtype(id)));
         let most = self.gpu.binding_bytes.min(u64::from(u32::MAX / 2)) as usize;
         if bytes > most {
@@ -518,6 +539,26 @@ impl Builder<'_> {
             DType::I32 => Some(tensor.to_vec::<i32>().ok()?.into_iter().map(i64::from).collect()),
             _ => None,
         }
+    }
+
+    /// Notes that the current node's steps, or those of one to come, give these nodes' results too.
+    pub fn fuse(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
+        self.fused.extend(nodes);
+    }
+
+    /// Leaves an attention that the current node begins to its last product.
+    pub fn defer_attention(&mut self, attention: Attention) {
+        self.attentions.insert(attention.last, attention);
+    }
+
+    /// The attention that the current node ends.
+    pub fn take_attention(&mut self) -> Option<Attention> {
+        self.attentions.remove(&self.current)
+    }
+
+    /// Whether `id` lies in memory, row-major.
+    pub fn is_in_memory(&self, id: ValueId) -> bool {
+        matches!(self.held[id.index()], Some(Operand::Buffer(..)))
     }
 
     /// The value of `id` is `tensor`, whatever the inputs hold.
@@ -736,6 +777,36 @@ impl Builder<'_> {
     /// A statement for where an element is met that the operator refuses: the run fails, and names the node.
     pub fn fault(&self) -> String {
         format!("fault({}u);", self.current.index() + 1)
+    }
+}
+
+impl Known for Builder<'_> {
+    fn shape(&self, id: ValueId) -> Shape {
+        self.shape(id)
+    }
+
+    fn is_float(&self, id: ValueId) -> bool {
+        matches!(self.dtype(id), DType::F32 | DType::F16)
+    }
+
+    fn is_constant(&self, id: ValueId) -> bool {
+        self.constant(id).is_some()
+    }
+
+    fn scalar(&self, id: ValueId) -> Option<f32> {
+        let tensor = self.known(id).filter(|tensor| tensor.element_count() == 1)?;
+        match tensor.dtype() {
+            DType::F32 => tensor.to_vec::<f32>().ok()?.first().copied(),
+            DType::F16 => tensor.bytes().first_chunk().map(|&bytes| half::f16::from_le_bytes(bytes).to_f32()),
+            _ => None,
+        }
+    }
+
+    fn only_reader(&self, id: ValueId) -> Option<(NodeId, &Node)> {
+        match &self.uses[id.index()][..] {
+            &[only] if !self.is_output[id.index()] => Some((only, self.graph.node(only))),
+            _ => None,
+        }
     }
 }
 

@@ -31,7 +31,7 @@ mod tests {
     use crate::{CompileOptions, Input, Numerics, Output, RunContext, RunError, SessionMemory, reference};
     use cutover_graph::{
         Constant, Graph, Plan, TensorFact, ValueId,
-        ops::{Activation, Conv, MatMul, Padding, Unary, UnaryFunction, Window},
+        ops::{Activation, Conv, MatMul, Padding, Softmax, SoftmaxFunction, Unary, UnaryFunction, Window},
     };
     use cutover_tensor::{DType, Tensor, Value};
 
@@ -204,6 +204,39 @@ mod tests {
                     &values,
                     &format!("{m} by {k} by {n}, {batch} of them, real {is_real}"),
                 );
+            }
+        }
+    }
+
+    /// Lengths and widths that fill the kernels' blocks and that don't.
+    #[test]
+    fn attention_agrees_on_either_kind_of_device() {
+        for is_real in [false, true] {
+            let Some(gpu) = device("attention_agrees_on_either_kind_of_device", is_real) else { return };
+            let mut random = Random(7);
+            for [s, t, depth, width] in
+                [[1, 1, 1, 1], [32, 32, 16, 32], [33, 65, 17, 9], [5, 100, 64, 128], [70, 3, 8, 40]]
+            {
+                let mut graph = Graph::new("attention");
+                let shapes = [vec![2, 3, s, depth], vec![2, 3, depth, t], vec![2, 1, t, width], vec![2, 1, s, t]];
+                let names = ["q", "k", "v", "mask"].iter().zip(&shapes);
+                let inputs = names.map(|(name, shape)| {
+                    Some(graph.add_input(name.to_string(), TensorFact::of_constant_shape(DType::F32, shape)))
+                });
+                let inputs: Vec<Option<ValueId>> = inputs.collect();
+                let mut node = |op: cutover_graph::Op, inputs: Vec<Option<ValueId>>, name: &str| {
+                    let node = graph.add_node(name, op, inputs, vec![format!("{name}.y")]).unwrap();
+                    Some(graph.node(node).outputs[0])
+                };
+                let product = || MatMul { activation: None }.into();
+                let x = node(product(), vec![inputs[0], inputs[1], inputs[3]], "scores");
+                let softmax = Softmax { function: SoftmaxFunction::Softmax, axis: -1, coerced: false };
+                let p = node(softmax.into(), vec![x], "softmax");
+                let y = node(product(), vec![p, inputs[2]], "values");
+                graph.set_outputs(vec![y.unwrap()]);
+                let values: Vec<Value> = shapes.iter().map(|shape| Value::Tensor(random.tensor(shape))).collect();
+                let said = format!("{s} by {t} of {depth} and {width}, real {is_real}");
+                check(&gpu, graph, Numerics::Default, &values, &said);
             }
         }
     }

@@ -14,14 +14,14 @@ use cutover_graph::{
     ops::{
         ArgReduce, Binary, BinaryFunction, Cast, Cell, CellActivation, Conv, ConvTranspose, Cumulate, Direction,
         Gather, MatMul, NonZero, Padding, Recurrent, Reduce, ReduceFunction, Scatter, ScatterPlace, ScatterReduction,
-        Slice, TopK, Unary, UnaryFunction, Window,
+        Slice, Softmax, SoftmaxFunction, TopK, Transpose, Unary, UnaryFunction, Unsqueeze, Window,
     },
 };
 use cutover_tensor::{DType, Tensor, Value};
 use std::sync::{Arc, OnceLock};
 
 /// The GPU; `None`, said once for each test, where there is none.
-fn gpu(test: &str) -> Option<Arc<dyn Backend>> {
+pub fn gpu(test: &str) -> Option<Arc<dyn Backend>> {
     static GPU: OnceLock<Option<Arc<dyn Backend>>> = OnceLock::new();
     let gpu = GPU.get_or_init(|| open().ok());
     if gpu.is_none() {
@@ -228,6 +228,99 @@ fn products_and_windows_of_odd_shapes_agree() {
         d.graph.set_outputs(vec![y]);
         check(&gpu, d, 1e-5);
     }
+}
+
+/// Queries, keys and values of heads, a mask or none, and their attention.
+fn attention(d: &mut Drawing) {
+    let (batch, groups, shared) = (d.random.upto(2), d.random.upto(3), d.random.pick(&[1, 1, 3]));
+    let lengths = [1, 7, 31, 32, 33, 64, 65 + d.random.below(40)];
+    let widths = [1, 3, 8, 32, 33, 40, 128];
+    let (queries, keys) = (d.random.pick(&lengths), d.random.pick(&lengths));
+    let (depth, width) = (d.random.pick(&widths), d.random.pick(&widths));
+    // As projections leave them, or by head.
+    let heads = |d: &mut Drawing, count: usize, length: usize, width: usize| match d.random.coin() {
+        true => d.input(&[batch, count, length, width]),
+        false => {
+            let x = d.input(&[batch, length, count, width]);
+            d.node(Transpose { permutation: Some(vec![0, 2, 1, 3]) }, &[x])
+        }
+    };
+    let mut lead = vec![batch, groups];
+    let (mut k, mut v) = (heads(d, groups, keys, depth), heads(d, groups, keys, width));
+    k = d.node(Transpose { permutation: Some(vec![0, 1, 3, 2]) }, &[k]);
+    let q = match shared {
+        1 => heads(d, groups, queries, depth),
+        _ => {
+            let axes = d.constant(Tensor::from_vec([1], vec![2i64]).unwrap());
+            (k, v) = (d.node(Unsqueeze, &[k, axes]), d.node(Unsqueeze, &[v, axes]));
+            lead.push(shared);
+            d.input(&[batch, groups, shared, queries, depth])
+        }
+    };
+    let mut x = d.node(MatMul { activation: None }, &[q, k]);
+    if d.random.coin() {
+        let scale = d.constant(Tensor::scalar(0.25f32));
+        x = d.node(Binary { function: BinaryFunction::Mul }, &[x, scale]);
+    }
+    let mut whole = lead.clone();
+    whole.extend([queries, keys]);
+    let mut of_samples = vec![1; whole.len()];
+    (of_samples[0], of_samples[whole.len() - 1]) = (batch, keys);
+    match d.random.below(5) {
+        0 => {}
+        1 => {
+            // Causal: the first query sees one key, and some see none.
+            let hidden = |at: usize| if at % keys <= at / keys { 0.0 } else { f32::NEG_INFINITY };
+            let mut mask: Vec<f32> = (0..queries * keys).map(hidden).collect();
+            mask[(queries - 1) * keys..].fill(f32::MIN);
+            let mask = d.constant(Tensor::from_vec([queries, keys], mask).unwrap());
+            x = d.node(Binary { function: BinaryFunction::Add }, &[x, mask]);
+        }
+        form => {
+            let shape = [&whole[..], &of_samples, &[keys]][form - 2].to_vec();
+            let mask = d.input(&shape);
+            let mask = d.node(Unary { function: UnaryFunction::Exp }, &[mask]);
+            x = d.node(Binary { function: BinaryFunction::Add }, &[mask, x]);
+        }
+    }
+    let p = d.node(Softmax { function: SoftmaxFunction::Softmax, axis: -1, coerced: false }, &[x]);
+    let mut y = d.node(MatMul { activation: None }, &[p, v]);
+    if shared == 1 && d.random.coin() {
+        y = d.node(Transpose { permutation: Some(vec![0, 2, 1, 3]) }, &[y]);
+    }
+    d.graph.set_outputs(vec![y]);
+}
+
+#[test]
+fn attention_agrees_with_its_operators() {
+    let Some(gpu) = gpu("attention_agrees_with_its_operators") else { return };
+    for seed in seeds(32) {
+        let mut d = Drawing::new(seed);
+        attention(&mut d);
+        let executable = gpu.compile(&Plan::new(d.graph.clone()).unwrap(), &CompileOptions::default()).unwrap();
+        let kernels: Vec<&str> = executable.placement().nodes.iter().map(|node| node.kernel.as_str()).collect();
+        assert!(kernels.contains(&"attention") && !kernels.contains(&"matrix product"), "{kernels:?}");
+        // A sum of a hundred products of what is at most one, and a mask of at most e.
+        check(&gpu, d, 1e-5);
+    }
+}
+
+#[test]
+fn attention_holds_no_matrix_of_scores() {
+    let Some(gpu) = gpu("attention_holds_no_matrix_of_scores") else { return };
+    let memory = |length: usize| {
+        let mut d = Drawing::new(3);
+        let [q, k, v] = [[1, 4, length, 32], [1, 4, 32, length], [1, 4, length, 32]].map(|shape| d.input(&shape));
+        let x = d.node(MatMul { activation: None }, &[q, k]);
+        let p = d.node(Softmax { function: SoftmaxFunction::Softmax, axis: -1, coerced: false }, &[x]);
+        let y = d.node(MatMul { activation: None }, &[p, v]);
+        d.graph.set_outputs(vec![y]);
+        let executable = gpu.compile(&Plan::new(d.graph).unwrap(), &CompileOptions::default()).unwrap();
+        executable.footprint().session_bytes
+    };
+    // Queries, keys, values, the result, and that as it comes back: five tensors of 4 heads of 32, and what ranges are rounded up to.
+    assert!(memory(2048) <= 5 * 4 * 2048 * 32 * 4 + 8 * 256, "{}", memory(2048));
+    assert!(memory(4096) < 2 * memory(2048));
 }
 
 #[test]

@@ -1,21 +1,20 @@
 //! Attention: a product of queries and keys, its softmax, and the product with values, as one step that never holds all scores.
 //!
-//! Exporters and compositions spell it `MatMul` → (`Mul` or `Div` by a number) → (`Add` of a mask) → `Softmax` → `MatMul`. A unit of work is a block of
-//! queries of one head: its scores stay in the cache from the product that makes them to the one that reads them. Rows are divided by the sums of
+//! A unit of work is a block of queries of one head: its scores stay in the cache from the product that makes them to the one that reads them. Rows are divided by the sums of
 //! their exponentials after the second product: the result differs from that of the operators one by one by rounding, and rounds less.
 
 use super::{
     Lowered,
     product::{Operand, batch_shape, starts, view},
 };
-use crate::cpu::{
-    frame::{Buffer, Frame, Worker},
-    plan::{Builder, NoPlan, Strided},
+use crate::{
+    attention::{self, Attention},
+    cpu::{
+        frame::{Buffer, Frame, Worker},
+        plan::{Builder, NoPlan, Strided},
+    },
 };
-use cutover_graph::{
-    Node, NodeId, Op, ValueId,
-    ops::{self, BinaryFunction, SoftmaxFunction, normalize_axis},
-};
+use cutover_graph::{Node, NodeId, Op, ValueId, ops};
 use cutover_kernels::cpu::{
     Activation, IsaLevel, Output, Residual,
     elementwise::Source,
@@ -29,14 +28,6 @@ const SCORES_LEN: usize = 16 * 1024;
 
 /// Queries of a unit at most: enough to read keys and values seldom.
 const UNIT_QUERIES: usize = 96;
-
-/// What the first product began and the second one runs.
-pub(in crate::cpu) struct Attention {
-    queries: ValueId,
-    keys: ValueId,
-    scale: f32,
-    mask: Option<ValueId>,
-}
 
 pub(in crate::cpu) struct AttentionStep {
     /// Queries, keys, width of both, and width of the values.
@@ -58,94 +49,46 @@ struct Mask {
     by_query: bool,
 }
 
-fn input(node: &Node, index: usize) -> Option<ValueId> {
-    node.inputs.get(index).copied().flatten()
-}
-
 /// If the product `node` begins an attention, notes it for the product that ends it, which will run it. Nothing else reads what is between them.
 pub(super) fn begin(builder: &mut Builder<'_>, node: &Node, op: &ops::MatMul) -> bool {
-    let Some((attention, between, last)) = find(builder, node, op) else { return false };
-    builder.fuse(between);
-    for id in [Some(attention.queries), Some(attention.keys), attention.mask].into_iter().flatten() {
+    let Some(found) = attention::find(builder, node, op) else { return false };
+    builder.fuse(found.between.clone());
+    for id in [Some(found.queries), Some(found.keys), found.mask].into_iter().flatten() {
         builder.keep(id);
     }
-    builder.defer_attention(last, attention);
+    builder.defer_attention(found);
     true
 }
 
-fn find(builder: &Builder<'_>, node: &Node, op: &ops::MatMul) -> Option<(Attention, Vec<NodeId>, NodeId)> {
-    let (queries, keys) = (input(node, 0)?, input(node, 1)?);
-    let scores_shape = builder.shape(node.outputs[0]);
-    let rank = scores_shape.rank();
-    let is_matrices = |id| builder.is_float(id) && builder.constant(id).is_none() && builder.shape(id).rank() >= 2;
-    if op.activation.is_some() || rank < 3 || ![queries, keys].into_iter().all(is_matrices) {
-        return None;
+impl attention::Known for Builder<'_> {
+    fn shape(&self, id: ValueId) -> Shape {
+        self.shape(id)
     }
-    let mut mask = input(node, 2);
-    let mut scale = 1.0;
-    let mut between = Vec::new();
-    let mut value = node.outputs[0];
-    loop {
-        let (id, reader) = builder.only_reader(value)?;
-        let other = |of: ValueId| reader.inputs.iter().flatten().copied().find(|&i| i != of);
-        match &reader.op {
-            Op::Binary(op) if op.function == BinaryFunction::Mul && mask.is_none() => {
-                scale *= builder.scalar(other(value)?)?;
-            }
-            Op::Binary(op) if op.function == BinaryFunction::Div && mask.is_none() => {
-                // x / c is x · 1/c to the last bit where 1/c is a power of two, and to the one before elsewhere.
-                scale *= 1.0 / builder.scalar(other(value).filter(|_| input(reader, 0) == Some(value))?)?;
-            }
-            Op::Binary(op) if op.function == BinaryFunction::Add && mask.is_none() => mask = Some(other(value)?),
-            Op::Softmax(op) if op.function == SoftmaxFunction::Softmax => {
-                if normalize_axis(op.axis, rank).ok()? != rank - 1 {
-                    return None;
-                }
-                between.push(id);
-                value = reader.outputs[0];
-                break;
-            }
-            _ => return None,
-        }
-        if between.len() > 2 || builder.shape(reader.outputs[0]) != scores_shape || !scale.is_finite() {
-            return None;
-        }
-        between.push(id);
-        value = reader.outputs[0];
+
+    fn is_float(&self, id: ValueId) -> bool {
+        self.is_float(id)
     }
-    let (last, reader) = builder.only_reader(value)?;
-    let Op::MatMul(ops::MatMul { activation: None }) = &reader.op else { return None };
-    let &[Some(probabilities), Some(values)] = &reader.inputs[..] else { return None };
-    let y_shape = builder.shape(reader.outputs[0]);
-    let fits = probabilities == value
-        && builder.is_float(values)
-        && builder.constant(values).is_none()
-        && builder.shape(values).rank() >= 2
-        && y_shape.rank() == rank
-        && y_shape[..rank - 1] == scores_shape[..rank - 1]
-        && y_shape.element_count() > 0
-        && scores_shape.element_count() > 0;
-    let is_mask = |id: ValueId| {
-        let shape = builder.shape(id);
-        // Rows as long as the scores', of samples, heads and queries or for all of them.
-        let trailing = &scores_shape[rank - shape.rank().min(rank)..];
-        builder.is_float(id)
-            && (1..=rank).contains(&shape.rank())
-            && shape.last() == scores_shape.last()
-            && shape.iter().zip(trailing).all(|(&of_mask, &of_scores)| of_mask == of_scores || of_mask == 1)
-    };
-    let widths = builder.shape(queries).last().copied()? > 0;
-    let known = Attention { queries, keys, scale, mask };
-    (fits && widths && mask.is_none_or(is_mask)).then_some((known, between, last))
+
+    fn is_constant(&self, id: ValueId) -> bool {
+        self.constant(id).is_some()
+    }
+
+    fn scalar(&self, id: ValueId) -> Option<f32> {
+        self.scalar(id)
+    }
+
+    fn only_reader(&self, id: ValueId) -> Option<(NodeId, &Node)> {
+        self.only_reader(id)
+    }
 }
 
 /// Runs the attention that the product `node` ends.
 pub(super) fn end(builder: &mut Builder<'_>, node: &Node, attention: Attention) -> Result<bool, NoPlan> {
-    let Attention { queries, keys, scale, mask } = attention;
+    let Attention { queries, keys, values, scale, mask, .. } = attention;
     for id in [Some(queries), Some(keys), mask].into_iter().flatten() {
         builder.release(id);
     }
-    let (Some(values), output) = (input(node, 1), node.outputs[0]) else { return Ok(false) };
+    let output = node.outputs[0];
     let y_shape = builder.shape(output).to_vec();
     let lead = y_shape.len() - 2;
     let (q, q_shape) = view(builder, queries)?;

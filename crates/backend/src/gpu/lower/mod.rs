@@ -1,5 +1,6 @@
 //! From nodes to functions and kernels, one file for each family.
 
+pub(super) mod attention;
 mod conv;
 mod elementwise;
 mod indexing;

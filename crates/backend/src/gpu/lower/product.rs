@@ -196,15 +196,8 @@ fn multiply(
     if k == 0 {
         return Err("a sum of nothing".into());
     }
-    let mut batch: Vec<usize> = Vec::new();
     let (of_left, of_right) = (&left[..left.len() - 2], &right[..right.len() - 2]);
-    for axis in 0..of_left.len().max(of_right.len()) {
-        let at = |of: &[usize]| (of.len() + axis).checked_sub(of_left.len().max(of_right.len())).map_or(1, |at| of[at]);
-        batch.push(match (at(of_left), at(of_right)) {
-            (1, right) => right,
-            (left, _) => left,
-        });
-    }
+    let batch = batch_of(of_left, of_right);
     let strides = |of: &[usize], matrix: usize| {
         let own = broadcast_strides(of, &batch);
         own.into_iter().map(|stride| stride * matrix).collect::<Vec<_>>()
@@ -234,6 +227,17 @@ fn multiply(
     let sizes = [m, n, k];
     let product = Product { to, dtype, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue };
     if written(b, &product) { Ok(()) } else { multiply_into(b, &product) }
+}
+
+/// What the extents before matrices are broadcast to.
+pub(super) fn batch_of(left: &[usize], right: &[usize]) -> Vec<usize> {
+    let rank = left.len().max(right.len());
+    let at = |of: &[usize], axis: usize| (of.len() + axis).checked_sub(rank).map_or(1, |axis| of[axis]);
+    let extent = |axis: usize| match (at(left, axis), at(right, axis)) {
+        (1, right) => right,
+        (left, _) => left,
+    };
+    (0..rank).map(extent).collect()
 }
 
 fn transposed_bytes(tensor: &Tensor) -> Vec<u8> {
