@@ -16,6 +16,16 @@ pub const CONV: &str = include_str!("../wgsl/conv.wgsl");
 pub const PRODUCT_LANES: &str = include_str!("../wgsl/product_lanes.wgsl");
 pub const CONV_LANES: &str = include_str!("../wgsl/conv_lanes.wgsl");
 
+/// [`PRODUCT`] by tiles in memory that a group shares, for devices that have such memory near.
+pub const PRODUCT_TILES: &str = include_str!("../wgsl/product_tiles.wgsl");
+
+/// A product of bytes, four terms of a sum a word, for any GPU, and where a subgroup is 8 invocations.
+pub const PRODUCT_BYTES: &str = include_str!("../wgsl/product_bytes.wgsl");
+pub const PRODUCT_BYTES_LANES: &str = include_str!("../wgsl/product_bytes_lanes.wgsl");
+
+/// A product with weights of a few bits in blocks.
+pub const PRODUCT_BLOCKS: &str = include_str!("../wgsl/product_blocks.wgsl");
+
 /// The same for groups of few output channels.
 pub const CONV_FEW_LANES: &str = include_str!("../wgsl/conv_few_lanes.wgsl");
 

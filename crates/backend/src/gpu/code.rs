@@ -251,6 +251,11 @@ impl Text {
         }
     }
 
+    /// Adds functions that call those there are.
+    pub fn define(&mut self, functions: &str) {
+        self.functions += functions;
+    }
+
     /// Defines `fault(code: u32)`, which fails the run; whoever writes last is believed.
     pub fn fault(&mut self) {
         if !self.functions.contains("fn fault(") {

@@ -31,7 +31,10 @@ mod tests {
     use crate::{CompileOptions, Input, Numerics, Output, RunContext, RunError, SessionMemory, reference};
     use cutover_graph::{
         Constant, Graph, Plan, TensorFact, ValueId,
-        ops::{Activation, Conv, MatMul, Padding, Softmax, SoftmaxFunction, Unary, UnaryFunction, Window},
+        ops::{
+            Activation, Cast, Conv, ConvInteger, MatMul, MatMulInteger, MatMulNBits, Padding, Softmax, SoftmaxFunction,
+            Unary, UnaryFunction, Window,
+        },
     };
     use cutover_tensor::{DType, Tensor, Value};
 
@@ -237,6 +240,77 @@ mod tests {
                 let values: Vec<Value> = shapes.iter().map(|shape| Value::Tensor(random.tensor(shape))).collect();
                 let said = format!("{s} by {t} of {depth} and {width}, real {is_real}");
                 check(&gpu, graph, Numerics::Default, &values, &said);
+            }
+        }
+    }
+
+    /// Products of bytes whose zero points are known and are not, and of blocks of a few bits; words that are filled and that aren't.
+    #[test]
+    fn integers_agree_on_either_kind_of_device() {
+        for is_real in [false, true] {
+            let Some(gpu) = device("integers_agree_on_either_kind_of_device", is_real) else { return };
+            let mut random = Random(9);
+            for case in 0..12 {
+                let (m, k, n) = (1 + random.below(40), 1 + random.below(70), 1 + random.below(150));
+                let mut bytes = |dtype: DType, shape: &[usize]| {
+                    let bytes: Vec<u8> = (0..shape.iter().product()).map(|_| random.below(256) as u8).collect();
+                    Tensor::from_bytes(dtype, shape, &bytes).unwrap()
+                };
+                let mut graph = Graph::new("integers");
+                let input = |graph: &mut Graph, tensor: &Tensor| {
+                    let fact = TensorFact::of_constant_shape(tensor.dtype(), tensor.shape());
+                    Some(graph.add_input("x", fact))
+                };
+                let constant = |graph: &mut Graph, name: &str, tensor: Tensor| {
+                    Some(graph.add_constant(name, Constant::new(tensor)))
+                };
+                let (x, op, given): (Tensor, cutover_graph::Op, Vec<Option<ValueId>>) = match case % 3 {
+                    0 => {
+                        let x = bytes(DType::U8, &[2, m, k]);
+                        let (w, point, points) =
+                            (bytes(DType::I8, &[k, n]), bytes(DType::U8, &[]), bytes(DType::I8, &[n]));
+                        let given = vec![
+                            input(&mut graph, &x),
+                            constant(&mut graph, "w", w),
+                            constant(&mut graph, "x_zero", point),
+                            constant(&mut graph, "w_zero", points).filter(|_| case % 2 == 0),
+                        ];
+                        (x, MatMulInteger.into(), given)
+                    }
+                    1 => {
+                        let x = bytes(DType::U8, &[2, 2 * (1 + k % 9), 7, 6]);
+                        let (w, point) =
+                            (bytes(DType::I8, &[2 * (1 + n % 20), 1 + k % 9, 3, 2]), bytes(DType::U8, &[]));
+                        let given = vec![
+                            input(&mut graph, &x),
+                            constant(&mut graph, "w", w),
+                            constant(&mut graph, "x_zero", point),
+                        ];
+                        let padding = Padding::Explicit { begin: vec![1, 0], end: vec![0, 1] };
+                        let (strides, dilations) = (vec![1 + case % 2, 1], vec![1, 2]);
+                        let window = Window { kernel_shape: None, strides, dilations, padding, ceil_mode: false };
+                        (x, ConvInteger { window, group: 2 }.into(), given)
+                    }
+                    _ => {
+                        let (bits, block_size) = ([2, 4, 8][case % 4 % 3], 16);
+                        let blocks = k.div_ceil(block_size);
+                        let w = bytes(DType::U8, &[n, blocks, block_size * bits / 8]);
+                        let x = random.tensor(&[m, k]);
+                        let scales = random.tensor(&[n, blocks]);
+                        let given = vec![
+                            input(&mut graph, &x),
+                            constant(&mut graph, "w", w),
+                            constant(&mut graph, "scales", scales),
+                        ];
+                        (x, MatMulNBits { n, k, bits, block_size, accuracy_level: 0 }.into(), given)
+                    }
+                };
+                let said = format!("{} of {m} by {k} by {n}, real {is_real}", op.name());
+                let node = graph.add_node("product", op, given, vec!["sums".into()]).unwrap();
+                let sums = graph.node(node).outputs[0];
+                let node = graph.add_node("cast", Cast::to(DType::F32).into(), vec![Some(sums)], vec!["y".into()]);
+                graph.set_outputs(vec![graph.node(node.unwrap()).outputs[0]]);
+                check(&gpu, graph, Numerics::Default, &[Value::Tensor(x)], &said);
             }
         }
     }

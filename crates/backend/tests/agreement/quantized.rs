@@ -14,7 +14,7 @@ use cutover_graph::{
     },
 };
 use cutover_tensor::{DType, Tensor, Value};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 const PER_TENSOR: Granularity = Granularity { axis: 1, block_size: 0 };
 
@@ -363,7 +363,6 @@ impl Drawing {
 }
 
 fn check(draw: fn(u64) -> Drawing, count: u64) {
-    let reference = reference();
     let backends: Vec<Arc<dyn Backend>> = rungs()
         .into_iter()
         .flat_map(|isa| {
@@ -371,17 +370,25 @@ fn check(draw: fn(u64) -> Drawing, count: u64) {
         })
         .flatten()
         .collect();
+    check_on(&backends, draw, count);
+}
+
+/// Compares `backends` with the reference; how many nodes every kernel had.
+fn check_on(backends: &[Arc<dyn Backend>], draw: fn(u64) -> Drawing, count: u64) -> BTreeMap<String, usize> {
+    let reference = reference();
+    let mut kernels = BTreeMap::new();
     for seed in seeds(count) {
         let drawing = draw(seed);
         let said = format!("seed {seed}: {}", drawing.said.join("; "));
         let plan = Plan::new(drawing.graph).unwrap();
         let expected = run(&reference, &plan, &drawing.inputs, &said).swap_remove(0);
         let mut first: Option<(String, Tensor)> = None;
-        for backend in &backends {
+        for backend in backends {
             let about = backend.describe();
             let executable = backend.compile(&plan, &CompileOptions::default()).unwrap();
             for placed in &executable.placement().nodes {
                 assert_ne!(placed.kernel, "reference", "{said}: {} {}", placed.op, placed.reason);
+                *kernels.entry(placed.kernel.clone()).or_default() += 1;
             }
             let actual = run(backend, &plan, &drawing.inputs, &said).swap_remove(0);
             assert_eq!((actual.dtype(), actual.shape()), (expected.dtype(), expected.shape()), "{said}");
@@ -415,6 +422,7 @@ fn check(draw: fn(u64) -> Drawing, count: u64) {
             }
         }
     }
+    kernels
 }
 
 #[test]
@@ -435,4 +443,39 @@ fn operators_of_quantized_operands() {
 #[test]
 fn products_with_blocks_of_few_bits() {
     check(Drawing::blocked, 60);
+}
+
+/// The same on a GPU, where products are of packed bytes.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod on_the_gpu {
+    use super::{Drawing, check_on};
+    use crate::gpu::gpu;
+
+    #[test]
+    fn images_between_dequantization_and_quantization() {
+        let Some(gpu) = gpu("images_between_dequantization_and_quantization") else { return };
+        let kernels = check_on(&[gpu], Drawing::image, 60);
+        assert!(kernels.contains_key("integer convolution"), "{kernels:?}");
+    }
+
+    #[test]
+    fn products_between_dequantization_and_quantization() {
+        let Some(gpu) = gpu("products_between_dequantization_and_quantization") else { return };
+        let kernels = check_on(&[gpu], Drawing::product, 24);
+        assert!(kernels.contains_key("integer product"), "{kernels:?}");
+    }
+
+    #[test]
+    fn operators_of_quantized_operands() {
+        let Some(gpu) = gpu("operators_of_quantized_operands") else { return };
+        let kernels = check_on(&[gpu], Drawing::named, 42);
+        assert!(kernels.contains_key("integer product"), "{kernels:?}");
+    }
+
+    #[test]
+    fn products_with_blocks_of_few_bits() {
+        let Some(gpu) = gpu("products_with_blocks_of_few_bits") else { return };
+        let kernels = check_on(&[gpu], Drawing::blocked, 30);
+        assert!(kernels.contains_key("blocked product"), "{kernels:?}");
+    }
 }

@@ -5,6 +5,7 @@ use super::{
         code::{Operand, Text},
         plan::{BufferId, Builder, Unable},
     },
+    bytes,
     elementwise::{activation_text, is_float},
     product::{
         Added, Epilogue, Factor, LOAD_FOUR, LOAD_QUAD, Lanes, Product, element, finish, group_size, multiply_into,
@@ -69,7 +70,6 @@ impl Problem {
 pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool, Unable> {
     let (x, w, output) = (super::input(node, 0)?, super::input(node, 1)?, node.outputs[0]);
     let (shape, filters, dtype) = (b.shape(x), b.shape(w), b.dtype(x));
-    let Some(constant) = b.constant(w) else { return Ok(false) };
     if !is_float(dtype) || !matches!(shape.rank(), 3 | 4) || filters[1..].contains(&0) {
         return Ok(false);
     }
@@ -90,6 +90,11 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if let Some(residual) = node.inputs.get(3).copied().flatten() {
         added.push(Added { statements: String::new(), index: "i".into(), factor: 1.0, operand: b.reread(residual)? });
     }
+    let epilogue = Epilogue { alpha: 1.0, bias, added, function: activation_text(op.activation, "x") };
+    if bytes::lower_conv(b, node, &op.window, op.group, &epilogue)? {
+        return Ok(true);
+    }
+    let Some(constant) = b.constant(w).or_else(|| bytes::dequantized_constant(b, w)) else { return Ok(false) };
     let problem = Problem {
         x: b.reread(x)?,
         filters: w,
@@ -102,7 +107,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
         horizontal,
         to: b.output(output)?,
         dtype,
-        epilogue: Epilogue { alpha: 1.0, bias, added, function: activation_text(op.activation, "x") },
+        epilogue,
         work: Work { operations, bytes },
     };
     if is_pointwise(&problem) {

@@ -1,6 +1,8 @@
 //! From nodes to functions and kernels, one file for each family.
 
 pub(super) mod attention;
+mod blocks;
+mod bytes;
 mod conv;
 mod elementwise;
 mod indexing;
@@ -83,6 +85,9 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node) -> Result<(), Unable> {
         Op::MatMulInteger(_) => quantized::lower_matmul_integer(b, node),
         Op::ConvInteger(op) => quantized::lower_conv_integer(b, node, op),
         Op::QLinearMatMul(_) => quantized::lower_qlinear_matmul(b, node),
+        Op::MatMulIntegerToFloat(_) => quantized::lower_matmul_to_float(b, node, false),
+        Op::DynamicQuantizeMatMul(_) => quantized::lower_matmul_to_float(b, node, true),
+        Op::MatMulNBits(op) => blocks::lower(b, node, op),
         Op::QLinearConv(op) => quantized::lower_qlinear_conv(b, node, &op.window, op.group),
         op if movement::moves(op) => movement::lower_selection(b, node),
         _ => Err("no kernel for these values".into()),
@@ -137,6 +142,8 @@ pub(super) fn kernel_name(op: &Op) -> Option<&'static str> {
         Op::OneHot(_) => "choice",
         Op::QuantizeLinear(_) | Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_) => "quantization",
         Op::MatMulInteger(_) | Op::QLinearMatMul(_) => "integer product",
+        Op::MatMulIntegerToFloat(_) | Op::DynamicQuantizeMatMul(_) => "integer product",
+        Op::MatMulNBits(_) => "blocked product",
         Op::ConvInteger(_) | Op::QLinearConv(_) => "integer convolution",
         op if movement::moves(op) => "selection",
         _ => return None,

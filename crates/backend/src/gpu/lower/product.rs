@@ -5,6 +5,7 @@ use super::{
         code::{self, Operand, Text, broadcast_strides, coordinates, float, position, stored, wrapped},
         plan::{BufferId, Builder, Unable},
     },
+    bytes,
     elementwise::{activation_text, is_float, unary_text},
 };
 use crate::Work;
@@ -132,6 +133,9 @@ pub(super) struct Added {
 
 pub(super) fn lower_matmul(b: &mut Builder<'_>, node: &Node, op: &MatMul) -> Result<(), Unable> {
     let epilogue = epilogue(b, node, 1.0, 1.0, activation_text(op.activation, "x"))?;
+    if bytes::lower_product(b, node, false, &epilogue)? {
+        return Ok(());
+    }
     let shapes = [b.shape(super::input(node, 0)?).to_vec(), b.shape(super::input(node, 1)?).to_vec()];
     multiply(b, node, shapes, [false, false], epilogue)
 }
@@ -153,6 +157,9 @@ pub(super) fn lower_gemm(b: &mut Builder<'_>, node: &Node, op: &Gemm, fused: Opt
         Some(fused) => unary_text(fused.function, "x"),
     };
     let epilogue = epilogue(b, node, op.alpha, op.beta, function.ok_or("a function of whole numbers")?)?;
+    if !op.transpose_a && bytes::lower_product(b, node, op.transpose_b, &epilogue)? {
+        return Ok(());
+    }
     let shapes = [b.shape(super::input(node, 0)?).to_vec(), b.shape(super::input(node, 1)?).to_vec()];
     multiply(b, node, shapes, [op.transpose_a, op.transpose_b], epilogue)
 }

@@ -2,10 +2,12 @@
 
 use super::{
     super::{
-        code::{self, Function, Operand, integer},
+        code::{self, Function, Operand, Text, integer},
         plan::{Builder, Unable},
     },
+    bytes::{self, Bytes, Finish},
     elementwise::is_float,
+    product::{Added, Epilogue},
     reduce::finish,
 };
 use cutover_graph::{
@@ -13,13 +15,14 @@ use cutover_graph::{
     ops::{ConvInteger, DequantizeLinear, Granularity, QuantizeLinear, Window, normalize_axis},
 };
 use cutover_tensor::DType;
+use std::rc::Rc;
 
-fn given(node: &Node, index: usize) -> Option<ValueId> {
+pub(super) fn given(node: &Node, index: usize) -> Option<ValueId> {
     node.inputs.get(index).copied().flatten()
 }
 
 /// The least and the largest that `dtype` holds.
-fn bounds(dtype: DType) -> Result<(i64, i64), Unable> {
+pub(super) fn bounds(dtype: DType) -> Result<(i64, i64), Unable> {
     Ok(match dtype {
         DType::I8 => (-128, 127),
         DType::U8 => (0, 255),
@@ -94,7 +97,7 @@ fn side_index(b: &Builder<'_>, parameter: ValueId, shape: &[usize], is_row: bool
     }
 }
 
-fn is_byte(dtype: DType) -> bool {
+pub(super) fn is_byte(dtype: DType) -> bool {
     matches!(dtype, DType::I8 | DType::U8)
 }
 
@@ -144,9 +147,15 @@ fn matrix_sum(
 
 pub(super) fn lower_matmul_integer(b: &mut Builder<'_>, node: &Node) -> Result<(), Unable> {
     let ids = [super::input(node, 0)?, super::input(node, 1)?];
+    let zeros = [given(node, 2), given(node, 3)];
     let output = node.outputs[0];
+    let [x, y] = [0, 1].map(|at| Bytes::new(b, ids[at], zeros[at]));
+    let shapes = ids.map(|id| b.shape(id));
+    if bytes::multiply(b, [&x, &y], [&shapes[0], &shapes[1]], false, output, |_, _| Ok(Finish::Sums))? {
+        return Ok(());
+    }
     let to = b.shape(output);
-    let (text, operands) = matrix_sum(b, ids, [given(node, 2), given(node, 3)], &to)?;
+    let (text, operands) = matrix_sum(b, ids, zeros, &to)?;
     finish(b, output, Function::new(DType::I32, text + "return sum;", operands))
 }
 
@@ -161,9 +170,18 @@ fn requantized(b: &Builder<'_>, output: ValueId, factor: &str, zero: &str) -> Re
 
 pub(super) fn lower_qlinear_matmul(b: &mut Builder<'_>, node: &Node) -> Result<(), Unable> {
     let ids = [super::input(node, 0)?, super::input(node, 3)?];
+    let zeros = [given(node, 2), given(node, 5)];
     let output = node.outputs[0];
     let to = b.shape(output);
-    let (mut text, mut operands) = matrix_sum(b, ids, [given(node, 2), given(node, 5)], &to)?;
+    if b.count(super::input(node, 1)?) == 1 {
+        let [x, y] = [0, 1].map(|at| Bytes::new(b, ids[at], zeros[at]));
+        let shapes = ids.map(|id| b.shape(id));
+        let to_bytes = |b: &mut Builder<'_>, text: &mut Text| to_bytes(b, text, node, "n", None);
+        if bytes::multiply(b, [&x, &y], [&shapes[0], &shapes[1]], false, output, to_bytes)? {
+            return Ok(());
+        }
+    }
+    let (mut text, mut operands) = matrix_sum(b, ids, zeros, &to)?;
     let mut load = |b: &mut Builder<'_>, at: usize, index: &str| {
         let id = super::input(node, at)?;
         if b.dtype(id) != DType::F32 && at != 7 {
@@ -178,6 +196,69 @@ pub(super) fn lower_qlinear_matmul(b: &mut Builder<'_>, node: &Node) -> Result<(
     let zero = format!("i32({})", load(b, 7, "0u")?);
     text += &requantized(b, output, &factor, &zero)?;
     finish(b, output, Function::new(b.dtype(output), text, operands))
+}
+
+/// What the sums of an operator with named scales become, where the second factor's scales and the bias are those of `index`.
+fn to_bytes<'a>(
+    b: &mut Builder<'_>,
+    text: &mut Text,
+    node: &Node,
+    index: &str,
+    bias: Option<ValueId>,
+) -> Result<Finish<'a>, Unable> {
+    let ids = [1, 4, 6, 7].map(|at| super::input(node, at));
+    let [x, w, y, zero] = ids;
+    let (x, w, y, zero) = (x?, w?, y?, zero?);
+    if [x, w, y].iter().any(|&id| b.dtype(id) != DType::F32) || b.count(y) != 1 || b.count(zero) != 1 {
+        return Err("scales of another type than f32, or of several axes".into());
+    }
+    let factor = bytes::factor_text(b, text, [x, w], index)?;
+    let mut load = |b: &mut Builder<'_>, id: ValueId, index: &str| {
+        let operand = b.reread(id)?;
+        Ok::<_, Unable>(format!("{}({index})", text.function(&operand)))
+    };
+    let factor = format!("{factor} / {}", load(b, y, "0u")?);
+    let zero = format!("i32({})", load(b, zero, "0u")?);
+    let added = bias.map(|bias| load(b, bias, index)).transpose()?;
+    Ok(Finish::Bytes { factor, zero, added })
+}
+
+/// `MatMulIntegerToFloat`, and `DynamicQuantizeMatMul` with what it makes of its first factor: those bytes, their scale and zero point.
+pub(super) fn lower_matmul_to_float(b: &mut Builder<'_>, node: &Node, is_dynamic: bool) -> Result<(), Unable> {
+    let (x, w, output) = (super::input(node, 0)?, super::input(node, 1)?, node.outputs[0]);
+    let at = if is_dynamic { [2, 3, 4] } else { [3, 5, 6] };
+    let [w_scale, w_zero, bias] = at.map(|at| given(node, at));
+    let w_scale = w_scale.ok_or("no scale")?;
+    let (to, columns) = (b.shape(output), b.shape(w).last().copied().unwrap_or(1));
+    let mut added = Vec::new();
+    if let Some(bias) = bias {
+        let (statements, index) = code::broadcast(&b.shape(bias), &to);
+        added.push(Added { statements, index, factor: 1.0, operand: b.reread(bias)? });
+    }
+    if ![1, columns].contains(&b.count(w_scale)) || b.dtype(output) != DType::F32 {
+        return Err("scales of several axes".into());
+    }
+    let epilogue = Epilogue { alpha: 1.0, bias: None, added, function: "x".to_string() };
+    let right = Bytes::new(b, w, w_zero);
+    let shapes = [b.shape(x), b.shape(w)];
+    let shapes: [&[usize]; 2] = [&shapes[0], &shapes[1]];
+    let (left, x_scale) = if is_dynamic {
+        let [bytes, scale, zero] = dynamic(b, x)?;
+        (Bytes::computed(bytes, zero), scale)
+    } else {
+        let x_scale = super::input(node, 2)?;
+        if b.count(x_scale) != 1 {
+            return Err("scales of several axes".into());
+        }
+        (Bytes::new(b, x, given(node, 4)), b.reread(x_scale)?)
+    };
+    let w_scale = (b.reread(w_scale)?, if b.count(w_scale) == 1 { "0u" } else { "n" });
+    let finish = |_: &mut Builder<'_>, text: &mut Text| {
+        let factor = format!("{}(0u) * {}({})", text.function(&x_scale), text.function(&w_scale.0), w_scale.1);
+        Ok(Finish::Floats { factor, epilogue: &epilogue })
+    };
+    let is_lowered = bytes::multiply(b, [&left, &right], shapes, false, output, finish)?;
+    if is_lowered { Ok(()) } else { Err("factors that are no matrices of bytes".into()) }
 }
 
 /// Inputs of a convolution of bytes, and what is made of its sums.
@@ -236,6 +317,10 @@ pub(super) fn lower_conv_integer(b: &mut Builder<'_>, node: &Node, op: &ConvInte
         w_zero: given(node, 3),
     };
     let output = node.outputs[0];
+    let factors = [(of.x, of.x_zero), (of.w, of.w_zero)];
+    if bytes::convolve(b, factors, &op.window, op.group, output, |_, _| Ok(Finish::Sums))? {
+        return Ok(());
+    }
     let to = b.shape(output);
     let (text, operands) = window_sum(b, &of, &op.window, op.group, &to)?;
     finish(b, output, Function::new(DType::I32, text + "return sum;", operands))
@@ -255,6 +340,12 @@ pub(super) fn lower_qlinear_conv(
     };
     let output = node.outputs[0];
     let to = b.shape(output);
+    let factors = [(of.x, of.x_zero), (of.w, of.w_zero)];
+    let index = format!("(row % {}u)", to[1]);
+    let to_bytes = |b: &mut Builder<'_>, text: &mut Text| to_bytes(b, text, node, &index, given(node, 8));
+    if bytes::convolve(b, factors, window, group, output, to_bytes)? {
+        return Ok(());
+    }
     let (mut text, mut operands) = window_sum(b, &of, window, group, &to)?;
     let mut load = |b: &mut Builder<'_>, at: usize, index: &str| {
         let id = super::input(node, at)?;
@@ -271,9 +362,17 @@ pub(super) fn lower_qlinear_conv(
     finish(b, output, Function::new(b.dtype(output), text, operands))
 }
 
-/// `x` as u8, its scale, and its zero point: the range first, by one invocation for each of a few hundred parts.
+/// `x` as u8, its scale, and its zero point.
 pub(super) fn lower_dynamic(b: &mut Builder<'_>, node: &Node) -> Result<(), Unable> {
-    let x = super::input(node, 0)?;
+    let made = dynamic(b, super::input(node, 0)?)?;
+    for (operand, &output) in made.into_iter().zip(&node.outputs) {
+        b.define(output, "return $0(i);", vec![operand])?;
+    }
+    Ok(())
+}
+
+/// `x` as u8, its scale, and its zero point: the range first, by one invocation for each of a few hundred parts.
+fn dynamic(b: &mut Builder<'_>, x: ValueId) -> Result<[Operand; 3], Unable> {
     let count = b.count(x);
     let operand = b.reread(x)?;
     let parts = count.div_ceil(64).min(512);
@@ -297,9 +396,8 @@ pub(super) fn lower_dynamic(b: &mut Builder<'_>, node: &Node) -> Result<(), Unab
     let zero = "let y = quotient_of(-$0(0u), $1(0u));\nreturn u32(clamp(round(y), 0.0, 255.0));";
     let zero = super::reduce::computed(b, Function::new(DType::U8, zero, vec![ends.remove(0), scale.clone()]), 1)?;
     let body = "let y = quotient_of($0(i), $1(0u));\nreturn u32(clamp(i32(clamp(round(select(y, 0.0, is_nan(y))), -1000000.0, 1000000.0)) + i32($2(0u)), 0, 255));";
-    b.define(node.outputs[0], body, vec![operand, scale.clone(), zero.clone()])?;
-    b.define(node.outputs[1], "return $0(0u);", vec![scale])?;
-    b.define(node.outputs[2], "return $0(0u);", vec![zero])
+    let bytes = Function::new(DType::U8, body, vec![operand, scale.clone(), zero.clone()]);
+    Ok([Operand::Function(Rc::new(bytes)), scale, zero])
 }
 
 /// On at the index, off elsewhere.
