@@ -16,6 +16,14 @@ __device__ __forceinline__ void put(const Operands& o, u32 z, u32 split, u32 m, 
     }
 }
 
+// A run of neighbours, or zeros where it is outside.
+template <typename E>
+__device__ __forceinline__ void load_inside(bool inside, const E* from, float (&x)[EACH]) {
+#pragma unroll
+    for (u32 e = 0; e < EACH; e++) x[e] = 0;
+    if (inside) load_run(from, x);
+}
+
 extern "C" __global__ void __launch_bounds__(256) ENTRY(const __grid_constant__ Operands o) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, z = blockIdx.z, split = blockIdx.y;
     if constexpr (B_BY_K) {
@@ -35,15 +43,15 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(const __grid_constant__ 
             for (u32 c = 0; c < COLUMNS; c++) {
                 u32 at = 0;
                 // Columns beyond the last are the last again.
-                b_place(z, k, n0 + c < N ? n0 + c : N - 1, at);
-                load_run(b_array(o) + at, b[c]);
+                const bool inside = b_place(z, k, n0 + c < N ? n0 + c : N - 1, at);
+                load_inside(inside, b_array(o) + at, b[c]);
             }
 #pragma unroll
             for (u32 m = 0; m < M; m++) {
                 u32 at = 0;
-                a_place(z, m, k, at);
+                const bool inside = a_place(z, m, k, at);
                 float a[EACH];
-                load_run(a_array(o) + at, a);
+                load_inside(inside, a_array(o) + at, a);
 #pragma unroll
                 for (u32 c = 0; c < COLUMNS; c++)
 #pragma unroll
@@ -81,12 +89,11 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(const __grid_constant__ 
             for (u32 k = split * WARPS + warp; k < K; k += WARPS * SPLITS) {
                 u32 at = 0;
                 float b[EACH];
-                b_place(z, k, n0, at);
-                load_run(b_array(o) + at, b);
+                const bool inside = b_place(z, k, n0, at);
+                load_inside(inside, b_array(o) + at, b);
 #pragma unroll
                 for (u32 m = 0; m < M; m++) {
-                    a_place(z, m, k, at);
-                    const float a = widen(a_array(o)[at]);
+                    const float a = a_place(z, m, k, at) ? widen(a_array(o)[at]) : 0.0f;
 #pragma unroll
                     for (u32 e = 0; e < EACH; e++) sums[m][e] = fmaf(a, b[e], sums[m][e]);
                 }

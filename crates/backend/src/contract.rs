@@ -270,6 +270,8 @@ pub enum Precision {
     F32,
     BF16,
     F16,
+    /// 10 bits of fraction and f32's range, in products alone, on NVIDIA's tensor cores; nothing is held in it.
+    Tf32,
 }
 
 /// How far a backend may rearrange arithmetic.

@@ -5,7 +5,7 @@
 
 use crate::{
     Backend, CompileError, CompileOptions, DeviceInfo, Executable, Footprint, Input, Output, Peak, PlacedNode,
-    Placement, ResourceError, RunContext, RunError, Session, SessionMemory, Signature, Support,
+    Placement, Precision, ResourceError, RunContext, RunError, Session, SessionMemory, Signature, Support,
     binding::{bind_inputs, check_outputs, check_result},
 };
 use cutover_graph::{Bindings, Graph, Node, NodeId, Plan, ValueId};
@@ -152,17 +152,23 @@ impl Cut {
         refused: &BTreeMap<NodeId, String>,
     ) -> Result<Vec<Piece>, CompileError> {
         let graph = plan.graph();
+        let compile = |plan: &Plan, is_preferred: bool| match (is_preferred, options.precision) {
+            (true, _) => backends.preferred.compile(plan, &options),
+            // What one has for its own products alone, the other computes exactly.
+            (false, Precision::Tf32) => {
+                backends.other.compile(plan, &CompileOptions { precision: Precision::F32, ..options })
+            }
+            (false, _) => backends.other.compile(plan, &options),
+        };
         if refused.is_empty() || refused.len() == plan.order().len() {
-            let backend = if refused.is_empty() { &backends.preferred } else { &backends.other };
-            let executable = backend.compile(plan, &options)?;
+            let executable = compile(plan, refused.is_empty())?;
             let (inputs, outputs) = (graph.inputs().to_vec(), graph.outputs().to_vec());
             return Ok(vec![Piece { executable, inputs, outputs, released: Vec::new() }]);
         }
         let mut pieces = Vec::new();
         for (nodes, is_preferred) in rounds(plan, refused) {
             let (sub, inputs, outputs) = part(graph, &nodes)?;
-            let backend = if is_preferred { &backends.preferred } else { &backends.other };
-            let executable = backend.compile(&Plan::new(sub)?, &options)?;
+            let executable = compile(&Plan::new(sub)?, is_preferred)?;
             pieces.push(Piece { executable, inputs, outputs, released: Vec::new() });
         }
         let mut read: HashSet<ValueId> = graph.outputs().iter().copied().collect();

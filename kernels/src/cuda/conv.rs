@@ -45,7 +45,7 @@ pub struct Conv {
     pub layout: Layout,
     /// Of pictures and filters; of bytes, by channels, filters are [`Element::I8`].
     pub element: Element,
-    /// The same, or of bytes [`Element::I32`], `I8` or `U8`.
+    /// The same, or of 16 bits [`Element::F32`] where it isn't depthwise, or of bytes [`Element::I32`], `I8` or `U8`.
     pub result: Element,
     /// Whether input 2 holds the zero point of pictures of bytes, 16 times, which then is what lies around them.
     pub has_zero_point: bool,
@@ -87,7 +87,10 @@ impl Conv {
     fn check(&self) -> Result<(), Refused> {
         let is_bytes = self.element.bytes() == 1 && self.layout == Layout::Channels && !self.x_is_function;
         let is_known = match self.element {
-            Element::F32 | Element::F16 | Element::BF16 => self.result == self.element && !self.has_zero_point,
+            Element::F32 | Element::F16 | Element::BF16 => {
+                let is_widened = self.result == Element::F32 && !self.is_depthwise();
+                (self.result == self.element || is_widened) && !self.has_zero_point
+            }
             _ => is_bytes,
         };
         let divides =

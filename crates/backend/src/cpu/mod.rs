@@ -19,7 +19,7 @@ mod schedule;
 mod segment;
 mod weights;
 
-use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak, Support, compose};
+use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak, Precision, Support, compose};
 use cutover_graph::{Graph, Node, Plan};
 use cutover_kernels::cpu::IsaLevel;
 use std::sync::Arc;
@@ -123,6 +123,11 @@ impl Backend for Cpu {
     }
 
     fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {
+        if options.precision == Precision::Tf32 {
+            return Err(CompileError::Options(
+                "no processor computes in tf32: that is for NVIDIA's tensor cores".into(),
+            ));
+        }
         Ok(executable::CpuExecutable::new(Arc::clone(&self.device), plan, *options)?)
     }
 }

@@ -184,7 +184,8 @@ pub(super) fn build(
         device,
         numerics: setting.options.numerics,
         half: match setting.options.precision {
-            Precision::F32 => None,
+            // Refused where it was asked for.
+            Precision::F32 | Precision::Tf32 => None,
             Precision::F16 => Some(HalfType::F16),
             Precision::BF16 => Some(HalfType::Bf16),
         },

@@ -100,6 +100,8 @@ pub(super) struct Function {
     pub buffers: usize,
     /// Functions that it is made of, itself included.
     pub depth: usize,
+    /// `[batch, rows, columns]` of its only operand, where it is that operand with rows and columns exchanged.
+    pub transposes: Option<[usize; 3]>,
 }
 
 #[derive(Clone)]
@@ -123,7 +125,7 @@ impl Function {
     pub fn new(dtype: DType, body: impl Into<String>, operands: Vec<Operand>) -> Function {
         let mut seen = HashSet::new();
         let depth = operands.iter().map(|operand| collect(operand, &mut seen)).sum::<usize>() + 1;
-        Function { dtype, body: body.into(), operands, buffers: seen.len(), depth }
+        Function { dtype, body: body.into(), operands, buffers: seen.len(), depth, transposes: None }
     }
 }
 

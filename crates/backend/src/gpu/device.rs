@@ -51,8 +51,7 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
     /// What the compiler says.
     fn compile(&self, source: &str, read_only: &[bool]) -> Result<Self::Pipeline, String>;
 
-    /// What a device of NVIDIA's adds to a sum: `fn finish(i: u32, channel: u32, x: f32) -> f32` of `source`, WGSL whose bindings have
-    /// `counts` elements, in the form that kernels written by hand take.
+    /// Functions of `source`, WGSL whose bindings have `counts` elements, in the form that kernels written by hand call them.
     ///
     /// # Errors
     /// A device that has no such kernels; what can't be said so.

@@ -6,7 +6,7 @@ use super::{
     plan::{self, NoPlan, PlannedOutput, Ready, ShapePlan, Source, Step},
 };
 use crate::{
-    CompileError, Executable, Footprint, Input, Numerics, OpTiming, Output, Phase, PhaseObserver, PlacedNode,
+    CompileError, CompileOptions, Executable, Footprint, Input, OpTiming, Output, Phase, PhaseObserver, PlacedNode,
     Placement, ResourceError, RunContext, RunError, Session, SessionMemory, Signature,
     binding::{self, bind_inputs, check_outputs, check_result},
 };
@@ -25,7 +25,7 @@ const ARENAS_KEPT: usize = 2;
 
 pub(super) struct GpuExecutable<D: Driver> {
     device: Arc<Device<D>>,
-    numerics: Numerics,
+    options: CompileOptions,
     plan: Plan,
     signature: Signature,
     /// By value: what is known of constants.
@@ -38,12 +38,16 @@ pub(super) struct GpuExecutable<D: Driver> {
 }
 
 impl<D: Driver> GpuExecutable<D> {
-    pub fn new(device: Arc<Device<D>>, plan: &Plan, numerics: Numerics) -> Result<Arc<GpuExecutable<D>>, CompileError> {
+    pub fn new(
+        device: Arc<Device<D>>,
+        plan: &Plan,
+        options: &CompileOptions,
+    ) -> Result<Arc<GpuExecutable<D>>, CompileError> {
         let graph = plan.graph();
         let fact = |id| graph.constant(id).map(|c| Fact::Tensor(TensorFact::of_tensor(&c.tensor)));
         let mut executable = GpuExecutable {
             device,
-            numerics,
+            options: *options,
             signature: Signature::of(graph),
             constants: graph.values().map(|(id, _)| fact(id)).collect(),
             plan: plan.clone(),
@@ -94,7 +98,7 @@ impl<D: Driver> GpuExecutable<D> {
     }
 
     fn build(&self, inputs: &[TensorFact]) -> Result<Ready<D>, NoPlan> {
-        plan::build(&self.plan, &self.device, self.numerics, &self.constants, inputs)
+        plan::build(&self.plan, &self.device, &self.options, &self.constants, inputs)
     }
 
     fn place(&mut self) {

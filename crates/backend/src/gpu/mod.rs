@@ -13,6 +13,7 @@ mod peak;
 mod plan;
 
 use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak, Precision, Support};
+#[cfg(feature = "wgpu")]
 pub(crate) use code::TEXELS_IN_ROW;
 use cutover_graph::{Graph, Node, Plan};
 pub(crate) use device::{Device, Driver, Limits, lock};
@@ -32,7 +33,7 @@ impl<D: Driver> Gpu<D> {
         Gpu { device: Arc::new(Device::new(driver)) }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "wgpu"))]
     pub fn driver(&self) -> &D {
         &self.device.driver
     }
@@ -59,10 +60,7 @@ impl<D: Driver> Backend for Gpu<D> {
     }
 
     fn compile(&self, plan: &Plan, options: &CompileOptions) -> Result<Arc<dyn Executable>, CompileError> {
-        if options.precision != Precision::F32 {
-            let message = format!("the GPU computes as the model says, not in {:?}", options.precision);
-            return Err(CompileError::Options(message));
-        }
+        self.check_precision(options.precision)?;
         let graph = plan.graph();
         for &id in plan.order() {
             let node = graph.node(id);
@@ -70,6 +68,22 @@ impl<D: Driver> Backend for Gpu<D> {
                 return Err(CompileError::Unsupported { node: node.name.clone(), op: node.op.name(), reason });
             }
         }
-        Ok(executable::GpuExecutable::new(Arc::clone(&self.device), plan, options.numerics)?)
+        Ok(executable::GpuExecutable::new(Arc::clone(&self.device), plan, options)?)
+    }
+}
+
+impl<D: Driver> Gpu<D> {
+    /// Fails where the device has no products in `precision`.
+    fn check_precision(&self, precision: Precision) -> Result<(), CompileError> {
+        let what = match (precision, self.device.driver.limits().written) {
+            (Precision::F32, _) | (Precision::F16, Some(_)) => return Ok(()),
+            (_, None) => format!("'{}' computes as the model says, not in {precision:?}", D::NAME),
+            (Precision::BF16 | Precision::Tf32, Some(device)) if device.sm < 80 => {
+                let capability = f64::from(device.sm) / 10.0;
+                format!("products in {precision:?} need compute capability 8.0, this GPU has {capability:.1}")
+            }
+            (Precision::BF16 | Precision::Tf32, Some(_)) => return Ok(()),
+        };
+        Err(CompileError::Options(what))
     }
 }

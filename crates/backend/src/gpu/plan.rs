@@ -6,7 +6,7 @@ use super::{
     lower,
 };
 use crate::{
-    Numerics, ResourceError, RunError, Work,
+    CompileOptions, Numerics, Precision, ResourceError, RunError, Work,
     attention::{Attention, Known},
 };
 use cutover_graph::{
@@ -156,10 +156,10 @@ struct PlannedStep {
 trait Stock {
     fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String>;
 
-    /// A problem's kernels that were written by hand, with what is done to a sum; see [`Driver::functions`].
+    /// A problem's kernels that were written by hand, with what they call; see [`Driver::functions`].
     fn written(
         &mut self,
-        finish: &str,
+        functions: &str,
         counts: &[usize],
         problem: &dyn Fn(Functions) -> Result<Kernel, Refused>,
     ) -> Result<(usize, Kernel), String>;
@@ -187,11 +187,11 @@ impl<D: Driver> Stock for Stocked<'_, D> {
 
     fn written(
         &mut self,
-        finish: &str,
+        functions: &str,
         counts: &[usize],
         problem: &dyn Fn(Functions) -> Result<Kernel, Refused>,
     ) -> Result<(usize, Kernel), String> {
-        let functions = self.device.driver.functions(finish, counts)?;
+        let functions = self.device.driver.functions(functions, counts)?;
         let kernel = problem(functions).map_err(|refused| refused.to_string())?;
         let pipeline = self.device.written(&kernel)?;
         Ok((number(&mut self.pipelines, pipeline), kernel))
@@ -221,12 +221,15 @@ pub(crate) struct Builder<'a> {
     pub graph: &'a Graph,
     pub gpu: &'a Limits,
     pub numerics: Numerics,
+    pub precision: Precision,
     stock: &'a mut dyn Stock,
     constants: &'a [Option<Fact>],
     facts: Vec<Option<Fact>>,
     held: Vec<Option<Operand>>,
     /// What was computed while planning.
     evaluated: HashMap<ValueId, Constant>,
+    /// Values that are in memory in 16 bits too, for products of such.
+    narrowed: HashMap<ValueId, BufferId>,
     /// By value: the nodes that read it.
     uses: Vec<Vec<NodeId>>,
     is_output: Vec<bool>,
@@ -240,6 +243,21 @@ pub(crate) struct Builder<'a> {
     pub kernel: &'static str,
 }
 
+/// A problem for kernels that were written by hand, where the device has some.
+pub(super) struct Written<'a> {
+    /// What the kernels call, in WGSL: `functions`, which follow `text`.
+    pub text: Text,
+    pub functions: &'a str,
+    /// The family's inputs, and what the pointers that `problem` adds behind those of the functions are.
+    pub inputs: &'a [BufferId],
+    pub more: &'a [BufferId],
+    pub output: BufferId,
+    pub problem: &'a dyn Fn(Functions) -> Result<Kernel, Refused>,
+    /// What the kernel that was chosen is called.
+    pub name: &'a dyn Fn(&Kernel) -> &'static str,
+    pub work: Work,
+}
+
 /// The faults' own range.
 pub(crate) const FAULTS: BufferId = BufferId(0);
 
@@ -247,19 +265,19 @@ pub(crate) const FAULTS: BufferId = BufferId(0);
 pub(crate) fn build<D: Driver>(
     plan: &Plan,
     device: &Device<D>,
-    numerics: Numerics,
+    options: &CompileOptions,
     constants: &[Option<Fact>],
     inputs: &[TensorFact],
 ) -> Result<Ready<D>, NoPlan> {
     let mut stock = Stocked { device, pipelines: Vec::new(), weights: Vec::new() };
-    let plan = build_from(plan, device.driver.limits(), numerics, &mut stock, constants, inputs)?;
+    let plan = build_from(plan, device.driver.limits(), options, &mut stock, constants, inputs)?;
     Ok(Ready { plan, pipelines: stock.pipelines, weights: stock.weights })
 }
 
 fn build_from(
     plan: &Plan,
     gpu: &Limits,
-    numerics: Numerics,
+    options: &CompileOptions,
     stock: &mut dyn Stock,
     constants: &[Option<Fact>],
     inputs: &[TensorFact],
@@ -269,12 +287,14 @@ fn build_from(
     let mut builder = Builder {
         graph,
         gpu,
-        numerics,
+        numerics: options.numerics,
+        precision: options.precision,
         stock,
         constants,
         facts: infer(plan, constants, inputs)?,
         held: vec![None; count],
         evaluated: HashMap::new(),
+        narrowed: HashMap::new(),
         uses: vec![Vec::new(); count],
         is_output: vec![false; count],
         fused: HashSet::new(),
@@ -620,6 +640,11 @@ impl Builder<'_> {
         if count == 0 {
             return Ok(buffer);
         }
+        if let Operand::Function(function) = operand
+            && lower::written::transposed(self, function, buffer)
+        {
+            return Ok(buffer);
+        }
         let mut text = Text::default();
         let function = text.function(operand);
         let array = text.bind(buffer, code::storage_type(dtype), true);
@@ -635,8 +660,12 @@ impl Builder<'_> {
 
     /// `id` is this function of operands. What would be too much for one kernel is computed first.
     pub fn define(&mut self, id: ValueId, body: impl Into<String>, operands: Vec<Operand>) -> Result<(), Unable> {
-        let body = body.into();
-        let mut function = Function::new(self.dtype(id), body, operands);
+        let function = Function::new(self.dtype(id), body, operands);
+        self.define_function(id, function)
+    }
+
+    /// As [`Builder::define`], of a function that is made already.
+    pub fn define_function(&mut self, id: ValueId, mut function: Function) -> Result<(), Unable> {
         let most = self.gpu.bindings.saturating_sub(2);
         if function.buffers > most || function.depth > FUSED {
             return Err(format!("reads {} tensors, this device {most} at once", function.buffers).into());
@@ -736,19 +765,20 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Adds the launches of a problem's kernels that were written by hand, where the device has them: they read `inputs` and fill `output`, and
-    /// `finish`, which follows `text`, is `fn finish(i: u32, channel: u32, x: f32) -> f32`. `false` where there are none for it.
-    pub fn push_written(
-        &mut self,
-        text: Text,
-        finish: &str,
-        inputs: &[BufferId],
-        output: BufferId,
-        problem: &dyn Fn(Functions) -> Result<Kernel, Refused>,
-        name: &'static str,
-        work: Work,
-    ) -> bool {
-        let (source, extra) = text.finish(finish, false);
+    /// The buffer of `id`'s elements in 16 bits, where somebody has narrowed them.
+    pub fn narrowed(&self, id: ValueId) -> Option<BufferId> {
+        self.narrowed.get(&id).copied()
+    }
+
+    /// `buffer` holds `id`'s elements in 16 bits.
+    pub fn keep_narrowed(&mut self, id: ValueId, buffer: BufferId) {
+        self.narrowed.insert(id, buffer);
+    }
+
+    /// Adds the launches of a problem's kernels that were written by hand; `false`, and nothing added, where there are none for it.
+    pub fn push_written(&mut self, written: Written<'_>) -> bool {
+        let Written { text, functions, inputs, more, output, problem, name, work } = written;
+        let (source, extra) = text.finish(functions, false);
         let count = |binding: &Binding| {
             let bytes = self.buffers[binding.buffer.0 as usize].bytes;
             bytes / if binding.element == "f16" { 2 } else { 4 }
@@ -763,13 +793,15 @@ impl Builder<'_> {
             }
         };
         let workspace = self.add(kernel.workspace_bytes);
+        let extra: Vec<BufferId> = extra.iter().map(|binding| binding.buffer).chain(more.iter().copied()).collect();
         let binding = |argument: &Argument| match *argument {
             Argument::Input(at) => inputs[at],
             Argument::Output(_) => output,
             Argument::Workspace => workspace,
-            Argument::Extra(at) => extra[at].buffer,
+            Argument::Extra(at) => extra[at],
         };
         let bindings = kernel.arguments.iter().map(binding).collect();
+        let name = name(&kernel);
         self.steps.push(PlannedStep { pipeline, bindings, groups: [1; 3], node: self.current, kernel: name, work });
         true
     }

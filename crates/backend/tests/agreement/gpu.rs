@@ -40,7 +40,7 @@ fn open() -> Result<Arc<dyn Backend>, CompileError> {
     }
 }
 
-fn near(actual: &Tensor, expected: &Tensor, tolerance: f32, said: &str) {
+pub fn near(actual: &Tensor, expected: &Tensor, tolerance: f32, said: &str) {
     assert_eq!((actual.dtype(), actual.shape()), (expected.dtype(), expected.shape()), "{said}");
     if actual.dtype() != DType::F32 {
         assert!(actual.bytes() == expected.bytes(), "{said}: {actual:?}, expected {expected:?}");
@@ -55,7 +55,7 @@ fn near(actual: &Tensor, expected: &Tensor, tolerance: f32, said: &str) {
 }
 
 /// `drawing`'s graph on both.
-fn check(gpu: &Arc<dyn Backend>, drawing: Drawing, tolerance: f32) {
+pub fn check(gpu: &Arc<dyn Backend>, drawing: Drawing, tolerance: f32) {
     let said = drawing.said.join("; ");
     let plan = Plan::new(drawing.graph).unwrap();
     let expected = run(&reference(), &plan, &drawing.inputs, &said);

@@ -10,11 +10,12 @@ use cutover_graph::{
 };
 use cutover_tensor::{DType, Tensor, Value, bf16, f16};
 
-fn rounded(tensor: &Tensor, to: Precision) -> Tensor {
+pub fn rounded(tensor: &Tensor, to: Precision) -> Tensor {
     let round = |x: f32| match to {
         Precision::F32 => x,
         Precision::F16 => f16::from_f32(x).to_f32(),
         Precision::BF16 => bf16::from_f32(x).to_f32(),
+        Precision::Tf32 => f32::from_bits((x.to_bits() + 0x1000) & !0x1fff),
     };
     let values: Vec<f32> = tensor.to_vec::<f32>().unwrap().into_iter().map(round).collect();
     Tensor::from_vec(tensor.shape().dims(), values).unwrap()

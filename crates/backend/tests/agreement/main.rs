@@ -5,6 +5,8 @@ mod compositions;
 mod fusions;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod gpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod gpu_by_hand;
 mod halves;
 mod models_of_rows;
 mod networks;

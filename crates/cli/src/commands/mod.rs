@@ -113,7 +113,8 @@ struct DeviceArguments {
     /// Threads of the CPU; one per core if left out.
     #[arg(long)]
     threads: Option<usize>,
-    /// f32; f16 or bf16 for weights of products and convolutions in 16 bits, which are half the memory, and rounded.
+    /// f32; f16 or bf16 for weights of products and convolutions in 16 bits, which are half the memory, and rounded; tf32 for products of f32 on
+    /// NVIDIA's tensor cores.
     #[arg(long, default_value = "f32", value_parser = precision)]
     precision: Precision,
     #[command(flatten)]
@@ -177,7 +178,8 @@ fn precision(text: &str) -> Result<Precision, String> {
         "f32" => Ok(Precision::F32),
         "bf16" => Ok(Precision::BF16),
         "f16" => Ok(Precision::F16),
-        _ => Err("expected f32, bf16 or f16".to_string()),
+        "tf32" => Ok(Precision::Tf32),
+        _ => Err("expected f32, bf16, f16 or tf32".to_string()),
     }
 }
 
@@ -200,7 +202,8 @@ impl DeviceArguments {
     fn least_sqnr_db(&self) -> Option<f64> {
         match self.precision {
             Precision::F32 => None,
-            Precision::F16 => Some(45.0),
+            // It rounds both factors as f16 does.
+            Precision::F16 | Precision::Tf32 => Some(45.0),
             Precision::BF16 => Some(25.0),
         }
     }
@@ -210,6 +213,7 @@ impl DeviceArguments {
             Precision::F32 => "f32",
             Precision::BF16 => "bf16",
             Precision::F16 => "f16",
+            Precision::Tf32 => "tf32",
         }
     }
 }

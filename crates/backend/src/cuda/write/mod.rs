@@ -24,6 +24,25 @@ const PRELUDE: &str = include_str!("prelude.cuh");
 /// The name of a translated kernel.
 pub(super) const ENTRY: &str = "cutover_kernel";
 
+/// What kernels written by hand call, as [`cutover_kernels::cuda`] says of each family.
+const CALLED: [&str; 15] = [
+    "finish",
+    "x_at",
+    "a_at",
+    "b_at",
+    "mask_at",
+    "gate",
+    "recurrent_bias",
+    "initial",
+    "initial_cell",
+    "peephole",
+    "length_of",
+    "is_reverse",
+    "activate",
+    "put",
+    "put_last",
+];
+
 /// A kernel in CUDA C. Its arguments are, for each binding in order, a pointer and the number of 4-byte words behind it (`unsigned`).
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Translated {
@@ -41,11 +60,11 @@ pub(super) fn translate(source: &str) -> Result<Translated, String> {
     Writer { module: &module, info: &info }.write()
 }
 
-/// `fn finish(i: u32, channel: u32, x: f32) -> f32` of `source` as kernels written by hand take it. Its bindings, which have `counts` elements,
-/// are further members of their operands.
+/// The functions of `source` that kernels written by hand call (those of [`CALLED`] that it has), as they call them. Its bindings, which have
+/// `counts` elements, are further members of their operands.
 ///
 /// # Errors
-/// As [`translate`].
+/// As [`translate`]; a text with none of these functions.
 pub(super) fn functions(source: &str, counts: &[usize]) -> Result<Functions, String> {
     let (module, info) = parsed(source)?;
     Writer { module: &module, info: &info }.write_functions(counts)
@@ -152,7 +171,8 @@ impl<'a> Writer<'a> {
     }
 
     fn write_functions(&self, counts: &[usize]) -> Result<Functions, String> {
-        let (mut members, mut set, mut pointers) = (String::new(), String::new(), Vec::new());
+        let (mut members, mut numbers, mut arrays, mut pointers) =
+            (String::new(), String::new(), String::new(), Vec::new());
         for (handle, global) in self.module.global_variables.iter() {
             let name = global_name(handle);
             match (global.space, &self.module.types[global.ty].inner, &global.binding) {
@@ -162,7 +182,7 @@ impl<'a> Writer<'a> {
                         None => self.zero(global.ty)?,
                     };
                     let _ = writeln!(members, "    {} {name};", self.type_name(global.ty)?);
-                    let _ = writeln!(set, "    finish.{name} = {value};");
+                    let _ = writeln!(numbers, "    caller.{name} = {value};");
                 }
                 (
                     AddressSpace::Storage { .. },
@@ -174,8 +194,8 @@ impl<'a> Writer<'a> {
                     let of = self.type_name(*base)?;
                     let _ = writeln!(members, "    {of}* {name};\n    unsigned {name}_count;");
                     let _ = writeln!(
-                        set,
-                        "    finish.{name} = (decltype(finish.{name}))o.extra{at};\n    finish.{name}_count = {count}u;"
+                        arrays,
+                        "    caller.{name} = (decltype(caller.{name}))o.extra{at};\n    caller.{name}_count = {count}u;"
                     );
                     pointers.push((at, ("void*".to_string(), format!("extra{at}"))));
                 }
@@ -183,27 +203,61 @@ impl<'a> Writer<'a> {
             }
         }
         pointers.sort();
-        let named = |function: &Function| function.name.as_deref() == Some("finish");
-        let finish = self.module.functions.iter().find(|(_, function)| named(function));
-        let (handle, finish) = finish.ok_or("no function 'finish'")?;
-        let mut called = BTreeSet::from([handle]);
-        calls(&finish.body, self.module, &mut called);
-        let text = format!(
-            "{PRELUDE}\nstruct Finish {{\n{members}{}}};\n\n}}  // namespace cutover\n\n__device__ __forceinline__ float finish(const Operands& o, u32 i, u32 channel, float x) {{\n    cutover::Finish finish;\n{set}    return finish.{}(i, channel, x);\n}}\n",
-            self.functions(&called)?,
-            function_name(finish, handle)
-        );
+        let is_called = |function: &Function| {
+            let name = function.name.as_deref().unwrap_or_default();
+            CALLED.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit()))
+        };
+        let asked: Vec<_> = self.module.functions.iter().filter(|(_, function)| is_called(function)).collect();
+        if asked.is_empty() {
+            return Err("no function that kernels call".to_string());
+        }
+        let mut called: BTreeSet<_> = asked.iter().map(|(handle, _)| *handle).collect();
+        asked.iter().for_each(|(_, function)| calls(&function.body, self.module, &mut called));
+        let methods = self.functions(&called)?;
+        let mut text = format!("{PRELUDE}\nstruct Caller {{\n{members}{methods}}};\n\n}}  // namespace cutover\n");
+        for (handle, function) in asked {
+            let result = self.result_name(function)?;
+            let (arguments, values) = self.arguments(function)?;
+            let name = function.name.as_deref().unwrap_or_default();
+            let call = format!("caller.{}({values})", function_name(function, handle));
+            let separator = if arguments.is_empty() { "" } else { ", " };
+            let head = format!("__device__ __forceinline__ {result} {name}(");
+            let _ = writeln!(
+                text,
+                "{head}const Operands& o{separator}{arguments}) {{\n    cutover::Caller caller;\n{numbers}{arrays}    return {call};\n}}"
+            );
+            // What reads nothing is asked without operands, too.
+            let info = &self.info[handle];
+            let is_array = |global: &GlobalVariable| matches!(global.space, AddressSpace::Storage { .. });
+            let mut globals = self.module.global_variables.iter();
+            if globals.all(|(global, of)| !is_array(of) || info[global].is_empty()) {
+                let _ = writeln!(
+                    text,
+                    "{head}{arguments}) {{\n    cutover::Caller caller;\n{numbers}    return {call};\n}}"
+                );
+            }
+        }
         Ok(Functions { pointers: pointers.into_iter().map(|(_, pointer)| pointer).collect(), text })
+    }
+
+    fn result_name(&self, function: &Function) -> Text {
+        function.result.as_ref().map_or(Ok("void".to_string()), |result| self.type_name(result.ty))
+    }
+
+    /// A function's parameters, and their names alone.
+    fn arguments(&self, function: &Function) -> Result<(String, String), String> {
+        let arguments = function.arguments.iter().zip(0..);
+        let declared = arguments.map(|(argument, at)| Ok(format!("{} a{at}", self.type_name(argument.ty)?)));
+        let declared = declared.collect::<Result<Vec<_>, String>>()?.join(", ");
+        let names: Vec<String> = (0..function.arguments.len()).map(|at| format!("a{at}")).collect();
+        Ok((declared, names.join(", ")))
     }
 
     /// The functions that are called, as methods.
     fn functions(&self, called: &BTreeSet<Handle<Function>>) -> Text {
         let mut functions = String::new();
         for (handle, function) in self.module.functions.iter().filter(|(handle, _)| called.contains(handle)) {
-            let result = function.result.as_ref().map_or(Ok("void".to_string()), |result| self.type_name(result.ty))?;
-            let arguments = function.arguments.iter().zip(0..);
-            let arguments = arguments.map(|(argument, at)| Ok(format!("{} a{at}", self.type_name(argument.ty)?)));
-            let arguments = arguments.collect::<Result<Vec<_>, String>>()?.join(", ");
+            let (result, (arguments, _)) = (self.result_name(function)?, self.arguments(function)?);
             let (body, name) = (self.body(function, &self.info[handle])?, function_name(function, handle));
             let _ = writeln!(functions, "    __device__ __forceinline__ {result} {name}({arguments}) {{\n{body}    }}");
         }
@@ -397,11 +451,13 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_is_finished_by_a_function_that_kernels_written_by_hand_take() {
-        let text = "@group(0) @binding(0) var<storage, read> b0: array<f32>;\nfn finish(i: u32, channel: u32, sum: f32) -> f32 { return max(sum + b0[channel], 0.0); }";
+    fn kernels_written_by_hand_call_what_they_know() {
+        let text = "@group(0) @binding(0) var<storage, read> b0: array<f32>;\nfn finish(i: u32, channel: u32, sum: f32) -> f32 { return max(sum + b0[channel], 0.0); }\nfn activate0(x: f32, d: u32) -> f32 { return x * 2.0; }";
         let Functions { pointers, text } = functions(text, &[12]).unwrap();
         assert_eq!(pointers, [("void*".to_string(), "extra0".to_string())]);
-        assert!(text.contains("float finish(const Operands& o, u32 i, u32 channel, float x)"), "{text}");
+        assert!(text.contains("float finish(const Operands& o, unsigned a0, unsigned a1, float a2)"), "{text}");
+        assert!(!text.contains("float finish(unsigned a0"), "{text}");
+        assert!(text.contains("float activate0(float a0, unsigned a1)"), "{text}");
         assert!(text.contains("g0_count = 12u"), "{text}");
         assert!(functions("fn other() {}", &[]).is_err());
     }

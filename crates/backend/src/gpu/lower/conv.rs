@@ -11,6 +11,7 @@ use super::{
         Added, Epilogue, Factor, LOAD_FOUR, LOAD_QUAD, Lanes, Product, element, finish, group_size, multiply_into,
         rows, store_row,
     },
+    written,
 };
 use crate::{Numerics, Work};
 use cutover_graph::{
@@ -28,21 +29,22 @@ use cutover_tensor::{DType, Shape, Tensor};
 use std::fmt::Write;
 
 /// A convolution over one or two axes.
-struct Problem {
-    x: Operand,
-    filters: ValueId,
-    constant: Constant,
-    samples: usize,
-    groups: usize,
+pub(super) struct Problem {
+    pub x: Operand,
+    pub filters: ValueId,
+    /// What they are, where that is known.
+    pub constant: Option<Constant>,
+    pub samples: usize,
+    pub groups: usize,
     /// Channels of a group, in and out.
-    inner: usize,
-    per_group: usize,
-    vertical: WindowAxis,
-    horizontal: WindowAxis,
-    to: BufferId,
-    dtype: DType,
-    epilogue: Epilogue,
-    work: Work,
+    pub inner: usize,
+    pub per_group: usize,
+    pub vertical: WindowAxis,
+    pub horizontal: WindowAxis,
+    pub to: BufferId,
+    pub dtype: DType,
+    pub epilogue: Epilogue,
+    pub work: Work,
 }
 
 impl Problem {
@@ -61,24 +63,21 @@ impl Problem {
         self.vertical.output * self.horizontal.output
     }
 
-    fn channels(&self) -> usize {
+    pub fn channels(&self) -> usize {
         self.per_group * self.groups
     }
 }
 
-/// A convolution over one or two axes whose filters are constant; `false` for others.
+/// A convolution over one or two axes; `false` for others, and where its filters are not constant and no kernel was written by hand.
 pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool, Unable> {
     let (x, w, output) = (super::input(node, 0)?, super::input(node, 1)?, node.outputs[0]);
     let (shape, filters, dtype) = (b.shape(x), b.shape(w), b.dtype(x));
-    if !is_float(dtype) || !matches!(shape.rank(), 3 | 4) || filters[1..].contains(&0) {
+    if !is_float(dtype) || b.dtype(w) != dtype || !matches!(shape.rank(), 3 | 4) || filters[1..].contains(&0) {
         return Ok(false);
     }
     let axes = op.window.axes(&shape[2..], &filters[2..]).map_err(|error| error.to_string())?;
     let one = WindowAxis { input: 1, output: 1, kernel: 1, stride: 1, dilation: 1, pad_begin: 0, pad_end: 0 };
     let [vertical, horizontal] = if axes.len() == 2 { [axes[0], axes[1]] } else { [one, axes[0]] };
-    if horizontal.kernel > 32 || vertical.kernel > 32 {
-        return Ok(false);
-    }
     let (inner, per_group) = (filters[1], filters[0] / op.group);
     let operations = 2 * (b.count(output) * inner * vertical.kernel * horizontal.kernel) as u64;
     let bytes = 4 * (b.count(x) + b.count(w) + b.count(output)) as u64;
@@ -94,11 +93,14 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if bytes::lower_conv(b, node, &op.window, op.group, &epilogue)? {
         return Ok(true);
     }
-    let Some(constant) = b.constant(w).or_else(|| bytes::dequantized_constant(b, w)) else { return Ok(false) };
+    let constant = b.constant(w).or_else(|| bytes::dequantized_constant(b, w));
+    if constant.is_none() && b.gpu.written.is_none() {
+        return Ok(false);
+    }
     let problem = Problem {
         x: b.reread(x)?,
         filters: w,
-        constant,
+        constant: constant.clone(),
         samples: shape[0],
         groups: op.group,
         inner,
@@ -110,20 +112,26 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
         epilogue,
         work: Work { operations, bytes },
     };
+    if written::convolution(b, &problem)? {
+        return Ok(true);
+    }
+    let Some(filters) = constant.filter(|_| horizontal.kernel <= 32 && vertical.kernel <= 32) else {
+        return Ok(false);
+    };
     if is_pointwise(&problem) {
-        return as_product(b, &problem).map(|()| true);
+        return as_product(b, &problem, &filters).map(|()| true);
     }
     if let Some(tile) = tile_for(b, &problem) {
-        return by_tiles(b, &problem, tile).map(|()| true);
+        return by_tiles(b, &problem, &filters, tile).map(|()| true);
     }
     if b.gpu.has_lanes && is_worth_unfolding(b, &problem) {
-        return unfolded(b, &problem).map(|()| true);
+        return unfolded(b, &problem, &filters).map(|()| true);
     }
     match b.gpu.has_lanes {
         // Of a few channels a group, as depthwise, a subgroup has nothing to share.
-        true if per_group < 4 => direct_few(b, &problem),
-        true => direct_lanes(b, &problem),
-        false => direct(b, &problem),
+        true if per_group < 4 => direct_few(b, &problem, &filters),
+        true => direct_lanes(b, &problem, &filters),
+        false => direct(b, &problem, &filters),
     }?;
     Ok(true)
 }
@@ -135,9 +143,9 @@ fn is_pointwise(p: &Problem) -> bool {
 }
 
 /// `filters · x` of every sample.
-fn as_product(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+fn as_product(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(), Unable> {
     let pixels = p.pixels();
-    let filters = b.upload(&p.constant, "plain", super::super::executable::to_device)?;
+    let filters = b.upload(constant, "plain", super::super::executable::to_device)?;
     let left = Factor { operand: filters, batch: vec![0], row: p.inner, column: 1 };
     let right = Factor { operand: p.x.clone(), batch: vec![p.inner * pixels], row: pixels, column: 1 };
     multiply_into(b, &p.product([p.channels(), pixels, p.inner], &[p.samples], &left, &right))
@@ -181,7 +189,7 @@ fn tiles(p: &Problem, tile: WinogradTile) -> usize {
 }
 
 /// Transformed tiles times transformed filters, a product for each coefficient, transformed back.
-fn by_tiles(b: &mut Builder<'_>, p: &Problem, tile: WinogradTile) -> Result<(), Unable> {
+fn by_tiles(b: &mut Builder<'_>, p: &Problem, constant: &Constant, tile: WinogradTile) -> Result<(), Unable> {
     b.kernel = "Winograd products";
     let (side, count, coefficients) = (tile.outputs(), tiles(p, tile), coefficients(tile));
     let of_row = p.horizontal.output.div_ceil(side);
@@ -219,7 +227,7 @@ fn by_tiles(b: &mut Builder<'_>, p: &Problem, tile: WinogradTile) -> Result<(), 
 
     let sizes = [p.per_group, p.inner];
     let recipe = if side == 2 { "winograd two" } else { "winograd four" };
-    let filters = b.upload(&p.constant, recipe, |filters| {
+    let filters = b.upload(constant, recipe, |filters| {
         bytemuck::cast_slice(&winograd::filter_coefficients(tile, sizes, &floats(filters))).to_vec()
     })?;
     let products = b.scratch(coefficients * count * p.per_group);
@@ -260,7 +268,7 @@ fn unfolded_depth(p: &Problem) -> usize {
 }
 
 /// What each tap meets, written out, as the second factor of a product with the filters.
-fn unfolded(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+fn unfolded(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(), Unable> {
     let (depth, pixels, taps) = (unfolded_depth(p), p.pixels(), p.vertical.kernel * p.horizontal.kernel);
     let width = pixels.next_multiple_of(4);
     let group = group_size(b, width / 4);
@@ -276,7 +284,7 @@ fn unfolded(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
     b.push(text, &kernel, groups, "unfolding", Work::default())?;
 
     let rows = p.per_group;
-    let filters = b.upload(&p.constant, "rows by fours", |filters| rows_by_fours(filters, rows))?;
+    let filters = b.upload(constant, "rows by fours", |filters| rows_by_fours(filters, rows))?;
     let Operand::Buffer(filters, _) = filters else { return Err("filters in memory".into()) };
     let left = Factor { operand: Operand::Buffer(filters, DType::F32), batch: vec![0], row: depth, column: 1 };
     let patches = Operand::Buffer(patches, DType::F32);
@@ -310,13 +318,13 @@ fn numbers(p: &Problem, group: usize, rows: usize) -> Vec<(&'static str, String)
     numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect()
 }
 
-fn direct_lanes(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+fn direct_lanes(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(), Unable> {
     let (pixels, taps) = (p.pixels(), p.vertical.kernel * p.horizontal.kernel);
     let (quads, matrices) = (p.inner.div_ceil(4), p.samples * p.groups);
     let lanes = Lanes::of([p.per_group, pixels, 4 * quads * taps, matrices], [LOAD_QUAD, LOAD_FOUR], 4);
     let rows = 8 * lanes.octets;
     let shape = b.shape(p.filters);
-    let weights = b.upload(&p.constant, "taps, channels by fours", |filters| by_fours(filters, &shape))?;
+    let weights = b.upload(constant, "taps, channels by fours", |filters| by_fours(filters, &shape))?;
     let Operand::Buffer(weights, _) = weights else { return Err("filters in memory".into()) };
     let mut text = Text::default();
     let load_x = text.function(&p.x);
@@ -338,11 +346,11 @@ fn direct_lanes(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
 }
 
 /// Four pixels of one channel an invocation.
-fn direct_few(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+fn direct_few(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(), Unable> {
     let (pixels, depth) = (p.pixels(), unfolded_depth(p));
     let (quads, rows) = (pixels.div_ceil(4), p.channels());
     let group = group_size(b, quads);
-    let filters = b.upload(&p.constant, "rows by fours", |filters| rows_by_fours(filters, rows))?;
+    let filters = b.upload(constant, "rows by fours", |filters| rows_by_fours(filters, rows))?;
     let Operand::Buffer(filters, _) = filters else { return Err("filters in memory".into()) };
     let mut text = Text::default();
     let load_x = text.function(&p.x);
@@ -361,10 +369,10 @@ fn direct_few(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
     b.push(text, &kernel, groups, "convolution", p.work)
 }
 
-fn direct(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
+fn direct(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(), Unable> {
     let (pixels, rows) = (p.pixels(), rows(p.per_group));
     let (group, blocks) = (group_size(b, pixels), p.per_group.div_ceil(rows));
-    let packed = pack(&p.constant, p.groups, rows)?;
+    let packed = pack(constant, p.groups, rows)?;
     let weights = b.upload(&packed, "plain", super::super::executable::to_device)?;
     let mut text = Text::default();
     let (load_x, load_w) = (text.function(&p.x), text.function(&weights));
@@ -388,7 +396,7 @@ fn direct(b: &mut Builder<'_>, p: &Problem) -> Result<(), Unable> {
 }
 
 /// A tensor's elements as f32.
-fn floats(tensor: &Tensor) -> Vec<f32> {
+pub(super) fn floats(tensor: &Tensor) -> Vec<f32> {
     let halves = |widen: fn([u8; 2]) -> f32| tensor.bytes().chunks_exact(2).map(|b| widen([b[0], b[1]])).collect();
     match tensor.dtype() {
         DType::F16 => halves(|bytes| half::f16::from_le_bytes(bytes).to_f32()),

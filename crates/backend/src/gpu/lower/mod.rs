@@ -13,6 +13,7 @@ mod quantized;
 mod recurrent;
 mod reduce;
 mod window;
+pub(super) mod written;
 
 use super::{
     code,

@@ -1,7 +1,7 @@
 //! What only moves elements: views, selections, gathers, joins.
 
 use super::super::{
-    code::{self, coordinates, position, strides},
+    code::{self, Function, coordinates, position, strides},
     plan::{Builder, Unable},
 };
 use crate::known;
@@ -29,7 +29,30 @@ pub(super) fn lower_transpose(b: &mut Builder<'_>, node: &Node, op: &Transpose) 
     let moved: Vec<usize> = permutation.iter().map(|&axis| from[axis]).collect();
     let (statements, index) = code::strided(&moved, &b.shape(output), 0);
     let operands = b.operands(&[x])?;
-    b.define(output, format!("{statements}return $0({index});"), operands)
+    let mut function = Function::new(b.dtype(output), format!("{statements}return $0({index});"), operands);
+    function.transposes = transposed(&shape, &permutation);
+    b.define_function(output, function)
+}
+
+/// `[batch, rows, columns]` of a tensor of `shape` whose axes in the order of `permutation` are its matrices with rows and columns exchanged.
+fn transposed(shape: &[usize], permutation: &[usize]) -> Option<[usize; 3]> {
+    let counted: Vec<usize> = (0..shape.len()).filter(|&axis| shape[axis] != 1).collect();
+    let order = permutation.iter().filter_map(|axis| counted.binary_search(axis).ok());
+    // Runs of axes that stay together: the first of each, and how many.
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for axis in order {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == axis => *count += 1,
+            _ => runs.push((axis, 1)),
+        }
+    }
+    let extent =
+        |(first, count): (usize, usize)| counted[first..first + count].iter().map(|&axis| shape[axis]).product();
+    match runs.as_slice() {
+        [columns, rows] => Some([1, extent(*rows), extent(*columns)]),
+        [batch @ (0, _), columns, rows] if rows.0 == batch.1 => Some([*batch, *rows, *columns].map(extent)),
+        _ => None,
+    }
 }
 
 pub(super) fn lower_expand(b: &mut Builder<'_>, node: &Node) -> Result<(), Unable> {
@@ -257,4 +280,26 @@ pub(super) fn lower_known(b: &mut Builder<'_>, node: &Node) -> Result<bool, Unab
         b.define_constant(output, Constant::new(tensor));
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_are_found_in_permutations() {
+        for (shape, permutation, expected) in [
+            (vec![3, 5], vec![1, 0], Some([1, 3, 5])),
+            (vec![2, 3, 5], vec![0, 2, 1], Some([2, 3, 5])),
+            (vec![2, 3, 5], vec![2, 0, 1], Some([1, 6, 5])),
+            (vec![2, 3, 5, 7], vec![0, 2, 3, 1], Some([2, 3, 35])),
+            (vec![2, 3, 5, 7], vec![0, 3, 1, 2], Some([2, 15, 7])),
+            (vec![2, 1, 5, 7], vec![1, 0, 3, 2], Some([2, 5, 7])),
+            (vec![2, 3, 5, 7], vec![0, 2, 1, 3], None),
+            (vec![2, 3, 5], vec![0, 1, 2], None),
+            (vec![2, 3, 5], vec![2, 1, 0], None),
+        ] {
+            assert_eq!(transposed(&shape, &permutation), expected, "{shape:?} by {permutation:?}");
+        }
+    }
 }

@@ -2,16 +2,18 @@
 
 use super::{
     super::{
-        code::{self, Function, Operand, float},
+        code::{self, Function, Operand, Text, float},
         plan::{Builder, Unable},
     },
     elementwise::is_float,
     reduce::{around, computed, sum},
+    written::{self, Rows},
 };
 use cutover_graph::{
     Node,
     ops::{BatchNorm, InstanceNorm, LayerNorm, LpNorm, LpNormOrder, Lrn, Softmax, SoftmaxFunction, normalize_axis},
 };
+use cutover_kernels::cuda::RowFunction;
 use cutover_tensor::DType;
 
 fn floats_only(dtype: DType) -> Result<(), Unable> {
@@ -32,6 +34,18 @@ pub(super) fn lower_softmax(b: &mut Builder<'_>, node: &Node, op: &Softmax) -> R
         (false, rank) => around(&shape, normalize_axis(op.axis, rank).map_err(|error| error.to_string())?),
     };
     let x = b.reread(x)?;
+    let of_row = match op.function {
+        SoftmaxFunction::Softmax => Some(RowFunction::Softmax),
+        SoftmaxFunction::LogSoftmax => Some(RowFunction::LogSoftmax),
+        SoftmaxFunction::Hardmax => None,
+    };
+    if let Some(function) = of_row.filter(|_| inner == 1) {
+        let (rows, length, to, name) = (outer, extent, b.output(output)?, "softmax by hand");
+        let finish = |_: &mut Text| format!("return {};", code::wrapped(dtype, "x"));
+        if written::rows(b, &Rows { x: &x, rows, length, function, term: "x", to, dtype, name }, finish) {
+            return Ok(());
+        }
+    }
     let line = format!("let start = i / {inner}u * {}u + i % {inner}u;\n", extent * inner);
     let each = |statement: &str| {
         format!("for (var r = 0u; r < {extent}u; r = r + 1u) {{\nlet x = $0(start + r * {inner}u);\n{statement}\n}}\n")
@@ -86,6 +100,10 @@ fn moments(
     Ok((mean, inverse))
 }
 
+fn norm_of_row(centred: bool, epsilon: f32) -> RowFunction {
+    if centred { RowFunction::LayerNorm { epsilon } } else { RowFunction::RmsNorm { epsilon } }
+}
+
 pub(super) fn lower_layer_norm(b: &mut Builder<'_>, node: &Node, op: &LayerNorm) -> Result<(), Unable> {
     let (x, output) = (super::input(node, 0)?, node.outputs[0]);
     let (shape, dtype) = (b.shape(x), b.dtype(output));
@@ -93,6 +111,25 @@ pub(super) fn lower_layer_norm(b: &mut Builder<'_>, node: &Node, op: &LayerNorm)
     let axis = normalize_axis(op.axis, shape.rank()).map_err(|error| error.to_string())?;
     let (rows, extent) = (shape[..axis].iter().product(), shape[axis..].iter().product::<usize>());
     let operand = b.reread(x)?;
+    if node.outputs.len() == 1 {
+        let mut scaled = Vec::new();
+        for (input, sign) in [(1, "*"), (2, "+")] {
+            let Some(id) = node.inputs.get(input).copied().flatten() else { continue };
+            scaled.push((code::broadcast(&b.shape(id), &shape), sign, b.operand(id)?));
+        }
+        let finish = |text: &mut Text| {
+            let mut body = "var y = x;\n".to_string();
+            for ((statements, index), sign, operand) in &scaled {
+                body += &format!("{{\n{statements}y = y {sign} {}({index});\n}}\n", text.function(operand));
+            }
+            body + &format!("return {};", code::wrapped(dtype, "y"))
+        };
+        let function = norm_of_row(op.centred, op.epsilon);
+        let (length, to, name) = (extent, b.output(output)?, "layer normalization by hand");
+        if written::rows(b, &Rows { x: &operand, rows, length, function, term: "x", to, dtype, name }, finish) {
+            return Ok(());
+        }
+    }
     let (mean, inverse) = moments(b, &operand, rows, extent, op.epsilon, op.centred)?;
     let mut operands = vec![operand, mean.clone(), inverse.clone()];
     let mut body = format!("let row = i / {extent}u;\nvar y = ($0(i) - $1(row)) * $2(row);\n");
@@ -119,12 +156,22 @@ pub(super) fn lower_instance_norm(b: &mut Builder<'_>, node: &Node, op: &Instanc
     let plane: usize = shape[2..].iter().product();
     let (rows, extent) = (shape[0] * groups, channels / groups * plane);
     let operand = b.reread(x)?;
-    let (mean, inverse) = moments(b, &operand, rows, extent, op.epsilon, true)?;
     let (scale, bias) = (b.operand(super::input(node, 1)?)?, b.operand(super::input(node, 2)?)?);
     let counts = [b.count(super::input(node, 1)?), b.count(super::input(node, 2)?)];
     if counts != [channels; 2] {
         return Err("a scale for each group".into());
     }
+    let finish = |text: &mut Text| {
+        let (scale, bias) = (text.function(&scale), text.function(&bias));
+        let value = code::wrapped(dtype, &format!("x * {scale}(c) + {bias}(c)"));
+        format!("let c = i / {plane}u % {channels}u;\nreturn {value};")
+    };
+    let (function, length) = (norm_of_row(true, op.epsilon), extent);
+    let (to, name) = (b.output(output)?, "channel normalization by hand");
+    if written::rows(b, &Rows { x: &operand, rows, length, function, term: "x", to, dtype, name }, finish) {
+        return Ok(());
+    }
+    let (mean, inverse) = moments(b, &operand, rows, extent, op.epsilon, true)?;
     let body = format!(
         "let row = i / {extent}u;\nlet c = i / {plane}u % {channels}u;\nreturn {};",
         code::wrapped(dtype, "($0(i) - $1(row)) * $2(row) * $3(c) + $4(c)")

@@ -7,13 +7,14 @@ use super::{
     },
     bytes,
     elementwise::{activation_text, is_float, unary_text},
+    written,
 };
 use crate::Work;
 use cutover_graph::{
     Node, ValueId,
     ops::{FusedGemm, FusedMatMul, Gemm, MatMul},
 };
-use cutover_kernels::{cuda, wgsl};
+use cutover_kernels::wgsl;
 use cutover_tensor::{DType, Tensor};
 use std::fmt::Write;
 
@@ -107,7 +108,7 @@ impl Product<'_> {
         self.batch.iter().product()
     }
 
-    fn work(&self) -> Work {
+    pub fn work(&self) -> Work {
         let ([m, n, k], count) = (self.sizes, self.count());
         Work { operations: 2 * (count * m * n * k) as u64, bytes: 4 * (count * (m * k + k * n + m * n)) as u64 }
     }
@@ -210,22 +211,12 @@ fn multiply(
         own.into_iter().map(|stride| stride * matrix).collect::<Vec<_>>()
     };
     let (batch_left, batch_right) = (strides(of_left, m * k), strides(of_right, k * n));
+    let none = || Operand::Literal(String::new(), dtype);
     // The rows of the first factor may lie anyhow; of the second, what neighbours read lies together.
-    let a = Factor {
-        operand: b.reread(ids[0])?,
-        batch: batch_left,
-        row: if transposed[0] { 1 } else { k },
-        column: if transposed[0] { m } else { 1 },
-    };
-    let mut second = Factor { operand: Operand::Literal(String::new(), dtype), batch: batch_right, row: n, column: 1 };
-    second.operand = match (transposed[1], b.constant(ids[1])) {
-        (false, _) => b.reread(ids[1])?,
-        (true, Some(constant)) if of_right.is_empty() => b.upload(&constant, "transposed", transposed_bytes)?,
-        (true, _) => {
-            (second.row, second.column) = (1, k);
-            b.reread(ids[1])?
-        }
-    };
+    let (row, column) = if transposed[0] { (1, m) } else { (k, 1) };
+    let mut a = Factor { operand: none(), batch: batch_left, row, column };
+    let (row, column) = if transposed[1] { (1, k) } else { (n, 1) };
+    let mut second = Factor { operand: none(), batch: batch_right, row, column };
     // Several matrices against one second factor are one of more rows.
     let is_one = second.batch.iter().all(|&stride| stride == 0) && !transposed[0];
     let is_dense = of_left == &batch[..];
@@ -233,7 +224,24 @@ fn multiply(
     let to = b.output(output)?;
     let sizes = [m, n, k];
     let product = Product { to, dtype, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue };
-    if written(b, &product) { Ok(()) } else { multiply_into(b, &product) }
+    if written::product_of_weights(b, &product, ids)? {
+        return Ok(());
+    }
+    a.operand = b.reread(ids[0])?;
+    second.operand = match b.constant(ids[1]) {
+        // Kernels written by hand read either order.
+        Some(constant) if transposed[1] && of_right.is_empty() && b.gpu.written.is_none() => {
+            (second.row, second.column) = (n, 1);
+            b.upload(&constant, "transposed", transposed_bytes)?
+        }
+        _ => b.reread(ids[1])?,
+    };
+    multiply_by_any(b, &Product { to, dtype, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue })
+}
+
+/// The product by a kernel written by hand, or else a generated one.
+fn multiply_by_any(b: &mut Builder<'_>, product: &Product<'_>) -> Result<(), Unable> {
+    if written::product(b, product) { Ok(()) } else { multiply_into(b, product) }
 }
 
 /// What the extents before matrices are broadcast to.
@@ -258,58 +266,6 @@ fn transposed_bytes(tensor: &Tensor) -> Vec<u8> {
         }
     }
     moved
-}
-
-/// The product by a kernel written by hand, where the device has one and both factors lie in memory; whether it is.
-fn written(b: &mut Builder<'_>, product: &Product<'_>) -> bool {
-    let &Product { to, dtype, sizes: [m, n, k], batch, left, right, epilogue } = product;
-    let held = match dtype {
-        DType::F32 => cuda::Element::F32,
-        DType::F16 => cuda::Element::F16,
-        _ => return false,
-    };
-    let (Some(device), Operand::Buffer(a, of_a), Operand::Buffer(w, of_w)) =
-        (b.gpu.written, &left.operand, &right.operand)
-    else {
-        return false;
-    };
-    let array = |along_k: usize, outer: usize, factor: &Factor| {
-        let (order, leading) = match (along_k, outer) {
-            (1, leading) => (cuda::Order::ByK, leading),
-            (leading, 1) => (cuda::Order::ByOuter, leading),
-            _ => return None,
-        };
-        Some(cuda::Operand::Array { order, leading, batch: factor.batch.clone() })
-    };
-    let (Some(first), Some(second)) = (array(left.column, left.row, left), array(right.row, right.column, right))
-    else {
-        return false;
-    };
-    if [of_a, of_w].iter().any(|&&of| of != dtype) {
-        return false;
-    }
-    let problem = |functions: cuda::Functions| {
-        let product = cuda::Product {
-            m,
-            n,
-            k,
-            batch: batch.to_vec(),
-            a: first.clone(),
-            b: second.clone(),
-            elements: [held; 2],
-            result: held,
-            precision: cuda::Precision::Full,
-            channel_is_row: false,
-            functions,
-        };
-        product.kernel(device)
-    };
-    let mut text = Text::default();
-    let finish = element(&mut text, dtype, epilogue)
-        + &format!(
-            "fn finish(i: u32, channel: u32, sum: f32) -> f32 {{ return element(i, bias_of(i / {n}u), sum); }}\n"
-        );
-    b.push_written(text, &finish, &[*a, *w], to, &problem, "matrix product by hand", product.work())
 }
 
 /// The product of two factors in the buffer `to`.
@@ -444,6 +400,6 @@ pub(super) fn inputs_of_gates(
     let to = b.scratch(directions * count * rows);
     let (sizes, batch) = ([count, rows, features], &[directions]);
     let dtype = DType::F32;
-    multiply_into(b, &Product { to, dtype, sizes, batch, left: &left, right: &right, epilogue: &epilogue })?;
+    multiply_by_any(b, &Product { to, dtype, sizes, batch, left: &left, right: &right, epilogue: &epilogue })?;
     Ok(Operand::Buffer(to, DType::F32))
 }

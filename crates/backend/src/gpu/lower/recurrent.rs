@@ -6,6 +6,7 @@ use super::{
         plan::{Builder, Unable},
     },
     product,
+    written::{self, Recurrence},
 };
 use crate::Work;
 use cutover_graph::{
@@ -68,61 +69,6 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Recurrent) -> Result<
     let initial_cell = given(6).map(|id| b.reread(id)).transpose()?;
     let peepholes = given(7).map(|id| b.operand(id)).transpose()?;
     let outputs = node.outputs.iter().map(|&output| b.output(output)).collect::<Result<Vec<_>, _>>()?;
-    let mut text = Text::default();
-    let mut kernel = String::new();
-    let mut define = |text: &mut Text, name: &str, operand: &Option<Operand>, default: &str| {
-        let of = match operand {
-            Some(operand) => format!("{}(i)", text.function(operand)),
-            None => default.to_string(),
-        };
-        let _ = writeln!(kernel, "fn {name}(i: u32) -> f32 {{ return {of}; }}");
-    };
-    define(&mut text, "gate_of_input", &Some(of_input), "");
-    define(&mut text, "weight", &Some(recurrent), "");
-    define(&mut text, "bias", &bias, "0.0");
-    define(&mut text, "initial", &initial, "0.0");
-    define(&mut text, "initial_cell", &initial_cell, "0.0");
-    define(&mut text, "peephole", &peepholes, "0.0");
-    let length = match &lengths {
-        None => format!("{steps}u"),
-        Some(lengths) => {
-            text.fault();
-            let load = text.function(lengths);
-            format!("length_of(u32({load}(n)))")
-        }
-    };
-    let _ = writeln!(
-        kernel,
-        "{}",
-        if lengths.is_some() {
-            format!(
-                "fn length_of(given: u32) -> u32 {{\nif (given > {steps}u) {{ {} }}\nreturn min(given, {steps}u);\n}}",
-                b.fault()
-            )
-        } else {
-            String::new()
-        }
-    );
-    let arrays: Vec<String> = outputs.iter().map(|&output| text.bind(output, "f32", true)).collect();
-    let clip = |value: &str| match op.clip {
-        None => value.to_string(),
-        Some(clip) => format!("min(max({value}, {}), {})", float(-clip), float(clip)),
-    };
-    let per_direction = op.cell.activation_count();
-    for index in 0..per_direction {
-        let _ = writeln!(kernel, "fn activate{index}(given: f32, d: u32) -> f32 {{");
-        // The last of an LSTM takes the cell as it is.
-        let is_state = index == 2 && matches!(op.cell, Cell::Lstm { .. });
-        let _ = writeln!(kernel, "let x = {};", if is_state { "given".to_string() } else { clip("given") });
-        for direction in 0..directions {
-            let value = activation(op.activations[direction * per_direction + index], "x");
-            match direction + 1 == directions {
-                true => drop(writeln!(kernel, "return {value};\n}}")),
-                false => drop(writeln!(kernel, "if (d == {direction}u) {{ return {value}; }}")),
-            }
-        }
-    }
-    let group = hidden.next_multiple_of(8).min(256).min(b.gpu.invocations);
     let state_index = match op.batch_first {
         true => format!("(n * {directions}u + d) * {hidden}u + j"),
         false => format!("(d * {batch}u + n) * {hidden}u + j"),
@@ -140,17 +86,103 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Recurrent) -> Result<
         Direction::Reverse => "true",
         Direction::Bidirectional => "d == 1u",
     };
+    let fault = b.fault();
+    let clip = |value: &str| match op.clip {
+        None => value.to_string(),
+        Some(clip) => format!("min(max({value}, {}), {})", float(-clip), float(clip)),
+    };
+    let per_direction = op.cell.activation_count();
+    // What both forms of the kernel call.
+    let shared = |text: &mut Text| {
+        let mut shared = String::new();
+        let of_input = Some(of_input.clone());
+        for (name, operand) in [
+            ("gate_at", &of_input),
+            ("bias_at", &bias),
+            ("state_at", &initial),
+            ("cell_at", &initial_cell),
+            ("peephole_at", &peepholes),
+        ] {
+            let value = operand.as_ref().map_or("0.0".to_string(), |operand| format!("{}(i)", text.function(operand)));
+            let _ = writeln!(shared, "fn {name}(i: u32) -> f32 {{ return {value}; }}");
+        }
+        let length = match &lengths {
+            None => format!("return {steps}u;"),
+            Some(lengths) => {
+                text.fault();
+                let load = text.function(lengths);
+                format!(
+                    "let given = u32({load}(n));\nif (given > {steps}u) {{ {fault} }}\nreturn min(given, {steps}u);"
+                )
+            }
+        };
+        let _ = writeln!(shared, "fn length_of(n: u32) -> u32 {{\n{length}\n}}");
+        for index in 0..per_direction {
+            let _ = writeln!(shared, "fn activate{index}(given: f32, d: u32) -> f32 {{");
+            // The last of an LSTM takes the cell as it is.
+            let is_state = index == 2 && matches!(op.cell, Cell::Lstm { .. });
+            let _ = writeln!(shared, "let x = {};", if is_state { "given".to_string() } else { clip("given") });
+            for direction in 0..directions {
+                let value = activation(op.activations[direction * per_direction + index], "x");
+                match direction + 1 == directions {
+                    true => drop(writeln!(shared, "return {value};\n}}")),
+                    false => drop(writeln!(shared, "if (d == {direction}u) {{ return {value}; }}")),
+                }
+            }
+        }
+        shared
+    };
+    let work = Work { operations: 2 * (directions * count * rows * hidden) as u64, bytes: 0 };
+
+    let mut text = Text::default();
+    let mut functions = shared(&mut text);
+    let arrays: Vec<String> = outputs.iter().map(|&output| text.bind(output, "f32", true)).collect();
+    let y = &arrays[0];
+    // A sequence without a step leaves nothing.
+    let of_some = |state: &str| match &lengths {
+        None => state.to_string(),
+        Some(_) => format!("select({state}, 0.0, length_of(n) == 0u)"),
+    };
+    let last = |index: usize, of: &str| {
+        arrays.get(index).map_or(String::new(), |array| format!("{array}[{state_index}] = {of};\n"))
+    };
+    let _ = write!(
+        functions,
+        "fn gate(d: u32, t: u32, n: u32, row: u32) -> f32 {{ return gate_at((d * {count}u + {row_index}) * {rows}u + row); }}
+fn recurrent_bias(d: u32, row: u32) -> f32 {{ return bias_at(d * {}u + {rows}u + row); }}
+fn initial(d: u32, n: u32, j: u32) -> f32 {{ return state_at({state_index}); }}
+fn initial_cell(d: u32, n: u32, j: u32) -> f32 {{ return cell_at({state_index}); }}
+fn peephole(d: u32, i: u32) -> f32 {{ return peephole_at(d * {}u + i); }}
+fn is_reverse(d: u32) -> bool {{ return {is_reverse}; }}
+fn put(d: u32, t: u32, n: u32, j: u32, h: f32) {{ {y}[{output_index}] = h; }}
+fn put_last(d: u32, n: u32, j: u32, h: f32, c: f32) {{\n{}{}}}\n",
+        2 * rows,
+        3 * hidden,
+        last(1, &of_some("h")),
+        last(2, &of_some("c"))
+    );
+    let by_hand =
+        Recurrence { cell: op.cell, directions, steps, batch, hidden, matrix: &recurrent, to: outputs[0], work };
+    if written::recurrence(b, &by_hand, text, &functions) {
+        return Ok(());
+    }
+
+    let mut text = Text::default();
+    let mut kernel = shared(&mut text);
+    let _ = writeln!(kernel, "fn weight_at(i: u32) -> f32 {{ return {}(i); }}", text.function(&recurrent));
+    let arrays: Vec<String> = outputs.iter().map(|&output| text.bind(output, "f32", true)).collect();
+    let group = hidden.next_multiple_of(8).min(256).min(b.gpu.invocations);
     let each = format!("for (var j = lane; j < {hidden}u; j = j + {group}u)");
     // A gate's part of the state, of `of`.
     let dot = |gate: usize, of: &str, name: &str| {
         format!(
-            "var {name} = bias(d * {}u + {}u + j);\nfor (var k = 0u; k < {hidden}u; k = k + 1u) {{ {name} = fma(weight((d * {hidden}u + k) * {rows}u + {}u + j), {of}[k], {name}); }}\n",
+            "var {name} = bias_at(d * {}u + {}u + j);\nfor (var k = 0u; k < {hidden}u; k = k + 1u) {{ {name} = fma(weight_at((d * {hidden}u + k) * {rows}u + {}u + j), {of}[k], {name}); }}\n",
             2 * rows,
             rows + gate * hidden,
             gate * hidden
         )
     };
-    let input = |gate: usize| format!("gate_of_input((d * {count}u + {row_index}) * {rows}u + {}u + j)", gate * hidden);
+    let input = |gate: usize| format!("gate_at((d * {count}u + {row_index}) * {rows}u + {}u + j)", gate * hidden);
     let step = match op.cell {
         Cell::Rnn => format!("{each} {{\n{}next[j] = activate0({} + s0, d);\n}}\n", dot(0, "state", "s0"), input(0)),
         Cell::Gru { linear_before_reset: true } => format!(
@@ -172,7 +204,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Recurrent) -> Result<
             input(2)
         ),
         Cell::Lstm { coupled } => {
-            let p = |at: usize| format!("peephole(d * {}u + {}u + j) * ", 3 * hidden, at * hidden);
+            let p = |at: usize| format!("peephole_at(d * {}u + {}u + j) * ", 3 * hidden, at * hidden);
             let forget = match coupled {
                 true => "1.0 - input".to_string(),
                 false => format!("activate0({} + s2 + {}cell[j], d)", input(2), p(2)),
@@ -195,17 +227,16 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Recurrent) -> Result<
     let keep_cell = if is_lstm { "cell[j] = reset[j];\n" } else { "" };
     let y = arrays[0].clone();
     let last = |index: usize, of: &str| match arrays.get(index) {
-        Some(array) => format!("{array}[{state_index}] = {of}[j];\n"),
+        Some(array) => format!("{array}[{state_index}] = {};\n", of_some(&format!("{of}[j]"))),
         None => String::new(),
     };
     let _ = write!(
         kernel,
-        "var<workgroup> state: array<f32, {hidden}>;\nvar<workgroup> next: array<f32, {hidden}>;\nvar<workgroup> cell: array<f32, {hidden}>;\nvar<workgroup> reset: array<f32, {hidden}>;\n@compute @workgroup_size({group})\nfn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {{\nlet n = id.x;\nlet d = id.y;\nlet length = {length};\n{each} {{\nstate[j] = initial({state_index});\ncell[j] = initial_cell({state_index});\n}}\nworkgroupBarrier();\nfor (var s = 0u; s < {steps}u; s = s + 1u) {{\nlet is_on = s < length;\nlet t = select(s, length - 1u - s, is_on && ({is_reverse}));\n{step}workgroupBarrier();\n{each} {{\nif (is_on) {{\nstate[j] = next[j];\n{keep_cell}{y}[{output_index}] = next[j];\n}} else {{\n{y}[{output_index}] = 0.0;\n}}\n}}\nworkgroupBarrier();\n}}\n{each} {{\n{}{}}}\n}}\n",
+        "var<workgroup> state: array<f32, {hidden}>;\nvar<workgroup> next: array<f32, {hidden}>;\nvar<workgroup> cell: array<f32, {hidden}>;\nvar<workgroup> reset: array<f32, {hidden}>;\n@compute @workgroup_size({group})\nfn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {{\nlet n = id.x;\nlet d = id.y;\nlet length = length_of(n);\n{each} {{\nstate[j] = state_at({state_index});\ncell[j] = cell_at({state_index});\n}}\nworkgroupBarrier();\nfor (var s = 0u; s < {steps}u; s = s + 1u) {{\nlet is_on = s < length;\nlet t = select(s, length - 1u - s, is_on && ({is_reverse}));\n{step}workgroupBarrier();\n{each} {{\nif (is_on) {{\nstate[j] = next[j];\n{keep_cell}{y}[{output_index}] = next[j];\n}} else {{\n{y}[{output_index}] = 0.0;\n}}\n}}\nworkgroupBarrier();\n}}\n{each} {{\n{}{}}}\n}}\n",
         last(1, "state"),
         if is_lstm { last(2, "cell") } else { String::new() }
     );
     let groups = [batch as u32, directions as u32, 1];
-    let work = Work { operations: 2 * (directions * count * rows * hidden) as u64, bytes: 0 };
     b.push(text, &kernel, groups, "recurrent", work)
 }
 

@@ -6,12 +6,14 @@ use super::{
         plan::{Builder, Unable},
     },
     elementwise::is_float,
+    written::{self, Rows},
 };
 use crate::Work;
 use cutover_graph::{
     Node, ValueId,
     ops::{ArgReduce, Cumulate, Reduce, ReduceFunction, TopK, normalize_axis},
 };
+use cutover_kernels::cuda::RowFunction;
 use cutover_tensor::DType;
 use std::rc::Rc;
 
@@ -68,6 +70,30 @@ pub(super) fn sum(
     Function::new(dtype, body, [vec![operand], others].concat())
 }
 
+/// How many rows, and of what length, if it is the last axes that are reduced.
+fn rows_of(shape: &[usize], reduced: &[bool]) -> Option<(usize, usize)> {
+    let mut axes = shape.iter().zip(reduced).filter(|(extent, _)| **extent != 1);
+    let is_last = axes.clone().skip_while(|(_, reduced)| !**reduced).all(|(_, reduced)| *reduced);
+    let rows = axes.by_ref().take_while(|(_, reduced)| !**reduced).map(|(extent, _)| extent).product();
+    is_last.then(|| (rows, shape.iter().product::<usize>() / rows))
+}
+
+/// A reduction as one of rows: of what, and what becomes of it.
+fn of_row(function: ReduceFunction) -> Option<(RowFunction, &'static str, &'static str)> {
+    use ReduceFunction::*;
+    Some(match function {
+        Sum => (RowFunction::Sum, "x", "x"),
+        Mean => (RowFunction::Mean, "x", "x"),
+        Max => (RowFunction::Max, "x", "x"),
+        Min => (RowFunction::Min, "x", "x"),
+        SumSquare => (RowFunction::Sum, "x * x", "x"),
+        L1 => (RowFunction::Sum, "abs(x)", "x"),
+        L2 => (RowFunction::Sum, "x * x", "sqrt(x)"),
+        LogSum => (RowFunction::Sum, "x", "log_of(x)"),
+        Prod | LogSumExp => return None,
+    })
+}
+
 pub(super) fn lower_reduce(b: &mut Builder<'_>, node: &Node, op: &Reduce) -> Result<(), Unable> {
     use ReduceFunction::*;
     let (x, output) = (super::input(node, 0)?, node.outputs[0]);
@@ -86,6 +112,17 @@ pub(super) fn lower_reduce(b: &mut Builder<'_>, node: &Node, op: &Reduce) -> Res
         return Err(format!("no kernel for {dtype}").into());
     }
     let operand = if op.function == LogSumExp { b.reread(x)? } else { b.operands(&[x])?.remove(0) };
+    if let Some(of_row) = of_row(op.function)
+        && let Some((rows, length)) = rows_of(&shape, &reduced)
+        && is_float(dtype)
+    {
+        let (function, term, finish) = of_row;
+        let (to, name) = (b.output(output)?, "reduction by hand");
+        let finish = |_: &mut Text| format!("return {};", code::wrapped(dtype, finish));
+        if written::rows(b, &Rows { x: &operand, rows, length, function, term, to, dtype, name }, finish) {
+            return Ok(());
+        }
+    }
     let sums = |term: &str, finish: &str| {
         let finish = code::wrapped(dtype, finish);
         sum(dtype, operand.clone(), &shape, &reduced, term, &finish, Vec::new())

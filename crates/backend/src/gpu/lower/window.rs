@@ -2,16 +2,18 @@
 
 use super::{
     super::{
-        code::{self, Function, float},
+        code::{self, Function, Text, float},
         plan::{Builder, Unable},
     },
     elementwise::{activation_text, is_float},
     reduce::finish,
+    written::{self, Rows},
 };
 use cutover_graph::{
     Node,
     ops::{AveragePool, Conv, ConvTranspose, GlobalPool, GlobalPoolFunction, LpPool, MaxPool, Window, WindowAxis},
 };
+use cutover_kernels::cuda::RowFunction;
 use cutover_tensor::{DType, Shape};
 
 /// Nested loops over the taps of a window at the coordinates `o2, o3, …`; inside, `at` is the tap's place in its plane, and `tap` which
@@ -147,6 +149,18 @@ pub(super) fn lower_global_pool(b: &mut Builder<'_>, node: &Node, op: &GlobalPoo
     }
     let (rows, extent) = (shape[0] * shape[1], shape[2..].iter().product::<usize>());
     let operand = b.operands(&[x])?.remove(0);
+    let of_row = match op.function {
+        GlobalPoolFunction::Average => Some(RowFunction::Mean),
+        GlobalPoolFunction::Max => Some(RowFunction::Max),
+        GlobalPoolFunction::Lp { .. } => None,
+    };
+    if let Some(function) = of_row {
+        let (length, to, name) = (extent, b.output(output)?, "global pool by hand");
+        let finish = |_: &mut Text| format!("return {};", code::wrapped(dtype, "x"));
+        if written::rows(b, &Rows { x: &operand, rows, length, function, term: "x", to, dtype, name }, finish) {
+            return Ok(());
+        }
+    }
     let sums = |term: &str, result: &str| {
         let result = code::wrapped(dtype, result);
         super::reduce::sum(dtype, operand.clone(), &[rows, extent], &[false, true], term, &result, Vec::new())

@@ -1,0 +1,126 @@
+//! Convolutions: implicit products, Winograd's, depthwise.
+
+use super::{
+    super::{
+        super::{
+            code::{Operand, Text},
+            plan::{BufferId, Builder, Unable, Written},
+        },
+        conv::{Problem, floats},
+        product::element,
+    },
+    Names, half_of, precision, stored, upload_half,
+};
+use crate::Numerics;
+use cutover_kernels::cuda::{self, Conv, Element, Functions, Layout, Winograd};
+use cutover_tensor::DType;
+
+const CONVOLUTION: Names = Names {
+    full: "convolution by hand",
+    tf32: "convolution by hand, tf32",
+    f16: "convolution by hand, f16",
+    bf16: "convolution by hand, bf16",
+};
+
+/// The convolution, whose filters need not be constant.
+pub(in super::super) fn convolution(b: &mut Builder<'_>, p: &Problem) -> Result<bool, Unable> {
+    let (Some(device), Some(result)) = (b.gpu.written, stored(p.dtype)) else { return Ok(false) };
+    let Operand::Buffer(x, of) = p.x else { return Ok(false) };
+    if of != p.dtype {
+        return Ok(false);
+    }
+    let (vertical, horizontal) = (&p.vertical, &p.horizontal);
+    let both = |of: fn(&cutover_graph::ops::WindowAxis) -> usize| [of(vertical), of(horizontal)];
+    let conv = Conv {
+        images: p.samples,
+        channels: p.inner * p.groups,
+        out_channels: p.channels(),
+        groups: p.groups,
+        input: both(|axis| axis.input),
+        output: both(|axis| axis.output),
+        kernel: both(|axis| axis.kernel),
+        stride: both(|axis| axis.stride),
+        dilation: both(|axis| axis.dilation),
+        pad_begin: both(|axis| axis.pad_begin),
+        layout: Layout::Planes,
+        element: result,
+        result,
+        has_zero_point: false,
+        precision: precision(b),
+        x_is_function: false,
+        functions: Functions::default(),
+    };
+    let is_depthwise = p.inner == 1 && p.groups > 1;
+    let half = half_of(b, p.filters).filter(|_| p.dtype == DType::F32 && !is_depthwise);
+    if let Some((constant, element)) = half {
+        let filters = upload_half(b, &constant, element)?;
+        let name = |kernel: &cuda::Kernel| CONVOLUTION.of(element, kernel);
+        let conv = Conv { element, precision: cuda::Precision::Full, x_is_function: true, ..conv.clone() };
+        let problem = |mut functions: Functions| {
+            functions.pointers.push(("const float*".to_string(), "pictures".to_string()));
+            functions.text +=
+                "__device__ __forceinline__ float x_at(const Operands& o, u32 i) { return o.pictures[i]; }\n";
+            Conv { functions, ..conv.clone() }.kernel(device)
+        };
+        if push(b, p, [x, filters], &[x], &problem, &name) {
+            return Ok(true);
+        }
+    }
+    if let Some((winograd, filters)) = by_windows(b, p, &conv, device)? {
+        let problem = |functions: Functions| {
+            let conv = Conv { functions, ..conv.clone() };
+            Winograd { conv, ..winograd.clone() }.kernel(device)
+        };
+        if push(b, p, [x, filters], &[], &problem, &|_| "Winograd convolution by hand") {
+            return Ok(true);
+        }
+    }
+    let filters = match b.constant(p.filters) {
+        Some(constant) => b.upload(&constant, "plain", super::super::super::executable::to_device)?,
+        None => b.reread(p.filters)?,
+    };
+    let Operand::Buffer(filters, _) = filters else { return Ok(false) };
+    let problem = |functions: Functions| Conv { functions, ..conv.clone() }.kernel(device);
+    let name = |kernel: &cuda::Kernel| match is_depthwise {
+        true => "depthwise convolution by hand",
+        false => CONVOLUTION.of(conv.element, kernel),
+    };
+    Ok(push(b, p, [x, filters], &[], &problem, &name))
+}
+
+/// The windows that Winograd's filtering is estimated fastest with, and its filters.
+fn by_windows(
+    b: &mut Builder<'_>,
+    p: &Problem,
+    conv: &Conv,
+    device: cuda::Device,
+) -> Result<Option<(Winograd, BufferId)>, Unable> {
+    if b.numerics == Numerics::Strict || p.dtype != DType::F32 || p.groups != 1 || conv.element != Element::F32 {
+        return Ok(None);
+    }
+    let (Some(constant), Some(winograd)) = (b.constant(p.filters), Winograd::choose(conv, device)) else {
+        return Ok(None);
+    };
+    let recipe = if winograd.tile == 2 { "windows of 2 × 2" } else { "windows of 4 × 4" };
+    let filters =
+        b.upload(&constant, recipe, |filters| bytemuck::cast_slice(&winograd.filters(&floats(filters))).to_vec())?;
+    Ok(match filters {
+        Operand::Buffer(filters, _) => Some((winograd, filters)),
+        _ => None,
+    })
+}
+
+fn push(
+    b: &mut Builder<'_>,
+    p: &Problem,
+    inputs: [BufferId; 2],
+    more: &[BufferId],
+    problem: &dyn Fn(Functions) -> Result<cuda::Kernel, cuda::Refused>,
+    name: &dyn Fn(&cuda::Kernel) -> &'static str,
+) -> bool {
+    let mut text = Text::default();
+    let functions = element(&mut text, p.dtype, &p.epilogue)
+        + "fn finish(i: u32, channel: u32, sum: f32) -> f32 { return element(i, bias_of(channel), sum); }\n";
+    let (functions, inputs) = (&functions, &inputs);
+    b.push_written(Written { text, functions, inputs, more, output: p.to, problem, name, work: p.work })
+}

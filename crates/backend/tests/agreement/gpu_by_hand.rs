@@ -1,0 +1,394 @@
+//! Kernels for NVIDIA's GPUs that were written by hand, as plans use them: each family against the reference at its edges, which networks take
+//! which of them, and precisions below f32. Elsewhere than on CUDA these tests say that they are skipped.
+
+use super::{
+    gpu::{check, gpu, near},
+    halves::rounded,
+    networks::Drawing,
+    support::{Random, answers, run, seeds},
+};
+use cutover_backend::{
+    Backend, CompileOptions, Input, Numerics, OpTiming, Output, Precision, Profiler, RunContext, SessionMemory,
+    reference,
+};
+use cutover_graph::{
+    Op, Plan,
+    ops::{
+        Activation, Cell, CellActivation, Conv, Direction, Gemm, GlobalPool, GlobalPoolFunction, InstanceNorm,
+        LayerNorm, MatMul, Padding, Recurrent, Reduce, ReduceFunction, Softmax, SoftmaxFunction, Transpose, Unary,
+        UnaryFunction, Window,
+    },
+};
+use cutover_tensor::{DType, Tensor, Value};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+fn cuda(test: &str) -> Option<Arc<dyn Backend>> {
+    let gpu = gpu(test)?;
+    let is_cuda = gpu.describe().backend == "cuda";
+    if !is_cuda {
+        println!("skipped: {test} needs CUDA");
+    }
+    is_cuda.then_some(gpu)
+}
+
+#[derive(Default)]
+struct Kernels(Mutex<BTreeSet<String>>);
+
+impl Profiler for Kernels {
+    fn record(&self, timing: OpTiming<'_>) {
+        self.0.lock().unwrap().insert(timing.kernel.to_string());
+    }
+}
+
+/// The kernels that a run of `plan` launches.
+fn kernels(gpu: &Arc<dyn Backend>, plan: &Plan, inputs: &[Value], options: &CompileOptions) -> BTreeSet<String> {
+    let executable = gpu.compile(plan, options).unwrap();
+    let mut outputs: Vec<Output<'_>> = executable.signature().outputs.iter().map(|_| Output::Allocate(None)).collect();
+    let mut session = executable.session(SessionMemory::default()).unwrap();
+    let kernels = Kernels::default();
+    let context = RunContext { profiler: Some(&kernels), ..RunContext::default() };
+    let inputs: Vec<Input<'_>> = inputs.iter().map(Input::Value).collect();
+    session.run(&inputs, &mut outputs, &context).unwrap();
+    kernels.0.into_inner().unwrap()
+}
+
+/// `drawing` on both, and that its run launches `expected` among others, or nothing but.
+fn check_by(gpu: &Arc<dyn Backend>, drawing: Drawing, expected: &[&str], tolerance: f32) {
+    let plan = Plan::new(drawing.graph.clone()).unwrap();
+    let found = kernels(gpu, &plan, &drawing.inputs, &CompileOptions::default());
+    let expected: BTreeSet<String> = expected.iter().map(|name| name.to_string()).collect();
+    assert_eq!(found, expected, "{}", drawing.said.join("; "));
+    check(gpu, drawing, tolerance);
+}
+
+fn window(strides: [usize; 2], dilations: [usize; 2], padding: usize) -> Window {
+    let padding = Padding::Explicit { begin: vec![padding; 2], end: vec![padding; 2] };
+    Window { kernel_shape: None, strides: strides.into(), dilations: dilations.into(), padding, ceil_mode: false }
+}
+
+#[test]
+fn convolutions_agree() {
+    let Some(gpu) = cuda("convolutions_agree") else { return };
+    const DIRECT: &str = "convolution by hand";
+    const WINOGRAD: &str = "Winograd convolution by hand";
+    const DEPTHWISE: &str = "depthwise convolution by hand";
+    // Of the input, the filters; strides, dilations, padding, groups.
+    for (at, (input, filters, strides, dilations, padding, group, expected)) in [
+        ([2, 5, 9, 7], [6, 5, 3, 3], [1, 1], [1, 1], 1, 1, DIRECT),
+        ([1, 3, 17, 13], [8, 3, 7, 7], [2, 2], [1, 1], 3, 1, DIRECT),
+        ([1, 40, 5, 6], [24, 40, 1, 1], [1, 1], [1, 1], 0, 1, DIRECT),
+        ([3, 6, 8, 8], [10, 3, 3, 2], [2, 1], [1, 2], 1, 2, DIRECT),
+        ([1, 64, 28, 28], [64, 64, 3, 3], [1, 1], [1, 1], 1, 1, WINOGRAD),
+        ([2, 9, 11, 10], [9, 1, 3, 3], [1, 1], [1, 1], 1, 9, DEPTHWISE),
+        ([1, 4, 12, 9], [8, 1, 5, 5], [2, 2], [1, 1], 2, 4, DEPTHWISE),
+        ([1, 7, 10, 10], [7, 1, 3, 3], [1, 1], [2, 2], 2, 7, DEPTHWISE),
+        ([1, 2, 1, 1], [3, 2, 1, 1], [1, 1], [1, 1], 0, 1, DIRECT),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut d = Drawing::new(at as u64 + 100);
+        let x = d.input(&input);
+        let (w, bias) = (d.weights(&filters), d.weights(&[filters[0]]));
+        let activation = [None, Some(Activation::Relu), Some(Activation::HardSwish)][at % 3];
+        let y = d.node(Conv { window: window(strides, dilations, padding), group, activation }, &[x, w, bias]);
+        d.graph.set_outputs(vec![y]);
+        check_by(&gpu, d, &[expected], 1e-5);
+    }
+    // One axis; filters that are computed; a residual.
+    let mut d = Drawing::new(7);
+    let x = d.input(&[2, 6, 31]);
+    let w = d.input(&[4, 6, 3]);
+    let padding = Padding::Explicit { begin: vec![1], end: vec![1] };
+    let line = Window { kernel_shape: None, strides: vec![1], dilations: vec![1], padding, ceil_mode: false };
+    let y = d.node(Conv { window: line.clone(), group: 1, activation: None }, &[x, w]);
+    let (v, bias) = (d.weights(&[4, 4, 3]), d.weights(&[4]));
+    let z = d.node(Conv { window: line, group: 1, activation: Some(Activation::Relu) }, &[y, v, bias, y]);
+    d.graph.set_outputs(vec![z]);
+    check_by(&gpu, d, &[DIRECT], 1e-5);
+}
+
+#[test]
+fn direct_sums_are_kept_to_on_the_gpu() {
+    let Some(gpu) = cuda("direct_sums_are_kept_to_on_the_gpu") else { return };
+    let mut d = Drawing::new(8);
+    let x = d.input(&[1, 64, 28, 28]);
+    let w = d.weights(&[64, 64, 3, 3]);
+    let y = d.node(Conv { window: window([1, 1], [1, 1], 1), group: 1, activation: None }, &[x, w]);
+    d.graph.set_outputs(vec![y]);
+    let options = CompileOptions { numerics: Numerics::Strict, ..CompileOptions::default() };
+    let found = kernels(&gpu, &Plan::new(d.graph).unwrap(), &d.inputs, &options);
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["convolution by hand"]);
+}
+
+#[test]
+fn rows_agree() {
+    let Some(gpu) = cuda("rows_agree") else { return };
+    // A warp's, a block's, and more than a block holds; fours and not.
+    let lengths = [1, 2, 31, 32, 100, 1024, 1025, 4096, 8193];
+    for (at, length) in lengths.into_iter().enumerate() {
+        let mut d = Drawing::new(at as u64);
+        let x = d.input(&[3, length]);
+        let (scale, bias) = (d.weights(&[length]), d.weights(&[length]));
+        let norm = LayerNorm { axis: -1, epsilon: 1e-5, centred: at % 2 == 0, with_deviation: false };
+        let inputs = [x, scale, bias];
+        let normed = d.node(norm, &inputs[..if at % 2 == 0 { 3 } else { 2 }]);
+        let function = if at % 3 == 0 { SoftmaxFunction::LogSoftmax } else { SoftmaxFunction::Softmax };
+        let soft = d.node(Softmax { function, axis: 1, coerced: false }, &[x]);
+        d.graph.set_outputs(vec![normed, soft]);
+        check_by(&gpu, d, &["layer normalization by hand", "softmax by hand"], 2e-5);
+
+        use ReduceFunction::*;
+        let mut d = Drawing::new(at as u64 + 50);
+        let x = d.input(&[2, 2, length]);
+        // What is reduced may be computed on the way.
+        let y = d.node(Unary { function: UnaryFunction::Relu }, &[x]);
+        let axes = d.constant(Tensor::from_vec([1], vec![2i64]).unwrap());
+        let functions = [Sum, Mean, Max, Min, SumSquare, L1, L2, LogSum];
+        let op = |function| Reduce { function, keep_dims: at % 2 == 0, noop_with_empty_axes: false };
+        let reduced = [functions[at % 8], functions[(at + 3) % 8]].map(|function| d.node(op(function), &[y, axes]));
+        d.graph.set_outputs(reduced.to_vec());
+        check_by(&gpu, d, &["elementwise", "reduction by hand"], 1e-5);
+    }
+    // One kernel computes what it reduces.
+    let mut d = Drawing::new(90);
+    let x = d.input(&[4, 300]);
+    let y = d.node(Unary { function: UnaryFunction::Exp }, &[x]);
+    let axes = d.constant(Tensor::from_vec([1], vec![1i64]).unwrap());
+    let y = d.node(Reduce { function: ReduceFunction::Sum, keep_dims: false, noop_with_empty_axes: false }, &[y, axes]);
+    d.graph.set_outputs(vec![y]);
+    check_by(&gpu, d, &["reduction by hand"], 1e-5);
+
+    let mut d = Drawing::new(91);
+    let x = d.input(&[2, 6, 5, 7]);
+    let (scale, bias) = (d.weights(&[6]), d.weights(&[6]));
+    let a = d.node(InstanceNorm { epsilon: 1e-4, groups: Some(3) }, &[x, scale, bias]);
+    let b = d.node(InstanceNorm { epsilon: 1e-4, groups: None }, &[x, scale, bias]);
+    let c = d.node(GlobalPool { function: GlobalPoolFunction::Average }, &[x]);
+    let e = d.node(GlobalPool { function: GlobalPoolFunction::Max }, &[x]);
+    d.graph.set_outputs(vec![a, b, c, e]);
+    check_by(&gpu, d, &["channel normalization by hand", "global pool by hand"], 1e-5);
+
+    // What is no number stays so.
+    let values = vec![f32::NAN, 1.0, 2.0, f32::NEG_INFINITY, 3.0, f32::NEG_INFINITY, -1.0, -2.0, 5.0];
+    let x = Tensor::from_vec([3, 3], values).unwrap();
+    for function in [ReduceFunction::Max, ReduceFunction::Min, ReduceFunction::Sum] {
+        let mut d = Drawing::new(92);
+        let id = d.input(&[3, 3]);
+        d.inputs = vec![Value::Tensor(x.clone())];
+        let axes = d.constant(Tensor::from_vec([1], vec![1i64]).unwrap());
+        let y = d.node(Reduce { function, keep_dims: false, noop_with_empty_axes: false }, &[id, axes]);
+        let z = d.node(Softmax { function: SoftmaxFunction::Softmax, axis: 1, coerced: false }, &[id]);
+        d.graph.set_outputs(vec![y, z]);
+        check(&gpu, d, 1e-6);
+    }
+}
+
+#[test]
+fn transpositions_agree() {
+    let Some(gpu) = cuda("transpositions_agree") else { return };
+    for (shape, permutation) in [
+        (vec![3, 5], vec![1, 0]),
+        (vec![65, 130], vec![1, 0]),
+        (vec![2, 64, 63], vec![0, 2, 1]),
+        (vec![2, 6, 5, 8], vec![0, 2, 3, 1]),
+        (vec![1, 5, 1, 8], vec![0, 3, 1, 2]),
+    ] {
+        let mut d = Drawing::new(5);
+        let x = d.input(&shape);
+        let y = d.node(Transpose { permutation: Some(permutation) }, &[x]);
+        d.graph.set_outputs(vec![y]);
+        check_by(&gpu, d, &["transposition by hand"], 0.0);
+    }
+    let mut d = Drawing::new(6);
+    let x = d.input(&[33, 34]);
+    let y = d.node(Unary { function: UnaryFunction::Abs }, &[x]);
+    let y = d.node(Transpose { permutation: None }, &[y]);
+    d.graph.set_outputs(vec![y]);
+    check_by(&gpu, d, &["transposition by hand"], 0.0);
+}
+
+#[test]
+fn recurrences_agree() {
+    let Some(gpu) = cuda("recurrences_agree") else { return };
+    let cells = [
+        (Cell::Rnn, 1),
+        (Cell::Gru { linear_before_reset: false }, 3),
+        (Cell::Gru { linear_before_reset: true }, 3),
+        (Cell::Lstm { coupled: false }, 4),
+        (Cell::Lstm { coupled: true }, 4),
+    ];
+    for (at, ((cell, gates), hidden)) in
+        cells.into_iter().flat_map(|cell| [1, 16, 70].map(|hidden| (cell, hidden))).enumerate()
+    {
+        let is_lstm = matches!(cell, Cell::Lstm { .. });
+        let direction = [Direction::Forward, Direction::Reverse, Direction::Bidirectional][at % 3];
+        let directions = if direction == Direction::Bidirectional { 2 } else { 1 };
+        let (steps, batch, features, batch_first) = (1 + at % 5, 1 + at % 3, 1 + at % 4, at % 4 == 1);
+        let mut d = Drawing::new(at as u64);
+        let x = d.input(&if batch_first { [batch, steps, features] } else { [steps, batch, features] });
+        let (w, r) =
+            (d.weights(&[directions, gates * hidden, features]), d.weights(&[directions, gates * hidden, hidden]));
+        let bias = d.weights(&[directions, 2 * gates * hidden]);
+        let lengths = (0..batch).map(|n| (steps - n.min(steps)) as i32).collect::<Vec<_>>();
+        let lengths = d.constant(Tensor::from_vec([batch], lengths).unwrap());
+        let state = if batch_first { [batch, directions, hidden] } else { [directions, batch, hidden] };
+        let mut inputs = vec![x, w, r, bias, lengths, d.input(&state)];
+        if is_lstm {
+            inputs.extend([d.input(&state), d.weights(&[directions, 3 * hidden])]);
+        }
+        let of_one: &[CellActivation] = match cell {
+            Cell::Rnn => &[CellActivation::Relu],
+            Cell::Gru { .. } => &[CellActivation::Sigmoid, CellActivation::Softsign],
+            Cell::Lstm { .. } => {
+                &[CellActivation::HardSigmoid { alpha: 0.2, beta: 0.5 }, CellActivation::Tanh, CellActivation::Tanh]
+            }
+        };
+        let clip = (at % 2 == 0).then_some(0.7);
+        let activations = of_one.repeat(directions);
+        let op = Recurrent { cell, direction, hidden_size: Some(hidden), activations, clip, batch_first };
+        let outputs = d.nodes(op, &inputs[..if at % 5 == 0 { 4 } else { inputs.len() }], if is_lstm { 3 } else { 2 });
+        d.graph.set_outputs(outputs);
+        check_by(&gpu, d, &["matrix product by hand", "recurrent by hand"], 1e-5);
+    }
+}
+
+/// `op` of `input`, in `precision`: by `kernel`, near what the reference makes of rounded operands, and how many bytes of weights there are.
+fn check_precision(
+    gpu: &Arc<dyn Backend>,
+    op: impl Into<Op>,
+    input: &Tensor,
+    constants: &[Tensor],
+    precision: Precision,
+    kernel: &str,
+) -> u64 {
+    let op = op.into();
+    let plan = |round: bool| {
+        let mut d = Drawing::new(1);
+        let x = d.input(input.shape());
+        let mut ids = vec![x];
+        for (at, tensor) in constants.iter().enumerate() {
+            ids.push(d.constant(if round && at == 0 { rounded(tensor, precision) } else { tensor.clone() }));
+        }
+        let y = d.node(op.clone(), &ids);
+        d.graph.set_outputs(vec![y]);
+        Plan::new(d.graph).unwrap()
+    };
+    let said = format!("{op:?} of {} in {precision:?}", input.shape());
+    let options = CompileOptions { precision, ..CompileOptions::default() };
+    let inputs = [Value::Tensor(input.clone())];
+    let found = kernels(gpu, &plan(false), &inputs, &options);
+    assert!(found.contains(kernel), "{said}: {found:?}");
+    let expected = run(&reference(), &plan(true), &[Value::Tensor(rounded(input, precision))], &said);
+    let executable = gpu.compile(&plan(false), &options).unwrap();
+    let bytes = executable.footprint().weight_bytes;
+    near(&answers(executable, &inputs, &said)[0], &expected[0], 2e-5, &said);
+    bytes
+}
+
+#[test]
+fn precisions_on_the_gpu() {
+    let Some(gpu) = cuda("precisions_on_the_gpu") else { return };
+    for (precision, name, size) in
+        [(Precision::F16, "f16", 2), (Precision::BF16, "bf16", 2), (Precision::Tf32, "tf32", 4)]
+    {
+        for seed in seeds(6) {
+            let r = &mut Random(seed);
+            // Tensor cores are for more rows than a few.
+            let rows: &[usize] = if precision == Precision::Tf32 { &[33, 130] } else { &[1, 3, 33, 130] };
+            let (m, k, n) = (r.pick(rows), 40 + r.below(90), 30 + r.below(200));
+            let (input, bias) = (r.tensor(&[2, m, k]), r.tensor(&[n]));
+            let kernel = format!("matrix product by hand, {name}");
+            let op = MatMul { activation: Some(Activation::Relu) };
+            let constants = [r.tensor(&[k, n]), bias.clone()];
+            let bytes = check_precision(&gpu, op, &input, &constants, precision, &kernel);
+            assert_eq!(bytes, (k * n * size).next_multiple_of(4) as u64 + 4 * n as u64, "{name}");
+            let op = Gemm { alpha: 0.5, beta: 1.0, transpose_a: false, transpose_b: true, activation: None };
+            let input = r.tensor(&[m, k]);
+            check_precision(&gpu, op, &input, &[r.tensor(&[n, k]), bias], precision, &kernel);
+
+            let (channels, outputs, extent) = (16 + r.below(20), 16 + r.below(30), r.pick(&[1, 3]));
+            let shape = [1 + r.below(2), channels, 5 + r.below(6), 5 + r.below(9)];
+            let input = r.tensor(&shape);
+            let op = Conv { window: window([1 + r.below(2); 2], [1, 1], extent / 2), group: 1, activation: None };
+            let filters = r.tensor(&[outputs, channels, extent, extent.max(3)]);
+            let kernel = format!("convolution by hand, {name}");
+            check_precision(&gpu, op, &input, &[filters, r.tensor(&[outputs])], precision, &kernel);
+        }
+    }
+}
+
+#[test]
+fn what_a_precision_is_not_for_stays_f32_on_the_gpu() {
+    let Some(gpu) = cuda("what_a_precision_is_not_for_stays_f32_on_the_gpu") else { return };
+    let mut r = Random(5);
+    // Of a few rows memory is the limit, not what multiplies.
+    let (x, w) = (r.tensor(&[1, 400]), r.tensor(&[400, 500]));
+    check_precision(&gpu, MatMul { activation: None }, &x, &[w], Precision::F32, "matrix product by hand");
+    let mut d = Drawing::new(1);
+    let (x, w) = (d.input(&[1, 400]), d.weights(&[400, 500]));
+    let y = d.node(MatMul { activation: None }, &[x, w]);
+    d.graph.set_outputs(vec![y]);
+    let options = CompileOptions { precision: Precision::Tf32, ..CompileOptions::default() };
+    let found = kernels(&gpu, &Plan::new(d.graph).unwrap(), &d.inputs, &options);
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["matrix product by hand"]);
+    // Beyond f16's range; too few to matter.
+    let large = Tensor::from_vec([40, 40], vec![1e6f32; 1600]).unwrap();
+    let x = r.tensor(&[3, 40]);
+    let weights = [large, r.tensor(&[40, 4])];
+    for w in weights {
+        let mut d = Drawing::new(1);
+        let id = d.input(x.shape());
+        d.inputs = vec![Value::Tensor(x.clone())];
+        let w = d.constant(w);
+        let y = d.node(MatMul { activation: None }, &[id, w]);
+        d.graph.set_outputs(vec![y]);
+        let options = CompileOptions { precision: Precision::F16, ..CompileOptions::default() };
+        let found = kernels(&gpu, &Plan::new(d.graph.clone()).unwrap(), &d.inputs, &options);
+        assert!(found.iter().all(|kernel| !kernel.contains("f16")), "{found:?}");
+    }
+    // And the processor has none of NVIDIA's.
+    let cpu = cutover_backend::cpu(cutover_backend::CpuOptions { threads: 1, ..Default::default() }).unwrap();
+    let mut d = Drawing::new(1);
+    let x = d.input(&[1]);
+    let y = d.node(Unary { function: UnaryFunction::Abs }, &[x]);
+    d.graph.set_outputs(vec![y]);
+    let options = CompileOptions { precision: Precision::Tf32, ..CompileOptions::default() };
+    let error = cpu.compile(&Plan::new(d.graph).unwrap(), &options).err().unwrap().to_string();
+    assert!(error.contains("tf32"), "{error}");
+}
+
+#[test]
+fn halves_of_the_model_itself_agree() {
+    let Some(gpu) = cuda("halves_of_the_model_itself_agree") else { return };
+    let mut r = Random(6);
+    let half = |tensor: Tensor| -> Tensor {
+        let values: Vec<cutover_tensor::f16> =
+            tensor.to_vec::<f32>().unwrap().into_iter().map(cutover_tensor::f16::from_f32).collect();
+        Tensor::from_vec(tensor.shape().dims(), values).unwrap()
+    };
+    let (x, w, bias) = (half(r.tensor(&[1, 8, 9, 8])), half(r.tensor(&[16, 8, 3, 3])), half(r.tensor(&[16])));
+    let mut graph = cutover_graph::Graph::new("halves");
+    let id = graph.add_input("x", cutover_graph::TensorFact::of_constant_shape(DType::F16, &[1, 8, 9, 8]));
+    let constants = [w, bias].map(|t| Some(graph.add_constant(t.shape().to_string(), cutover_graph::Constant::new(t))));
+    let conv = Conv { window: window([1, 1], [1, 1], 1), group: 1, activation: Some(Activation::Relu) };
+    let ids = std::iter::once(Some(id)).chain(constants).collect();
+    let node = graph.add_node("conv", conv.into(), ids, vec!["y".into()]).unwrap();
+    let y = graph.node(node).outputs[0];
+    let soft = Softmax { function: SoftmaxFunction::Softmax, axis: 3, coerced: false };
+    let node = graph.add_node("soft", soft.into(), vec![Some(y)], vec!["z".into()]).unwrap();
+    graph.set_outputs(vec![y, graph.node(node).outputs[0]]);
+    let (plan, inputs) = (Plan::new(graph).unwrap(), [Value::Tensor(x)]);
+    let found = kernels(&gpu, &plan, &inputs, &CompileOptions::default());
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["convolution by hand, f16", "softmax by hand"]);
+    let floats = |tensor: &Tensor| {
+        let values: Vec<f32> =
+            tensor.to_vec::<cutover_tensor::f16>().unwrap().into_iter().map(|v| v.to_f32()).collect();
+        Tensor::from_vec(tensor.shape().dims(), values).unwrap()
+    };
+    let (actual, expected) = (run(&gpu, &plan, &inputs, "halves"), run(&reference(), &plan, &inputs, "halves"));
+    actual.iter().zip(&expected).for_each(|(a, e)| near(&floats(a), &floats(e), 1e-3, "halves"));
+}
