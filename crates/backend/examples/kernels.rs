@@ -1,8 +1,8 @@
 //! Which kernels a model's run launches on a GPU, and how many of them were written by hand.
 //!
-//!     cargo run -p cutover-backend --features cuda --example kernels -- cuda model.onnx [f32|f16|bf16|tf32]
+//!     cargo run -p cutover-backend --features cuda --example kernels -- cuda model.onnx [f32|f16|bf16|tf32] [extent]
 //!
-//! Symbols are 1, inputs zeros. On the imitation of CUDA (`LD_LIBRARY_PATH` holds its folder, `target/emulate/cuda`) nothing of the table is a
+//! Symbols are `extent`, or 1, inputs zeros. On the imitation of CUDA (`LD_LIBRARY_PATH` holds its folder, `target/emulate/cuda`) nothing of the table is a
 //! measurement, but it is the plan that a GPU would run.
 
 use cutover_backend::{
@@ -18,16 +18,17 @@ use std::{
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [backend, model, precision @ ..] = arguments.as_slice() else {
+    let [backend, model, rest @ ..] = arguments.as_slice() else {
         return Err("which backend, which model?".into());
     };
-    let precision = match precision.first().map_or("f32", String::as_str) {
+    let precision = match rest.first().map_or("f32", String::as_str) {
         "f32" => Precision::F32,
         "f16" => Precision::F16,
         "bf16" => Precision::BF16,
         "tf32" => Precision::Tf32,
         other => return Err(format!("no precision '{other}'").into()),
     };
+    let extent: i64 = rest.get(1).map_or(Ok(1), |extent| extent.parse())?;
     let gpu = open(backend)?;
     let graph = onnx::import(model.as_ref(), &onnx::ImportOptions::default())?;
     let plan = Plan::new(declutter(graph, &Default::default())?.0)?;
@@ -37,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut ones = std::collections::BTreeSet::new();
         let dims = fact.shape.as_ref().ok_or("an input of unknown rank")?;
         dims.iter().for_each(|dim| dim.collect_symbols(&mut ones));
-        let ones: Bindings = ones.into_iter().map(|symbol| (symbol, 1)).collect();
+        let ones: Bindings = ones.into_iter().map(|symbol| (symbol, extent)).collect();
         let shape = shape_of(dims, &ones).ok_or("an input of unknown shape")?;
         let bytes = vec![0; shape.iter().product::<usize>() * fact.dtype.bits() / 8];
         inputs.push(Value::Tensor(Tensor::from_bytes(fact.dtype, shape, &bytes)?));

@@ -1,7 +1,7 @@
 //! CUDA without a GPU: the CUDA backend's own code on an imitated driver and compiler, whose kernels the C++ compiler makes for the processor.
 //!
-//! The two are shared objects with the names that the backend looks for, so nothing in it knows that they are not NVIDIA's. What they check
-//! and what they leave out is in `cuda/driver.cpp`.
+//! They are shared objects with the names that the backend looks for, cuBLASLt's too, so nothing in it knows that they are not NVIDIA's. What
+//! they check and what they leave out is in `cuda/driver.cpp`.
 
 use super::call;
 use crate::{cargo, root};
@@ -25,13 +25,22 @@ pub fn emulate(only: &str) -> Result<()> {
     run(&build, if only.is_empty() { "gpu" } else { only })
 }
 
-/// Runs `build`'s tests whose names hold `only`: on a device as it should be, without graphs, lost, and small.
+/// Runs `build`'s tests whose names hold `only`: on a device as it should be, without graphs, lost, small, and with a
+/// library that refuses.
 pub fn run(build: &[&str], only: &str) -> Result<()> {
     let environment = environment()?;
-    for refused in ["", "no-graphs", "lost:3", "memory:2500000"] {
+    // What is no device for real graphs is one for its own test.
+    let refuses = "what_a_driver_refuses_on_the_gpu";
+    let library = "gpu_by_hand::large_products";
+    for (refused, filter) in [
+        ("", only),
+        ("no-graphs", only),
+        ("lost:3", refuses),
+        ("memory:2500000", refuses),
+        ("no-products", library),
+        ("refused-products", library),
+    ] {
         let told = environment.iter().map(|(name, value)| (*name, value.as_str())).chain([("IMITATED_CUDA", refused)]);
-        // What is no device for real graphs is one for its own test.
-        let filter = if refused.contains(':') { "what_a_driver_refuses_on_the_gpu" } else { only };
         cargo(&[build, &["--", filter]].concat(), &told.collect::<Vec<_>>())?;
     }
     Ok(())
@@ -54,7 +63,7 @@ fn compiler() -> String {
     std::env::var("CXX").unwrap_or_else(|_| "c++".to_string())
 }
 
-/// Builds both libraries; their folder.
+/// Builds the libraries; their folder.
 fn build() -> Result<PathBuf> {
     if !is_there() {
         bail!("the imitation of CUDA needs a C++ compiler: there is no '{}'", compiler());
@@ -68,7 +77,8 @@ fn build() -> Result<PathBuf> {
         define("HEADERS", sources.clone()),
         define("HOST_FOLDER", root().join("kernels/cuda")),
     ];
-    for (library, source) in [("libcuda.so", "driver.cpp"), ("libnvrtc.so", "compiler.cpp")] {
+    let libraries = [("libcuda.so", "driver.cpp"), ("libnvrtc.so", "compiler.cpp"), ("libcublasLt.so", "cublaslt.cpp")];
+    for (library, source) in libraries {
         // Whole or not at all: another process may have it loaded.
         let part = folder.join(format!("{library}.{}", std::process::id()));
         let (part_path, source) = (part.display().to_string(), sources.join(source).display().to_string());

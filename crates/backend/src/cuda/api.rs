@@ -195,7 +195,8 @@ impl Context {
         Ok(Arc::new(context))
     }
 
-    fn bind(&self) -> Result<(), DriverError> {
+    /// Makes this thread's calls its own.
+    pub fn bind(&self) -> Result<(), DriverError> {
         // SAFETY: the context is retained for as long as this value is.
         unsafe { result::ctx::set_current(self.context) }
     }
@@ -412,6 +413,11 @@ impl Stream {
         let stream = context.call(|| result::stream::create(result::stream::StreamKind::NonBlocking));
         let stream = stream.map_err(|error| resource("a stream of the GPU", error))?;
         Ok(Stream { context: Arc::clone(context), stream })
+    }
+
+    /// As libraries take it.
+    pub fn raw(&self) -> sys::CUstream {
+        self.stream
     }
 
     /// Copies `from` to `to`, in time. Both must be there until the stream is waited for, or a graph that was recorded is gone.

@@ -3,17 +3,17 @@
 use super::{
     api::{self, Argument, Arguments, Context, Graph, Launch, Module, Pinned, Stream},
     cache::{self, Cache},
-    write,
+    library, write,
 };
 use crate::{
     CompileError, DeviceInfo, Peak, ResourceError, RunError,
-    gpu::{self, Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, lock},
+    gpu::{self, Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Solution, Source, lock},
 };
 use cutover_kernels::cuda as written;
 use std::{
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Instant,
 };
 
@@ -27,16 +27,22 @@ pub(super) struct Cuda {
     cache: Option<Cache>,
     /// Of constants, one after the other.
     upload: Mutex<(Stream, Pinned)>,
+    /// cuBLASLt, looked for when a product is large enough for it.
+    library: OnceLock<Result<Arc<library::Library>, String>>,
 }
 
 /// A compiled kernel.
 pub(super) struct Kernel {
-    module: Module,
+    /// None where a library has its own.
+    module: Option<Module>,
     form: Form,
+    workspace_bytes: usize,
 }
 
 /// How it is launched.
 enum Form {
+    /// By a library.
+    Library(library::Prepared),
     /// In blocks of so many threads, with each binding's address and words.
     Generated { block: [u32; 3] },
     /// One launch after the other, with the bindings' addresses as one struct.
@@ -58,7 +64,13 @@ pub(super) struct Session {
     /// The faults and outputs as they come back.
     leaving: Pinned,
     /// By step.
-    arguments: Vec<Arguments>,
+    arguments: Vec<Bound>,
+}
+
+/// What a step is called with.
+enum Bound {
+    Kernel(Arguments),
+    Library(library::Call),
 }
 
 impl Cuda {
@@ -100,7 +112,7 @@ impl Cuda {
         };
         let context = Context::open(ordinal, facts)?;
         let upload = (Stream::new(&context)?, Pinned::new(&context, "memory for uploads", UPLOAD_BYTES)?);
-        Ok(Cuda { context, limits, cache: cache.map(Cache::new), upload: Mutex::new(upload) })
+        Ok(Cuda { context, limits, cache: cache.map(Cache::new), upload: Mutex::new(upload), library: OnceLock::new() })
     }
 
     fn image(&self, source: &str, contracts: bool) -> Result<Vec<u8>, String> {
@@ -130,30 +142,7 @@ impl Cuda {
         let is_last = steps.end == plan.steps.len();
         for at in steps {
             let (step, kernel) = (&plan.steps[at], &ready.pipelines[plan.steps[at].pipeline]);
-            let Kernel { module, form } = &**kernel;
-            let arguments = &arguments[at];
-            match form {
-                Form::Generated { block } => stream.launch(&Launch {
-                    module,
-                    entry: 0,
-                    grid: step.groups,
-                    block: *block,
-                    shared_bytes: 0,
-                    arguments,
-                })?,
-                Form::Written(launches) => {
-                    for (entry, &written::Launch { grid, block, shared_bytes, .. }) in launches.iter().enumerate() {
-                        stream.launch(&Launch {
-                            module,
-                            entry,
-                            grid,
-                            block: [block, 1, 1],
-                            shared_bytes,
-                            arguments,
-                        })?;
-                    }
-                }
-            }
+            launch(stream, kernel, step.groups, &arguments[at])?;
         }
         if is_last {
             stream.download(leaving, 0, arena, 0, FAULT_BYTES)?;
@@ -179,22 +168,88 @@ impl Cuda {
         let stream = Stream::new(&self.context).ok()?;
         stream.clear(&memory, bytes).ok()?;
         let arguments = [Argument::Address(memory.address), Argument::Number((bytes / 4) as u32)];
-        let arguments = &Arguments::Each(arguments.to_vec());
-        let Form::Generated { block } = kernel.form else { return None };
-        let launch =
-            Launch { module: &kernel.module, entry: 0, grid: [groups, 1, 1], block, shared_bytes: 0, arguments };
-        let mut best = f64::INFINITY;
-        for round in 0..4 {
-            stream.wait().ok()?;
-            let start = Instant::now();
-            stream.launch(&launch).ok()?;
-            stream.wait().ok()?;
-            if round > 0 {
-                best = best.min(start.elapsed().as_secs_f64());
-            }
-        }
-        Some(best)
+        let arguments = &Bound::Kernel(Arguments::Each(arguments.to_vec()));
+        seconds(&stream, 1, || launch(&stream, &kernel, [groups, 1, 1], arguments))
     }
+
+    fn library(&self) -> Result<&Arc<library::Library>, String> {
+        let opened = self.library.get_or_init(|| {
+            let opened = library::Library::open(&self.context);
+            opened.inspect_err(|reason| tracing::info!("large products are our own kernels': {reason}"))
+        });
+        opened.as_ref().map_err(Clone::clone)
+    }
+
+    /// Seconds of one launch of what solves a problem, on memory of its own.
+    fn measured(&self, solution: &Solution, bytes: &dyn Fn(&written::Argument) -> usize) -> Option<f64> {
+        let kernel = self.solve(solution).ok()?;
+        let stream = Stream::new(&self.context).ok()?;
+        let mut memories = Vec::new();
+        for argument in solution.arguments() {
+            let bytes = match argument {
+                written::Argument::Workspace => kernel.workspace_bytes,
+                argument => bytes(&argument),
+            };
+            let memory = api::Memory::new(&self.context, "a measurement", bytes.max(4) as u64).ok()?;
+            stream.clear(&memory, memory.bytes).ok()?;
+            memories.push(memory);
+        }
+        let arguments = bind(&kernel, memories.iter().map(|memory| (memory.address, memory.bytes))).ok()?;
+        let taken = seconds(&stream, MEASURED_LAUNCHES, || launch(&stream, &kernel, [1; 3], &arguments));
+        // Whatever happened: what is on its way uses what goes now.
+        let _ = stream.wait();
+        taken
+    }
+}
+
+/// Launches that are timed together, so that what a wait takes does not count.
+const MEASURED_LAUNCHES: u32 = 10;
+
+/// Seconds of one of `count` runs of what `enqueue` asks for, the best of three such rounds after one that nobody counts.
+fn seconds(stream: &Stream, count: u32, enqueue: impl Fn() -> Result<(), RunError>) -> Option<f64> {
+    let mut best = f64::INFINITY;
+    for round in 0..4 {
+        stream.wait().ok()?;
+        let start = Instant::now();
+        for _ in 0..if round > 0 { count } else { 1 } {
+            enqueue().ok()?;
+        }
+        stream.wait().ok()?;
+        if round > 0 {
+            best = best.min(start.elapsed().as_secs_f64() / f64::from(count));
+        }
+    }
+    Some(best)
+}
+
+/// Asks for a kernel, or for all that a problem's solution launches, in the stream's order.
+fn launch(stream: &Stream, kernel: &Kernel, groups: [u32; 3], bound: &Bound) -> Result<(), RunError> {
+    let (module, arguments) = match (bound, &kernel.module) {
+        (Bound::Library(call), _) => return call.enqueue(stream),
+        (Bound::Kernel(arguments), Some(module)) => (module, arguments),
+        (Bound::Kernel(_), None) => unreachable!("kernels have a module"),
+    };
+    match &kernel.form {
+        &Form::Generated { block } => {
+            stream.launch(&Launch { module, entry: 0, grid: groups, block, shared_bytes: 0, arguments })
+        }
+        Form::Written(launches) => launches.iter().enumerate().try_for_each(|(entry, of)| {
+            let &written::Launch { grid, block, shared_bytes, .. } = of;
+            stream.launch(&Launch { module, entry, grid, block: [block, 1, 1], shared_bytes, arguments })
+        }),
+        Form::Library(_) => unreachable!("a library is called"),
+    }
+}
+
+/// `kernel`'s arguments: addresses and bytes of what it is bound to.
+fn bind(kernel: &Kernel, bound: impl Iterator<Item = (u64, u64)>) -> Result<Bound, ResourceError> {
+    Ok(match &kernel.form {
+        Form::Generated { .. } => Bound::Kernel(Arguments::Each(
+            bound.flat_map(|(at, bytes)| [Argument::Address(at), Argument::Number((bytes / 4) as u32)]).collect(),
+        )),
+        Form::Written(_) => Bound::Kernel(Arguments::Struct(bound.map(|(at, _)| at).collect())),
+        Form::Library(prepared) => Bound::Library(prepared.bind(&bound.map(|(at, _)| at).collect::<Vec<_>>())?),
+    })
 }
 
 impl Driver for Cuda {
@@ -241,18 +296,52 @@ impl Driver for Cuda {
     fn compile(&self, source: &str, _read_only: &[bool]) -> Result<Kernel, String> {
         let write::Translated { source, block } = write::translate(source)?;
         let module = Module::load(&self.context, &self.image(&source, false)?, &[(write::ENTRY, 0)])?;
-        Ok(Kernel { module, form: Form::Generated { block } })
+        Ok(Kernel { module: Some(module), form: Form::Generated { block }, workspace_bytes: 0 })
     }
 
     fn functions(&self, source: &str, counts: &[usize]) -> Result<written::Functions, String> {
         write::functions(source, counts)
     }
 
-    fn compile_written(&self, kernel: &written::Kernel) -> Result<Kernel, String> {
-        let entries: Vec<(&str, u32)> =
-            kernel.launches.iter().map(|launch| (launch.entry.as_str(), launch.shared_bytes)).collect();
-        let module = Module::load(&self.context, &self.image(&kernel.source, true)?, &entries)?;
-        Ok(Kernel { module, form: Form::Written(kernel.launches.clone()) })
+    fn solve(&self, solution: &Solution) -> Result<Kernel, String> {
+        match solution {
+            Solution::Written(kernel) => {
+                let entries: Vec<(&str, u32)> =
+                    kernel.launches.iter().map(|launch| (launch.entry.as_str(), launch.shared_bytes)).collect();
+                let module = Module::load(&self.context, &self.image(&kernel.source, true)?, &entries)?;
+                let form = Form::Written(kernel.launches.clone());
+                Ok(Kernel { module: Some(module), form, workspace_bytes: kernel.workspace_bytes })
+            }
+            Solution::Library(product) => {
+                let prepared = self.library()?.prepare(product)?;
+                let workspace_bytes = prepared.workspace_bytes;
+                Ok(Kernel { module: None, form: Form::Library(prepared), workspace_bytes })
+            }
+        }
+    }
+
+    fn workspace_bytes(&self, kernel: &Kernel) -> usize {
+        kernel.workspace_bytes
+    }
+
+    /// Where nothing is kept nothing is measured, so that the same is chosen every time.
+    fn fastest(&self, solutions: &[Solution], bytes: &dyn Fn(&written::Argument) -> usize) -> Option<usize> {
+        let cache = self.cache.as_ref().filter(|_| solutions.len() > 1)?;
+        let facts = &self.context.facts;
+        let all = format!("the fastest on {} of {solutions:?}", facts.name);
+        let key = cache::key(&all, facts.capability, facts.driver, facts.compiler, true);
+        let kept = cache.get(&key).and_then(|kept| String::from_utf8(kept).ok()?.parse().ok());
+        if let Some(kept) = kept.filter(|&kept: &usize| kept < solutions.len()) {
+            return Some(kept);
+        }
+        let taken = solutions.iter().map(|solution| self.measured(solution, bytes).unwrap_or(f64::INFINITY));
+        let taken: Vec<f64> = taken.collect();
+        let fastest = (0..taken.len()).min_by(|&a, &b| taken[a].total_cmp(&taken[b]))?;
+        tracing::debug!("of {} solutions, number {fastest} is fastest: {taken:?} seconds", solutions.len());
+        if taken[fastest].is_finite() {
+            cache.put(&key, fastest.to_string().as_bytes());
+        }
+        Some(fastest)
     }
 
     fn memory(&self, ready: &Ready<Cuda>) -> Result<Session, ResourceError> {
@@ -269,23 +358,15 @@ impl Driver for Cuda {
             Place::Arena(range) => (arena.address + range.offset, range.bytes),
             Place::Weight(at) => (ready.weights[at].buffer.address, ready.weights[at].bytes),
         };
-        let arguments = plan.steps.iter().map(|step| {
-            let bound = step.bindings.iter().map(bound);
-            match ready.pipelines[step.pipeline].form {
-                Form::Generated { .. } => Arguments::Each(
-                    bound
-                        .flat_map(|(at, bytes)| [Argument::Address(at), Argument::Number((bytes / 4) as u32)])
-                        .collect(),
-                ),
-                Form::Written(_) => Arguments::Struct(bound.map(|(at, _)| at).collect()),
-            }
-        });
+        let arguments =
+            plan.steps.iter().map(|step| bind(&ready.pipelines[step.pipeline], step.bindings.iter().map(bound)));
+        let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
         Ok(Session {
             graph: None,
             runs: 0,
             is_busy: false,
             stream: Stream::new(&self.context)?,
-            arguments: arguments.collect(),
+            arguments,
             arena,
             entering: Pinned::new(&self.context, "a session's inputs", entering)?,
             entries,

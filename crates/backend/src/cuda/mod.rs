@@ -7,6 +7,7 @@ mod api;
 mod cache;
 mod devices;
 mod driver;
+mod library;
 mod write;
 
 use crate::{Backend, CompileError, gpu::Gpu};

@@ -3,7 +3,7 @@
 use super::plan::{Ready, ShapePlan};
 use crate::{DeviceInfo, Peak, ResourceError, RunError};
 use cutover_graph::Identity;
-use cutover_kernels::cuda::{Functions, Kernel};
+use cutover_kernels::cuda::{Argument, Element, Functions, Kernel, Order};
 use std::{
     collections::HashMap,
     ops::Range,
@@ -59,12 +59,23 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
         Err("no kernels are written for this device".to_string())
     }
 
-    /// A problem's kernels that were written by hand.
+    /// A problem's kernels that were written by hand, or a library's.
     ///
     /// # Errors
-    /// What the compiler says.
-    fn compile_written(&self, _kernel: &Kernel) -> Result<Self::Pipeline, String> {
+    /// What the compiler says, or the library; a device that has neither.
+    fn solve(&self, _solution: &Solution) -> Result<Self::Pipeline, String> {
         Err("no kernels are written for this device".to_string())
+    }
+
+    /// Memory that a launch of what [`Driver::solve`] gave needs for itself, in bytes.
+    fn workspace_bytes(&self, _pipeline: &Self::Pipeline) -> usize {
+        0
+    }
+
+    /// Which of `solutions` is fastest, as measured now or before; `None` where nothing is measured. `bytes` says how much memory an argument
+    /// is of.
+    fn fastest(&self, _solutions: &[Solution], _bytes: &dyn Fn(&Argument) -> usize) -> Option<usize> {
+        None
     }
 
     /// A session's memory for `plan`.
@@ -101,6 +112,60 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
         memory: &mut Self::Memory,
         hand_out: &mut dyn FnMut(&[u8]) -> Result<(), RunError>,
     ) -> Result<(), RunError>;
+}
+
+/// One way to solve a problem that is not for generated kernels.
+#[derive(Clone, Debug)]
+pub(crate) enum Solution {
+    /// By kernels that were written by hand.
+    Written(Kernel),
+    Library(LibraryProduct),
+}
+
+impl Solution {
+    pub fn arguments(&self) -> Vec<Argument> {
+        match self {
+            Solution::Written(kernel) => kernel.arguments.clone(),
+            Solution::Library(product) => product.arguments(),
+        }
+    }
+}
+
+/// A matrix product as libraries take it: `C[z, m, n] = max?(alpha · Σ_k A[z, m, k] · B[z, k, n] + bias?[n], 0)`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct LibraryProduct {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Matrices.
+    pub count: usize,
+    pub a: LibraryFactor,
+    pub b: LibraryFactor,
+    /// Of A and B.
+    pub element: Element,
+    /// Of C and the bias.
+    pub result: Element,
+    pub tf32: bool,
+    pub alpha: f32,
+    pub has_bias: bool,
+    pub relu: bool,
+}
+
+/// Where a factor's elements lie: rows or columns `leading` elements apart, matrices `stride`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct LibraryFactor {
+    pub order: Order,
+    pub leading: usize,
+    pub stride: usize,
+}
+
+impl LibraryProduct {
+    /// A, B, C, a workspace, and the bias (input 2) if there is one.
+    pub fn arguments(&self) -> Vec<Argument> {
+        let all =
+            [Argument::Input(0), Argument::Input(1), Argument::Output(0), Argument::Workspace, Argument::Input(2)];
+        all[..if self.has_bias { 5 } else { 4 }].to_vec()
+    }
 }
 
 /// What kernels are made for.
@@ -177,13 +242,16 @@ impl<D: Driver> Device<D> {
         self.keep(source.to_string(), self.driver.compile(source, read_only))
     }
 
-    /// A problem's kernels that were written by hand, compiled once; see [`Driver::compile_written`].
-    pub fn written(&self, kernel: &Kernel) -> Result<Arc<D::Pipeline>, String> {
-        let key = format!("{:?}\n{}", kernel.launches, kernel.source);
+    /// What solves a problem, made once; see [`Driver::solve`].
+    pub fn solved(&self, solution: &Solution) -> Result<Arc<D::Pipeline>, String> {
+        let key = match solution {
+            Solution::Written(kernel) => format!("{:?}\n{}", kernel.launches, kernel.source),
+            Solution::Library(product) => format!("{product:?}"),
+        };
         if let Some(pipeline) = lock(&self.pipelines).get(&key) {
             return Ok(Arc::clone(pipeline));
         }
-        self.keep(key, self.driver.compile_written(kernel))
+        self.keep(key, self.driver.solve(solution))
     }
 
     fn keep(&self, key: String, compiled: Result<D::Pipeline, String>) -> Result<Arc<D::Pipeline>, String> {

@@ -2,7 +2,7 @@
 
 use super::{
     code::{self, Binding, Function, GROUP, Operand, Text},
-    device::{Device, Driver, Limits, Weight},
+    device::{Device, Driver, Limits, Solution, Weight},
     lower,
 };
 use crate::{
@@ -14,7 +14,7 @@ use cutover_graph::{
     ops::{Facts, InferContext},
     plan::arena::{Interval, place},
 };
-use cutover_kernels::cuda::{Argument, Functions, Kernel, Refused};
+use cutover_kernels::cuda::{Argument, Functions, Refused};
 use cutover_tensor::{DType, Shape, Tensor};
 use std::{
     collections::{HashMap, HashSet},
@@ -156,13 +156,8 @@ struct PlannedStep {
 trait Stock {
     fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String>;
 
-    /// A problem's kernels that were written by hand, with what they call; see [`Driver::functions`].
-    fn written(
-        &mut self,
-        functions: &str,
-        counts: &[usize],
-        problem: &dyn Fn(Functions) -> Result<Kernel, Refused>,
-    ) -> Result<(usize, Kernel), String>;
+    /// What solves a problem, with what its kernels call (see [`Driver::functions`]), and the memory that it needs for itself.
+    fn solve(&mut self, problem: &Problem<'_>) -> Result<Solved, String>;
 
     /// And its length in bytes.
     fn weight(
@@ -185,16 +180,27 @@ impl<D: Driver> Stock for Stocked<'_, D> {
         Ok(number(&mut self.pipelines, pipeline))
     }
 
-    fn written(
-        &mut self,
-        functions: &str,
-        counts: &[usize],
-        problem: &dyn Fn(Functions) -> Result<Kernel, Refused>,
-    ) -> Result<(usize, Kernel), String> {
-        let functions = self.device.driver.functions(functions, counts)?;
-        let kernel = problem(functions).map_err(|refused| refused.to_string())?;
-        let pipeline = self.device.written(&kernel)?;
-        Ok((number(&mut self.pipelines, pipeline), kernel))
+    fn solve(&mut self, problem: &Problem<'_>) -> Result<Solved, String> {
+        let driver = &self.device.driver;
+        let functions = driver.functions(problem.functions, &problem.counts)?;
+        let most = if problem.may_measure { MEASURED } else { 1 };
+        let mut solutions = (problem.solutions)(functions, most).map_err(|refused| refused.to_string())?;
+        if problem.may_measure
+            && let Some(fastest) = driver.fastest(&solutions, &problem.bytes)
+        {
+            solutions.swap(0, fastest);
+        }
+        let mut error = "nothing solves it".to_string();
+        for solution in solutions {
+            match self.device.solved(&solution) {
+                Ok(pipeline) => {
+                    let workspace_bytes = self.device.driver.workspace_bytes(&pipeline);
+                    return Ok(Solved { pipeline: number(&mut self.pipelines, pipeline), solution, workspace_bytes });
+                }
+                Err(message) => error = message,
+            }
+        }
+        Err(error)
     }
 
     fn weight(
@@ -243,18 +249,41 @@ pub(crate) struct Builder<'a> {
     pub kernel: &'static str,
 }
 
-/// A problem for kernels that were written by hand, where the device has some.
+/// Solutions of a problem that are measured at most.
+const MEASURED: usize = 4;
+
+/// The ways to solve a problem, best first: at most as many as are asked for, but at least one.
+pub(super) type Solutions<'a> = &'a dyn Fn(Functions, usize) -> Result<Vec<Solution>, Refused>;
+
+/// A problem as the stock is asked for it.
+struct Problem<'a> {
+    functions: &'a str,
+    /// Elements of the functions' bindings.
+    counts: Vec<usize>,
+    solutions: Solutions<'a>,
+    /// Bytes of an argument.
+    bytes: &'a dyn Fn(&Argument) -> usize,
+    may_measure: bool,
+}
+
+struct Solved {
+    pipeline: usize,
+    solution: Solution,
+    workspace_bytes: usize,
+}
+
+/// A problem for kernels that were written by hand, or a library, where the device has some.
 pub(super) struct Written<'a> {
     /// What the kernels call, in WGSL: `functions`, which follow `text`.
     pub text: Text,
     pub functions: &'a str,
-    /// The family's inputs, and what the pointers that `problem` adds behind those of the functions are.
+    /// The family's inputs, and what the pointers that `solutions` add behind those of the functions are.
     pub inputs: &'a [BufferId],
     pub more: &'a [BufferId],
     pub output: BufferId,
-    pub problem: &'a dyn Fn(Functions) -> Result<Kernel, Refused>,
-    /// What the kernel that was chosen is called.
-    pub name: &'a dyn Fn(&Kernel) -> &'static str,
+    pub solutions: Solutions<'a>,
+    /// What the solution that was chosen is called.
+    pub name: &'a dyn Fn(&Solution) -> &'static str,
     pub work: Work,
 }
 
@@ -699,7 +728,13 @@ impl Builder<'_> {
     pub fn reread(&mut self, id: ValueId) -> Result<Operand, Unable> {
         let operand = self.operand(id)?;
         match operand {
-            Operand::Function(_) => Ok(Operand::Buffer(self.buffer(id)?, self.dtype(id))),
+            Operand::Function(_) => {
+                // It is what another operator defines, not the kernel of the one that is lowered.
+                let of_node = std::mem::replace(&mut self.kernel, "elementwise");
+                let buffer = self.buffer(id);
+                self.kernel = of_node;
+                Ok(Operand::Buffer(buffer?, self.dtype(id)))
+            }
             other => Ok(other),
         }
     }
@@ -775,34 +810,39 @@ impl Builder<'_> {
         self.narrowed.insert(id, buffer);
     }
 
-    /// Adds the launches of a problem's kernels that were written by hand; `false`, and nothing added, where there are none for it.
+    /// Adds the launches of what solves a problem; `false`, and nothing added, where nothing does.
     pub fn push_written(&mut self, written: Written<'_>) -> bool {
-        let Written { text, functions, inputs, more, output, problem, name, work } = written;
+        let Written { text, functions, inputs, more, output, solutions, name, work } = written;
         let (source, extra) = text.finish(functions, false);
-        let count = |binding: &Binding| {
-            let bytes = self.buffers[binding.buffer.0 as usize].bytes;
-            bytes / if binding.element == "f16" { 2 } else { 4 }
-        };
+        let bytes_of = |buffer: BufferId| self.buffers[buffer.0 as usize].bytes;
+        let count = |binding: &Binding| bytes_of(binding.buffer) / if binding.element == "f16" { 2 } else { 4 };
         let counts: Vec<usize> = extra.iter().map(count).collect();
-        let (pipeline, kernel) = match self.stock.written(&source, &counts, problem) {
-            Ok(written) => written,
+        let extra: Vec<BufferId> = extra.iter().map(|binding| binding.buffer).chain(more.iter().copied()).collect();
+        // The workspace is sized when the solution is known.
+        let place = |argument: &Argument, workspace: BufferId| match *argument {
+            Argument::Input(at) => inputs[at],
+            Argument::Output(_) => output,
+            Argument::Workspace => workspace,
+            Argument::Extra(at) => extra[at],
+        };
+        let bytes = |argument: &Argument| match argument {
+            Argument::Workspace => 0,
+            argument => bytes_of(place(argument, FAULTS)),
+        };
+        let may_measure = self.numerics != Numerics::Strict;
+        let problem = Problem { functions: &source, counts, solutions, bytes: &bytes, may_measure };
+        let Solved { pipeline, solution, workspace_bytes } = match self.stock.solve(&problem) {
+            Ok(solved) => solved,
             Err(reason) => {
                 let node = &self.graph.node(self.current).name;
                 tracing::debug!("'{node}' has a generated kernel: {reason}");
                 return false;
             }
         };
-        let workspace = self.add(kernel.workspace_bytes);
-        let extra: Vec<BufferId> = extra.iter().map(|binding| binding.buffer).chain(more.iter().copied()).collect();
-        let binding = |argument: &Argument| match *argument {
-            Argument::Input(at) => inputs[at],
-            Argument::Output(_) => output,
-            Argument::Workspace => workspace,
-            Argument::Extra(at) => extra[at],
-        };
-        let bindings = kernel.arguments.iter().map(binding).collect();
-        let name = name(&kernel);
-        self.steps.push(PlannedStep { pipeline, bindings, groups: [1; 3], node: self.current, kernel: name, work });
+        let workspace = self.add(workspace_bytes);
+        let bindings = solution.arguments().iter().map(|argument| place(argument, workspace)).collect();
+        let kernel = name(&solution);
+        self.steps.push(PlannedStep { pipeline, bindings, groups: [1; 3], node: self.current, kernel, work });
         true
     }
 

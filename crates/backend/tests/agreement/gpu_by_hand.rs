@@ -321,6 +321,80 @@ fn precisions_on_the_gpu() {
     }
 }
 
+/// Products that a library is asked for first; where it is not there, or refuses (`IMITATED_CUDA`), our own kernels have them.
+#[test]
+fn large_products_agree() {
+    let Some(gpu) = cuda("large_products_agree") else { return };
+    let is_refused = std::env::var("IMITATED_CUDA").is_ok_and(|told| told.ends_with("-products"));
+    let by = |suffix: &str| format!("matrix product by {}{suffix}", if is_refused { "hand" } else { "cuBLASLt" });
+    let r = &mut Random(3);
+    let matmul = |activation| MatMul { activation };
+    let gemm = |alpha, transpose_a, transpose_b| Gemm { alpha, beta: 1.0, transpose_a, transpose_b, activation: None };
+    let (m, k, n) = (515, 260, 513);
+    let (x, w, bias) = (r.tensor(&[m, k]), r.tensor(&[k, n]), r.tensor(&[n]));
+    let full = Precision::F32;
+    check_precision(&gpu, matmul(Some(Activation::Relu)), &x, &[w.clone(), bias.clone()], full, &by(""));
+    check_precision(&gpu, matmul(None), &r.tensor(&[4, 130, k]), &[w.clone()], full, &by(""));
+    check_precision(&gpu, gemm(0.5, false, true), &x, &[r.tensor(&[n, k]), bias.clone()], full, &by(""));
+    check_precision(&gpu, gemm(1.0, true, true), &r.tensor(&[k, m]), &[r.tensor(&[n, k]), bias.clone()], full, &by(""));
+    // A matrix each; and of those that their reader computes.
+    check_precision(&gpu, matmul(None), &r.tensor(&[5, 257, 260]), &[r.tensor(&[5, 260, 259])], full, &by(""));
+    for (precision, name) in [(Precision::F16, ", f16"), (Precision::BF16, ", bf16"), (Precision::Tf32, ", tf32")] {
+        check_precision(&gpu, matmul(Some(Activation::Relu)), &x, &[w.clone(), bias.clone()], precision, &by(name));
+        check_precision(&gpu, gemm(1.0, false, true), &x, &[r.tensor(&[n, k]), bias.clone()], precision, &by(name));
+    }
+    // What it has no epilogue for is ours anyway.
+    let hand = "matrix product by hand";
+    check_precision(&gpu, matmul(Some(Activation::Gelu)), &x, &[w.clone(), bias], full, hand);
+    check_precision(&gpu, matmul(None), &x, &[w, r.tensor(&[m, n])], full, hand);
+}
+
+/// Which of several tiles is fastest is measured where compiled kernels are kept, and kept with them; a choice that is torn is made again.
+#[cfg(feature = "cuda")]
+#[test]
+fn choices_are_kept_on_the_gpu() {
+    let Some(_) = cuda("choices_are_kept_on_the_gpu") else { return };
+    let folder = std::env::temp_dir().join(format!("cutover-choices-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    let files = || {
+        let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).collect();
+        files.sort_by_key(|file| std::fs::metadata(file).unwrap().len());
+        files
+    };
+    // A magic word, a digest and a digit.
+    let is_choice = |file: &std::path::PathBuf| std::fs::metadata(file).unwrap().len() == 8 + 32 + 1;
+    let run = |numerics: Numerics| {
+        let options = cutover_backend::CudaOptions { cache: Some(folder.clone()), ..Default::default() };
+        let gpu = cutover_backend::cuda(options).unwrap();
+        let mut d = Drawing::new(4);
+        let (x, w) = (d.input(&[40, 64]), d.weights(&[64, 72]));
+        let y = d.node(MatMul { activation: None }, &[x, w]);
+        d.graph.set_outputs(vec![y]);
+        let plan = Plan::new(d.graph).unwrap();
+        let expected = self::run(&reference(), &plan, &d.inputs, "a choice");
+        let executable = gpu.compile(&plan, &CompileOptions { numerics, ..CompileOptions::default() }).unwrap();
+        near(&answers(executable, &d.inputs, "a choice")[0], &expected[0], 1e-5, "a choice");
+    };
+    run(Numerics::Default);
+    let first = files();
+    assert_eq!(first.iter().filter(|file| is_choice(file)).count(), 1, "{first:?}");
+    assert!(first.len() > 2, "{first:?}");
+    // With the choice alone, only what was chosen is compiled again.
+    first.iter().filter(|file| !is_choice(file)).for_each(|file| std::fs::remove_file(file).unwrap());
+    run(Numerics::Default);
+    assert_eq!(files().len(), 2, "{:?}", files());
+    // Torn, it is as good as none.
+    std::fs::write(&files()[0], b"cutover1").unwrap();
+    run(Numerics::Default);
+    assert_eq!(files().iter().filter(|file| is_choice(file)).count(), 1, "{:?}", files());
+    assert_eq!(files().len(), first.len(), "{:?}", files());
+    // Whoever wants sums in one order, whatever is faster, has nothing measured.
+    std::fs::remove_dir_all(&folder).unwrap();
+    run(Numerics::Strict);
+    assert_eq!(files().iter().filter(|file| is_choice(file)).count(), 0, "{:?}", files());
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn what_a_precision_is_not_for_stays_f32_on_the_gpu() {
     let Some(gpu) = cuda("what_a_precision_is_not_for_stays_f32_on_the_gpu") else { return };

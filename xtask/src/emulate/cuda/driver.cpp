@@ -54,11 +54,13 @@ struct Module {
 };
 
 struct Operation {
-    enum Kind { COPY, CLEAR, LAUNCH } kind;
+    enum Kind { COPY, CLEAR, LAUNCH, CALL } kind;
     char* to = nullptr;
     const char* from = nullptr;
     size_t bytes = 0;
     Function* function = nullptr;
+    // Of a library.
+    void (*call)(void*) = nullptr;
     std::shared_ptr<void> arguments;
     unsigned grid[3], block[3], shared = 0;
 };
@@ -145,12 +147,17 @@ void run(std::vector<Operation>& operations) {
             case Operation::COPY: memcpy(operation.to, operation.from, operation.bytes); break;
             case Operation::CLEAR: memset(operation.to, 0, operation.bytes); break;
             case Operation::LAUNCH:
+            case Operation::CALL:
                 launches++;
                 if ((long long)launches == told("lost", -1)) {
                     is_lost = true;
                     return;
                 }
-                operation.function->run(operation.arguments.get(), operation.grid, operation.block, operation.shared, launches);
+                if (operation.kind == Operation::CALL) {
+                    operation.call(operation.arguments.get());
+                } else {
+                    operation.function->run(operation.arguments.get(), operation.grid, operation.block, operation.shared, launches);
+                }
         }
     }
 }
@@ -372,6 +379,19 @@ int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, un
     memcpy(operation.block, dimensions + 3, sizeof operation.block);
     operation.shared = shared;
     return enqueue(stream, operation);
+}
+
+// For imitated libraries: what they do in a stream's order, and whether it is on the device.
+int imitated_enqueue(Stream* stream, void (*call)(void*), void (*drop)(void*), void* data) {
+    LOCKED;
+    Operation operation{Operation::CALL};
+    operation.call = call;
+    operation.arguments = std::shared_ptr<void>(data, drop);
+    return enqueue(stream, operation);
+}
+bool imitated_is_on_device(const void* at, size_t bytes) {
+    LOCKED;
+    return is_on_device((const char*)at, bytes);
 }
 
 int cuStreamCreate(Stream** stream, unsigned flags) {

@@ -4,15 +4,16 @@ use super::{
     super::{
         super::{
             code::{Operand, Text},
-            plan::{BufferId, Builder, Unable, Written},
+            device::Solution,
+            plan::{BufferId, Builder, Solutions, Unable, Written},
         },
         conv::{Problem, floats},
         product::element,
     },
-    Names, half_of, precision, stored, upload_half,
+    Names, half_of, only, precision, stored, upload_half, worth_trying,
 };
 use crate::Numerics;
-use cutover_kernels::cuda::{self, Conv, Element, Functions, Layout, Winograd};
+use cutover_kernels::cuda::{self, Conv, Element, Functions, Layout, Refused, Winograd};
 use cutover_tensor::DType;
 
 const CONVOLUTION: Names = Names {
@@ -54,24 +55,24 @@ pub(in super::super) fn convolution(b: &mut Builder<'_>, p: &Problem) -> Result<
     let half = half_of(b, p.filters).filter(|_| p.dtype == DType::F32 && !is_depthwise);
     if let Some((constant, element)) = half {
         let filters = upload_half(b, &constant, element)?;
-        let name = |kernel: &cuda::Kernel| CONVOLUTION.of(element, kernel);
+        let name = |solution: &Solution| CONVOLUTION.of(element, solution);
         let conv = Conv { element, precision: cuda::Precision::Full, x_is_function: true, ..conv.clone() };
-        let problem = |mut functions: Functions| {
+        let solutions = |mut functions: Functions, most: usize| {
             functions.pointers.push(("const float*".to_string(), "pictures".to_string()));
             functions.text +=
                 "__device__ __forceinline__ float x_at(const Operands& o, u32 i) { return o.pictures[i]; }\n";
-            Conv { functions, ..conv.clone() }.kernel(device)
+            solutions(&Conv { functions, ..conv.clone() }, device, most)
         };
-        if push(b, p, [x, filters], &[x], &problem, &name) {
+        if push(b, p, [x, filters], &[x], &solutions, &name) {
             return Ok(true);
         }
     }
     if let Some((winograd, filters)) = by_windows(b, p, &conv, device)? {
-        let problem = |functions: Functions| {
+        let solutions = |functions: Functions, _: usize| {
             let conv = Conv { functions, ..conv.clone() };
-            Winograd { conv, ..winograd.clone() }.kernel(device)
+            only(Winograd { conv, ..winograd.clone() }.kernel(device))
         };
-        if push(b, p, [x, filters], &[], &problem, &|_| "Winograd convolution by hand") {
+        if push(b, p, [x, filters], &[], &solutions, &|_| "Winograd convolution by hand") {
             return Ok(true);
         }
     }
@@ -80,12 +81,21 @@ pub(in super::super) fn convolution(b: &mut Builder<'_>, p: &Problem) -> Result<
         None => b.reread(p.filters)?,
     };
     let Operand::Buffer(filters, _) = filters else { return Ok(false) };
-    let problem = |functions: Functions| Conv { functions, ..conv.clone() }.kernel(device);
-    let name = |kernel: &cuda::Kernel| match is_depthwise {
+    let solutions = |functions: Functions, most: usize| solutions(&Conv { functions, ..conv.clone() }, device, most);
+    let name = |solution: &Solution| match is_depthwise {
         true => "depthwise convolution by hand",
-        false => CONVOLUTION.of(conv.element, kernel),
+        false => CONVOLUTION.of(conv.element, solution),
     };
-    Ok(push(b, p, [x, filters], &[], &problem, &name))
+    Ok(push(b, p, [x, filters], &[], &solutions, &name))
+}
+
+/// The kernels that are worth a measurement, best first.
+fn solutions(conv: &Conv, device: cuda::Device, most: usize) -> Result<Vec<Solution>, Refused> {
+    let candidates = conv.candidates(device)?;
+    if candidates.is_empty() {
+        return only(conv.kernel(device));
+    }
+    worth_trying(candidates, most).map(|tile| Ok(Solution::Written(conv.kernel_of(device, tile)?))).collect()
 }
 
 /// The windows that Winograd's filtering is estimated fastest with, and its filters.
@@ -115,12 +125,12 @@ fn push(
     p: &Problem,
     inputs: [BufferId; 2],
     more: &[BufferId],
-    problem: &dyn Fn(Functions) -> Result<cuda::Kernel, cuda::Refused>,
-    name: &dyn Fn(&cuda::Kernel) -> &'static str,
+    solutions: Solutions<'_>,
+    name: &dyn Fn(&Solution) -> &'static str,
 ) -> bool {
     let mut text = Text::default();
     let functions = element(&mut text, p.dtype, &p.epilogue)
         + "fn finish(i: u32, channel: u32, sum: f32) -> f32 { return element(i, bias_of(channel), sum); }\n";
     let (functions, inputs) = (&functions, &inputs);
-    b.push_written(Written { text, functions, inputs, more, output: p.to, problem, name, work: p.work })
+    b.push_written(Written { text, functions, inputs, more, output: p.to, solutions, name, work: p.work })
 }

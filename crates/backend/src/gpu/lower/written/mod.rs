@@ -11,13 +11,15 @@ mod rows;
 use super::{
     super::{
         code::{Function, Operand, Text},
+        device::{LibraryFactor, LibraryProduct, Solution},
         plan::{BufferId, Builder, Unable, Written},
     },
-    product::{Factor, Product, element},
+    elementwise::activation_text,
+    product::{Added, Factor, Product, element},
 };
 use crate::Precision;
-use cutover_graph::{Constant, ValueId};
-use cutover_kernels::cuda::{self, Element};
+use cutover_graph::{Constant, ValueId, ops::Activation};
+use cutover_kernels::cuda::{self, Element, Refused, Tile};
 use cutover_tensor::{DType, Tensor};
 use std::rc::Rc;
 
@@ -44,17 +46,38 @@ const PRODUCT: Names = Names {
     bf16: "matrix product by hand, bf16",
 };
 
+const LIBRARY: Names = Names {
+    full: "matrix product by cuBLASLt",
+    tf32: "matrix product by cuBLASLt, tf32",
+    f16: "matrix product by cuBLASLt, f16",
+    bf16: "matrix product by cuBLASLt, bf16",
+};
+
 impl Names {
-    /// The name of `kernel` for factors of such elements. Of a few rows f32 stays f32, whatever was asked for.
-    fn of(&self, factors: Element, kernel: &cuda::Kernel) -> &'static str {
-        let is_tf32 = || kernel.launches.iter().any(|launch| launch.entry.contains("_tf32_"));
+    /// The name of `solution` for factors of such elements. Of a few rows f32 stays f32, whatever was asked for.
+    fn of(&self, factors: Element, solution: &Solution) -> &'static str {
+        let is_tf32 = match solution {
+            Solution::Written(kernel) => kernel.launches.iter().any(|launch| launch.entry.contains("_tf32_")),
+            Solution::Library(product) => product.tf32,
+        };
         match factors {
             Element::F16 => self.f16,
             Element::BF16 => self.bf16,
-            _ if is_tf32() => self.tf32,
+            _ if is_tf32 => self.tf32,
             _ => self.full,
         }
     }
+}
+
+/// The tiles of `candidates` that are worth a measurement, best first: at most `most`, none predicted to be half again as slow as the best.
+fn worth_trying(candidates: Vec<(Tile, f64)>, most: usize) -> impl Iterator<Item = Tile> {
+    let bound = candidates.first().map_or(0.0, |(_, clocks)| 1.5 * clocks);
+    candidates.into_iter().take(most).take_while(move |(_, clocks)| *clocks <= bound).map(|(tile, _)| tile)
+}
+
+/// The only way that a family has.
+fn only(kernel: Result<cuda::Kernel, Refused>) -> Result<Vec<Solution>, Refused> {
+    Ok(vec![Solution::Written(kernel?)])
 }
 
 /// What floats of `dtype` are in the device's memory.
@@ -174,7 +197,9 @@ fn multiply(b: &mut Builder<'_>, product: &Product<'_>, factors: [BufferId; 2], 
     let first = array(left.column, left.row, left);
     let (Some(first), Some(second)) = (first, array(right.row, right.column, right)) else { return false };
     let precision = if elements[0] == Element::F32 { precision(b) } else { cuda::Precision::Full };
-    let problem = |functions: cuda::Functions| {
+    let library = by_library(product, [&first, &second], elements[0], result, precision);
+    let (library, bias) = library.map_or((None, None), |(library, bias)| (Some(library), bias));
+    let solutions = |functions: cuda::Functions, most: usize| {
         let product = cuda::Product {
             m,
             n,
@@ -188,23 +213,86 @@ fn multiply(b: &mut Builder<'_>, product: &Product<'_>, factors: [BufferId; 2], 
             channel_is_row: false,
             functions,
         };
-        product.kernel(device)
+        let tiles = worth_trying(product.candidates(device)?, most);
+        let kernels = tiles.map(|tile| Ok(Solution::Written(product.kernel_of(device, tile)?)));
+        library.clone().map(|library| Ok(Solution::Library(library))).into_iter().chain(kernels).collect()
     };
     let mut text = Text::default();
     let functions = element(&mut text, dtype, epilogue)
         + &format!(
             "fn finish(i: u32, channel: u32, sum: f32) -> f32 {{ return element(i, bias_of(i / {n}u), sum); }}\n"
         );
-    let name = |kernel: &cuda::Kernel| PRODUCT.of(elements[0], kernel);
-    let (inputs, work) = (&factors, product.work());
+    let name = |solution: &Solution| match solution {
+        Solution::Written(_) => PRODUCT.of(elements[0], solution),
+        Solution::Library(_) => LIBRARY.of(elements[0], solution),
+    };
+    let inputs: Vec<BufferId> = factors.into_iter().chain(bias).collect();
     b.push_written(Written {
         text,
         functions: &functions,
-        inputs,
+        inputs: &inputs,
         more: &[],
         output: to,
-        problem: &problem,
+        solutions: &solutions,
         name: &name,
-        work,
+        work: product.work(),
     })
+}
+
+/// Multiplications from which on a library is asked first.
+const LIBRARY_WORK: usize = 1 << 26;
+
+/// The product as a library takes it, and its bias: where it is large, and what is done to its sums is no more than libraries do.
+fn by_library(
+    product: &Product<'_>,
+    factors: [&cuda::Operand; 2],
+    element: Element,
+    result: Element,
+    precision: cuda::Precision,
+) -> Option<(LibraryProduct, Option<BufferId>)> {
+    let &Product { sizes: [m, n, k], batch, epilogue, .. } = product;
+    let count = match *batch {
+        [] => 1,
+        [count] => count,
+        _ => return None,
+    };
+    let factor = |operand: &cuda::Operand| match operand {
+        cuda::Operand::Array { order, leading, batch } => {
+            Some(LibraryFactor { order: *order, leading: *leading, stride: batch.first().copied().unwrap_or(0) })
+        }
+        cuda::Operand::Function { .. } => None,
+    };
+    let relu = match epilogue.function.as_str() {
+        "x" => false,
+        function if function == activation_text(Some(Activation::Relu), "x") => true,
+        _ => return None,
+    };
+    let bias = match epilogue.added.as_slice() {
+        [] => None,
+        [Added { statements, index, factor: 1.0, operand: Operand::Buffer(bias, DType::F32) }]
+            if statements.is_empty() && *index == format!("i % {n}u") =>
+        {
+            Some(*bias)
+        }
+        _ => return None,
+    };
+    // Of what is in 16 bits its results are, too, but for those of weights.
+    let is_known = result == Element::F32 && epilogue.bias.is_none() && product.dtype == DType::F32;
+    let is_large = m.min(n).min(k) >= 16 && count * m * n * k >= LIBRARY_WORK;
+    let [a, b] = factors.map(factor);
+    let library = LibraryProduct {
+        m,
+        n,
+        k,
+        count,
+        a: a?,
+        b: b?,
+        element,
+        result,
+        tf32: precision == cuda::Precision::Tf32,
+        alpha: epilogue.alpha,
+        has_bias: bias.is_some(),
+        relu,
+    };
+    (is_known && is_large).then_some((library, bias))
 }

@@ -1,8 +1,11 @@
 //! Recurrences over all steps in one launch.
 
-use super::super::super::{
-    code::{Operand, Text},
-    plan::{BufferId, Builder, Written},
+use super::{
+    super::super::{
+        code::{Operand, Text},
+        plan::{BufferId, Builder, Written},
+    },
+    only,
 };
 use crate::Work;
 use cutover_graph::ops::Cell;
@@ -30,9 +33,18 @@ pub(in super::super) fn recurrence(b: &mut Builder<'_>, of: &Recurrence<'_>, tex
         Cell::Gru { linear_before_reset } => cuda::Cell::Gru { is_linear: linear_before_reset },
         Cell::Lstm { coupled } => cuda::Cell::Lstm { is_coupled: coupled },
     };
-    let problem = |functions: cuda::Functions| {
-        cuda::Recurrence { cell, directions, steps, batch, hidden, functions }.kernel(device)
+    let solutions = |functions: cuda::Functions, _: usize| {
+        only(cuda::Recurrence { cell, directions, steps, batch, hidden, functions }.kernel(device))
     };
     let (inputs, name) = (&[*matrix], "recurrent by hand");
-    b.push_written(Written { text, functions, inputs, more: &[], output: to, problem: &problem, name: &|_| name, work })
+    b.push_written(Written {
+        text,
+        functions,
+        inputs,
+        more: &[],
+        output: to,
+        solutions: &solutions,
+        name: &|_| name,
+        work,
+    })
 }

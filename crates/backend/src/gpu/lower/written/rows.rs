@@ -5,7 +5,7 @@ use super::{
         code::{self, Function, Operand, Text},
         plan::{BufferId, Builder, Written},
     },
-    stored,
+    only, stored,
 };
 use crate::Work;
 use cutover_kernels::cuda::{self, Element, RowFunction};
@@ -39,13 +39,22 @@ pub(in super::super) fn rows(b: &mut Builder<'_>, of: &Rows<'_>, finish: impl Fn
     let mut text = Text::default();
     let (mut functions, inputs) = as_input(&mut text, x, element, term);
     functions += &format!("fn finish(i: u32, channel: u32, x: f32) -> f32 {{\n{}\n}}\n", finish(&mut text));
-    let problem = |functions: cuda::Functions| {
+    let solutions = |functions: cuda::Functions, _: usize| {
         let x_is_function = inputs.is_empty();
-        cuda::Rows { rows, length, function, element, x_is_function, functions }.kernel(device)
+        only(cuda::Rows { rows, length, function, element, x_is_function, functions }.kernel(device))
     };
     let work = Work { operations: 0, bytes: (rows * length * element.bytes()) as u64 };
     let (functions, inputs) = (&functions, &inputs);
-    b.push_written(Written { text, functions, inputs, more: &[], output: to, problem: &problem, name: &|_| name, work })
+    b.push_written(Written {
+        text,
+        functions,
+        inputs,
+        more: &[],
+        output: to,
+        solutions: &solutions,
+        name: &|_| name,
+        work,
+    })
 }
 
 /// `operand`, as far as it is an array of `element`, or the function that gives `term` of its element `x`.
@@ -70,11 +79,20 @@ pub(in super::super::super) fn transposed(b: &mut Builder<'_>, function: &Functi
     let mut text = Text::default();
     let (mut functions, inputs) = as_input(&mut text, operand, element, "x");
     functions += "fn finish(i: u32, channel: u32, x: f32) -> f32 { return x; }\n";
-    let problem = |functions: cuda::Functions| {
+    let solutions = |functions: cuda::Functions, _: usize| {
         let x_is_function = inputs.is_empty();
-        cuda::Transpose { batch, rows, columns, elements: [element; 2], x_is_function, functions }.kernel(device)
+        only(cuda::Transpose { batch, rows, columns, elements: [element; 2], x_is_function, functions }.kernel(device))
     };
     let work = Work { operations: 0, bytes: (2 * batch * rows * columns * code::storage_bytes(function.dtype)) as u64 };
     let (functions, inputs, name) = (&functions, &inputs, "transposition by hand");
-    b.push_written(Written { text, functions, inputs, more: &[], output: to, problem: &problem, name: &|_| name, work })
+    b.push_written(Written {
+        text,
+        functions,
+        inputs,
+        more: &[],
+        output: to,
+        solutions: &solutions,
+        name: &|_| name,
+        work,
+    })
 }
