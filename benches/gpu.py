@@ -102,9 +102,9 @@ def main():
         for model in models:
             given, expected = model.with_suffix(".in.npz"), model.with_suffix(".out.npz")
             if given.exists() and expected.exists():
-                for backend in backends:
-                    command = [cutover, "verify", str(model), "--inputs", str(given), "--expect", str(expected), "--backend", backend]
-                    log.run("verify", f"{model.stem} {backend}", command, 60)
+                for backend, precision in ((backend, precision) for backend in backends for precision in arguments.precisions.split(",")):
+                    command = [cutover, "verify", str(model), "--inputs", str(given), "--expect", str(expected), "--backend", backend, "--precision", precision]
+                    log.run("verify", f"{model.stem} {backend} {precision}", command, 60)
         for batch in arguments.batches.split(","):
             for model in models:
                 for precision in arguments.precisions.split(","):

@@ -34,7 +34,10 @@ pub fn cuda(table: bool) -> Result<bool> {
     fs::create_dir_all(&generated)?;
     for path in emulate::cuda::generated(GENERATED)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
-        for architecture in ["sm_75", "sm_87", "sm_90"] {
+        // Those that were written by hand are made for the device, which is imitated as one of 9.0; for other devices `sources` has their like.
+        let is_written = fs::read_to_string(&path)?.contains("struct Operands");
+        let all: &[&str] = if is_written { &["sm_90"] } else { &["sm_75", "sm_87", "sm_90"] };
+        for architecture in all {
             let copy = generated.join(format!("{architecture}-{name}"));
             if !copy.exists() {
                 fs::copy(&path, copy)?;

@@ -373,9 +373,10 @@ pub fn fold_lines<A: Wide, R: Wide, E>(
     if lines.is_empty() {
         return Ok(());
     }
+    // Of lines without an element nothing is read.
     let last = (lines.end - 1) / inner * axis * inner + axis.saturating_sub(1) * inner + (lines.end - 1) % inner;
-    let most = last.max(((lines.end - 1) / inner * axis + axis) * inner - 1);
-    assert!((most + 1) * ty.size() <= input.len(), "lines {lines:?} of {} bytes", input.len());
+    let needed = if axis == 0 { 0 } else { (last + 1).max(((lines.end - 1) / inner * axis + axis) * inner) };
+    assert!(needed * ty.size() <= input.len(), "lines {lines:?} of {} bytes", input.len());
     assert!((input.as_ptr() as usize).is_multiple_of(ty.size()), "not aligned for {ty:?}");
     dispatch(
         level,

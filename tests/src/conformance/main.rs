@@ -17,8 +17,8 @@ struct Arguments {
     /// Lists the cases that fall back to the reference.
     #[arg(long)]
     fallbacks: bool,
-    /// Writes what fails now to tests/onnx/expected.toml, with what it says as its reason; of a GPU also how many cases it runs to
-    /// tests/onnx/gpu.toml.
+    /// Writes what fails now to tests/onnx/expected.toml, with what it says as its reason; of a GPU also how many cases it runs, to
+    /// a file of its own there.
     #[arg(long)]
     update: bool,
     /// Writes docs/operators.md from what passes on all backends.
@@ -76,9 +76,9 @@ fn work(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
             println!("{}", summary(&of_suite, suite, name));
         }
         table.insert(name.clone(), expected.updated(&outcomes));
-        if device == Device::Wgpu && arguments.update && arguments.filter.is_none() {
+        if let Some(file) = OnGpu::file(name).filter(|_| arguments.update && arguments.filter.is_none()) {
             let gpu = device.backend(&options)?.describe().device;
-            fs::write(path.with_file_name("gpu.toml"), toml::to_string(&OnGpu::of(gpu, &outcomes))?)?;
+            fs::write(path.with_file_name(file), toml::to_string(&OnGpu::of(gpu, &outcomes))?)?;
         }
         ran.push((name.as_str(), outcomes));
     }

@@ -16,7 +16,14 @@ every operator it holds. *Native types* and *reference types* are the element ty
 by the operator's reference evaluation.
 ";
 
-/// How many cases a GPU ran when somebody last asked one (`cargo xtask conformance --backend wgpu --update`): the tests run where there is none.
+/// By backend, the file that says how many cases a GPU ran when somebody last asked one (`cargo xtask conformance --backend wgpu --update`, and
+/// `--backend cuda --emulated`): the tests run where there is none.
+const ON_GPUS: [(&str, &str, &str); 2] = [
+    ("wgpu", "gpu.toml", include_str!("../../onnx/gpu.toml")),
+    ("cuda", "cuda.toml", include_str!("../../onnx/cuda.toml")),
+];
+
+/// What one of these files says.
 #[derive(serde::Deserialize, serde::Serialize)]
 pub struct OnGpu {
     device: String,
@@ -34,12 +41,9 @@ impl OnGpu {
         OnGpu { device, cases: outcomes.len(), passed: passed().count(), wholly }
     }
 
-    /// As it was written last.
-    ///
-    /// # Errors
-    /// A file of something else.
-    fn read() -> Result<OnGpu, toml::de::Error> {
-        toml::from_str(include_str!("../../onnx/gpu.toml"))
+    /// The name of `backend`'s file, if it is a GPU's.
+    pub fn file(backend: &str) -> Option<&'static str> {
+        ON_GPUS.iter().find(|(name, ..)| *name == backend).map(|(_, file, _)| *file)
     }
 }
 
@@ -84,9 +88,12 @@ pub fn page(cases: &[&Case], backends: &[(&str, &[Outcome])]) -> String {
         let passed = outcomes.iter().filter(|o| o.failure.is_none()).count();
         let _ = write!(page, "\n{passed} of {} cases pass on `{backend}`.", outcomes.len());
     }
-    if let Ok(OnGpu { device, cases, passed, wholly }) = OnGpu::read() {
-        let _ =
-            write!(page, "\n{passed} of {cases} cases pass on `wgpu` ({device}), {wholly} of them wholly on the GPU.");
+    for (backend, _, counted) in ON_GPUS {
+        if let Ok(OnGpu { device, cases, passed, wholly }) = toml::from_str(counted) {
+            let line =
+                format!("{passed} of {cases} cases pass on `{backend}` ({device}), {wholly} of them wholly there.");
+            let _ = write!(page, "\n{line}");
+        }
     }
     let mut domain = None;
     for ((of, operator), row) in &rows {

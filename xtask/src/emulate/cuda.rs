@@ -11,7 +11,9 @@ use std::{fs, path::PathBuf, process::Command};
 /// What finds the imitation instead of NVIDIA's libraries, and the tests it.
 pub fn environment() -> Result<Vec<(&'static str, String)>> {
     let folder = build()?;
-    Ok(vec![("LD_LIBRARY_PATH", folder.display().to_string()), ("CUTOVER_GPU", "cuda".to_string())])
+    // No cache: what the imitation makes is nothing for a device that tells the same of itself, and what it takes is no measurement.
+    let no_cache = ("XDG_CACHE_HOME", "/dev/null".to_string());
+    Ok(vec![("LD_LIBRARY_PATH", folder.display().to_string()), ("CUTOVER_GPU", "cuda".to_string()), no_cache])
 }
 
 /// Whether there is a C++ compiler, which the imitation needs in a run too.

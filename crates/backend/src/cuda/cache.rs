@@ -1,4 +1,4 @@
-//! Compiled kernels on disk: a file for each, by what it was made of and for.
+//! Compiled kernels on disk, and which of several was fastest: a file for each, by what it was made of and for.
 //!
 //! A file that is torn, or of something else, is as good as none. Nothing depends on the folder: it may be deleted at any time.
 
@@ -31,6 +31,11 @@ pub(super) fn key(source: &str, capability: i32, driver: i32, compiler: i32, con
 impl Cache {
     pub fn new(folder: PathBuf) -> Cache {
         Cache { folder, bytes_kept: BYTES_KEPT }
+    }
+
+    /// Whether there is a folder to keep anything in.
+    pub fn can_keep(&self) -> bool {
+        fs::create_dir_all(&self.folder).is_ok()
     }
 
     /// What was kept under `key`; `None` for nothing, or nothing whole.
@@ -116,6 +121,7 @@ mod tests {
         let cache = Cache::new(folder.clone());
         let key = key("kernel", 90, 13000, 13000, false);
         assert_eq!(cache.get(&key), None);
+        assert!(cache.can_keep() && !Cache::new("/dev/null/cutover".into()).can_keep());
         cache.put(&key, b"image");
         assert_eq!(cache.get(&key).as_deref(), Some(b"image".as_slice()));
         let path = cache.path(&key);

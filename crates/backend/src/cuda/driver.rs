@@ -324,9 +324,9 @@ impl Driver for Cuda {
         kernel.workspace_bytes
     }
 
-    /// Where nothing is kept nothing is measured, so that the same is chosen every time.
+    /// Where nothing can be kept nothing is measured, so that the same is chosen every time.
     fn fastest(&self, solutions: &[Solution], bytes: &dyn Fn(&written::Argument) -> usize) -> Option<usize> {
-        let cache = self.cache.as_ref().filter(|_| solutions.len() > 1)?;
+        let cache = self.cache.as_ref().filter(|cache| solutions.len() > 1 && cache.can_keep())?;
         let facts = &self.context.facts;
         let all = format!("the fastest on {} of {solutions:?}", facts.name);
         let key = cache::key(&all, facts.capability, facts.driver, facts.compiler, true);

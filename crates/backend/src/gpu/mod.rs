@@ -16,9 +16,9 @@ use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak,
 #[cfg(feature = "wgpu")]
 pub(crate) use code::TEXELS_IN_ROW;
 use cutover_graph::{Graph, Node, Plan};
+pub(crate) use device::{Device, Driver, Limits, lock};
 #[cfg(feature = "cuda")]
-pub(crate) use device::Solution;
-pub(crate) use device::{Device, Driver, LibraryProduct, Limits, lock};
+pub(crate) use device::{LibraryProduct, Solution};
 pub(crate) use peak::peak;
 #[cfg(feature = "wgpu")]
 pub(crate) use plan::Step;

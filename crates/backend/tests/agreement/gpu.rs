@@ -299,7 +299,8 @@ fn attention_agrees_with_its_operators() {
         attention(&mut d);
         let executable = gpu.compile(&Plan::new(d.graph.clone()).unwrap(), &CompileOptions::default()).unwrap();
         let kernels: Vec<&str> = executable.placement().nodes.iter().map(|node| node.kernel.as_str()).collect();
-        assert!(kernels.contains(&"attention") && !kernels.contains(&"matrix product"), "{kernels:?}");
+        let any = |begin: &str| kernels.iter().any(|kernel| kernel.starts_with(begin));
+        assert!(any("attention") && !any("matrix product"), "{kernels:?}");
         // A sum of a hundred products of what is at most one, and a mask of at most e.
         check(&gpu, d, 1e-5);
     }

@@ -12,11 +12,11 @@ use cutover_backend::{
     reference,
 };
 use cutover_graph::{
-    Op, Plan,
+    Op, Plan, TensorFact,
     ops::{
-        Activation, Cell, CellActivation, Conv, Direction, Gemm, GlobalPool, GlobalPoolFunction, InstanceNorm,
-        LayerNorm, MatMul, Padding, Recurrent, Reduce, ReduceFunction, Softmax, SoftmaxFunction, Transpose, Unary,
-        UnaryFunction, Window,
+        Activation, Binary, BinaryFunction, Cell, CellActivation, Conv, Direction, Gemm, GlobalPool,
+        GlobalPoolFunction, InstanceNorm, LayerNorm, MatMul, MatMulInteger, MatMulNBits, Padding, Recurrent, Reduce,
+        ReduceFunction, Softmax, SoftmaxFunction, Transpose, Unary, UnaryFunction, Window,
     },
 };
 use cutover_tensor::{DType, Tensor, Value};
@@ -256,6 +256,93 @@ fn recurrences_agree() {
     }
 }
 
+#[test]
+fn attentions_agree() {
+    let Some(gpu) = cuda("attentions_agree") else { return };
+    for (at, [batch, heads, queries, keys, depth, width]) in
+        [[1, 1, 1, 1, 1, 1], [2, 3, 33, 65, 16, 20], [1, 2, 64, 64, 64, 64], [2, 1, 5, 130, 7, 128]]
+            .into_iter()
+            .enumerate()
+    {
+        let mut d = Drawing::new(at as u64);
+        let q = d.input(&[batch, heads, queries, depth]);
+        let [k, v] = [depth, width].map(|width| d.input(&[batch, keys, heads, width]));
+        let turn = |d: &mut Drawing, x, order: [usize; 4]| d.node(Transpose { permutation: Some(order.into()) }, &[x]);
+        let (k, v) = (turn(&mut d, k, [0, 2, 3, 1]), turn(&mut d, v, [0, 2, 1, 3]));
+        let mut x = d.node(MatMul { activation: None }, &[q, k]);
+        if at % 2 == 1 {
+            let mask = d.input(&[batch, 1, queries, keys]);
+            x = d.node(Binary { function: BinaryFunction::Add }, &[x, mask]);
+        }
+        let p = d.node(Softmax { function: SoftmaxFunction::Softmax, axis: -1, coerced: false }, &[x]);
+        let y = d.node(MatMul { activation: None }, &[p, v]);
+        let y = turn(&mut d, y, [0, 2, 1, 3]);
+        d.graph.set_outputs(vec![y]);
+        check_by(&gpu, d, &["attention by hand"], 1e-5);
+    }
+}
+
+#[test]
+fn blocks_of_few_bits_agree() {
+    let Some(gpu) = cuda("blocks_of_few_bits_agree") else { return };
+    for (at, (m, n, k, bits, block_size, has_points)) in [
+        (1, 17, 64, 4, 32, false),
+        (3, 40, 150, 4, 32, true),
+        (8, 33, 256, 8, 128, true),
+        (5, 9, 96, 2, 16, true),
+        (9, 20, 64, 4, 32, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut d = Drawing::new(at as u64);
+        let blocks = usize::div_ceil(k, block_size);
+        let bytes = |d: &mut Drawing, shape: &[usize]| {
+            let bytes: Vec<u8> = (0..shape.iter().product()).map(|_| d.random.below(256) as u8).collect();
+            d.constant(Tensor::from_vec(shape, bytes).unwrap())
+        };
+        let a = d.input(&[m, k]);
+        let w = bytes(&mut d, &[n, blocks, block_size * bits / 8]);
+        let mut inputs = vec![a, w, d.weights(&[n * blocks])];
+        if has_points {
+            inputs.push(bytes(&mut d, &[n * usize::div_ceil(blocks * bits, 8)]));
+        }
+        let y = d.node(MatMulNBits { n, k, bits, block_size, accuracy_level: 0 }, &inputs);
+        d.graph.set_outputs(vec![y]);
+        let kernel = if m <= 8 { "blocked product by hand" } else { "blocked product" };
+        check_by(&gpu, d, &[kernel], 1e-5);
+    }
+}
+
+#[test]
+fn products_of_bytes_agree() {
+    let Some(gpu) = cuda("products_of_bytes_agree") else { return };
+    for (at, (batch, m, k, n)) in
+        [(1, 1, 4, 1), (2, 3, 33, 17), (1, 40, 70, 65), (3, 16, 64, 32)].into_iter().enumerate()
+    {
+        let mut d = Drawing::new(at as u64);
+        let bytes = |d: &mut Drawing, shape: &[usize]| -> Vec<u8> {
+            (0..shape.iter().product()).map(|_| d.random.below(256) as u8).collect()
+        };
+        let shape = [batch, m, k];
+        let x = Tensor::from_vec(shape, bytes(&mut d, &shape)).unwrap();
+        let id = d.graph.add_input("x", TensorFact::of_constant_shape(DType::U8, &shape));
+        d.inputs.push(Value::Tensor(x));
+        let w: Vec<i8> = bytes(&mut d, &[k, n]).into_iter().map(|byte| byte as i8).collect();
+        let w = d.constant(Tensor::from_vec([k, n], w).unwrap());
+        let zero = d.constant(Tensor::scalar(131u8));
+        let zeros: Vec<i8> = (0..n).map(|n| (n % 3) as i8 - 1).collect();
+        let zeros = d.constant(Tensor::from_vec([n], zeros).unwrap());
+        let inputs = [id, w, zero, zeros];
+        let sums = d.node(MatMulInteger, &inputs[..if at % 2 == 0 { 4 } else { 3 }]);
+        d.graph.set_outputs(vec![sums]);
+        let plan = Plan::new(d.graph.clone()).unwrap();
+        let found = kernels(&gpu, &plan, &d.inputs, &CompileOptions::default());
+        assert!(found.contains("integer product by hand"), "{found:?}");
+        check(&gpu, d, 0.0);
+    }
+}
+
 /// `op` of `input`, in `precision`: by `kernel`, near what the reference makes of rounded operands, and how many bytes of weights there are.
 fn check_precision(
     gpu: &Arc<dyn Backend>,
@@ -334,7 +421,7 @@ fn large_products_agree() {
     let (x, w, bias) = (r.tensor(&[m, k]), r.tensor(&[k, n]), r.tensor(&[n]));
     let full = Precision::F32;
     check_precision(&gpu, matmul(Some(Activation::Relu)), &x, &[w.clone(), bias.clone()], full, &by(""));
-    check_precision(&gpu, matmul(None), &r.tensor(&[4, 130, k]), &[w.clone()], full, &by(""));
+    check_precision(&gpu, matmul(None), &r.tensor(&[4, 130, k]), std::slice::from_ref(&w), full, &by(""));
     check_precision(&gpu, gemm(0.5, false, true), &x, &[r.tensor(&[n, k]), bias.clone()], full, &by(""));
     check_precision(&gpu, gemm(1.0, true, true), &r.tensor(&[k, m]), &[r.tensor(&[n, k]), bias.clone()], full, &by(""));
     // A matrix each; and of those that their reader computes.
@@ -400,10 +487,10 @@ fn what_a_precision_is_not_for_stays_f32_on_the_gpu() {
     let Some(gpu) = cuda("what_a_precision_is_not_for_stays_f32_on_the_gpu") else { return };
     let mut r = Random(5);
     // Of a few rows memory is the limit, not what multiplies.
-    let (x, w) = (r.tensor(&[1, 400]), r.tensor(&[400, 500]));
+    let (x, w) = (r.tensor(&[1, 53]), r.tensor(&[53, 60]));
     check_precision(&gpu, MatMul { activation: None }, &x, &[w], Precision::F32, "matrix product by hand");
     let mut d = Drawing::new(1);
-    let (x, w) = (d.input(&[1, 400]), d.weights(&[400, 500]));
+    let (x, w) = (d.input(&[1, 53]), d.weights(&[53, 60]));
     let y = d.node(MatMul { activation: None }, &[x, w]);
     d.graph.set_outputs(vec![y]);
     let options = CompileOptions { precision: Precision::Tf32, ..CompileOptions::default() };

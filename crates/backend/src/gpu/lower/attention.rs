@@ -7,6 +7,7 @@ use super::{
     },
     elementwise::is_float,
     product::batch_of,
+    written::{self, AttentionRows},
 };
 use crate::{
     Work,
@@ -65,6 +66,11 @@ impl Matrices {
         let mut of_batch = vec![0; batch.len() - lead];
         of_batch.extend((0..lead).map(|axis| if shape[axis] == 1 { 0 } else { strides[axis] }));
         Ok(Matrices { operand, batch: of_batch, row: strides[lead], column: strides[lead + 1] })
+    }
+
+    /// As kernels written by hand take them, whose rows lie together.
+    fn rows(&self) -> AttentionRows<'_> {
+        AttentionRows { operand: &self.operand, batch: &self.batch, row: self.row }
     }
 
     fn transposed(self) -> Matrices {
@@ -162,6 +168,31 @@ fn end(b: &mut Builder<'_>, node: &Node, attention: &Attention) -> Result<(), Un
         }
         None => (b.output(output)?, code::strides(&batch).iter().map(|stride| stride * s * width).collect(), width),
     };
+    let heads = batch.iter().product::<usize>();
+    let bytes =
+        [queries, keys, values, output].map(|id| b.count(id) * code::storage_bytes(dtype)).iter().sum::<usize>();
+    let work = Work { operations: 2 * (heads * s * t * (depth + width)) as u64, bytes: bytes as u64 };
+    let is_by_hand = [&q, &k, &v].iter().all(|matrices| matrices.column == 1) && {
+        // A mask's rows are as long as the scores'.
+        let of = written::Attention {
+            batch: &batch,
+            queries: s,
+            keys: t,
+            depth,
+            width,
+            scale,
+            factors: [q.rows(), k.rows(), v.rows()],
+            mask: mask.as_ref().map(Matrices::rows),
+            to,
+            strides: (&of_batch, y_row),
+            dtype,
+            work,
+        };
+        written::attention(b, &of)
+    };
+    if is_by_hand {
+        return Ok(());
+    }
     let mut text = Text::default();
     let mut kernel = begin_text("y", &batch, &of_batch);
     for (name, matrices) in [("q", &q), ("k", &k), ("v", &v)] {
@@ -202,10 +233,6 @@ fn end(b: &mut Builder<'_>, node: &Node, attention: &Attention) -> Result<(), Un
     let mut parameters = vec![("SCALE", float(scale)), ("LEAST", float(f32::MIN))];
     parameters.extend(numbers.into_iter().map(|(name, value)| (name, value.to_string())));
     kernel += &wgsl::expand(template, &parameters);
-    let heads = batch.iter().product::<usize>();
-    let bytes =
-        [queries, keys, values, output].map(|id| b.count(id) * code::storage_bytes(dtype)).iter().sum::<usize>();
-    let work = Work { operations: 2 * (heads * s * t * (depth + width)) as u64, bytes: bytes as u64 };
     b.push(text, &kernel, [s.div_ceil(queries_each) as u32, heads as u32, 1], "attention", work)
 }
 

@@ -7,6 +7,7 @@ use super::{
     },
     product::{Added, Epilogue, element, group_size, rows},
     quantized::given,
+    written,
 };
 use crate::Work;
 use cutover_graph::{Constant, Node, ops::MatMulNBits};
@@ -32,6 +33,20 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &MatMulNBits) -> Resul
         None => None,
         Some(id) => Some(b.constant(id).ok_or("zero points that a run computes")?),
     };
+    let mut added = Vec::new();
+    if let Some(bias) = given(node, 5) {
+        let (statements, index) = code::broadcast(&b.shape(bias), &b.shape(output));
+        added.push(Added { statements, index, factor: 1.0, operand: b.reread(bias)? });
+    }
+    let epilogue = Epilogue { alpha: 1.0, bias: None, added, function: "x".to_string() };
+    let m = b.count(output) / n;
+    let bytes = 4 * (m * k + m * n + n * blocks) + n * blocks * block_size * bits / 8;
+    let work = Work { operations: 2 * (m * n * k) as u64, bytes: bytes as u64 };
+    let (operand, to) = (b.reread(a)?, b.output(output)?);
+    let by_hand = (to, &epilogue, work);
+    if written::blocked_product(b, op, (&operand, m), [&elements, &scales], points.as_ref(), by_hand)? {
+        return Ok(());
+    }
     let points = points.map(|constant| {
         let points = zero_points(&constant.tensor, op, blocks).ok_or("zero points of another number or type")?;
         by_columns(&constant, points, [n, blocks])
@@ -48,15 +63,8 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &MatMulNBits) -> Resul
     })?;
     let Operand::Buffer(weights, _) = weights else { return Err("weights in memory".into()) };
     let scales = b.upload(&scales, "plain", super::super::executable::to_device)?;
-    let mut added = Vec::new();
-    if let Some(bias) = given(node, 5) {
-        let (statements, index) = code::broadcast(&b.shape(bias), &b.shape(output));
-        added.push(Added { statements, index, factor: 1.0, operand: b.reread(bias)? });
-    }
-    let epilogue = Epilogue { alpha: 1.0, bias: None, added, function: "x".to_string() };
-    let m = b.count(output) / n;
     let mut text = Text::default();
-    let load_a = text.function(&b.reread(a)?);
+    let load_a = text.function(&operand);
     let load_w = text.function(&Operand::Buffer(weights, DType::U32));
     let load_scale = text.function(&scales);
     let zero = match points.transpose()? {
@@ -67,7 +75,6 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &MatMulNBits) -> Resul
         }
     };
     let element = element(&mut text, DType::F32, &epilogue);
-    let to = b.output(output)?;
     let array = text.bind(to, "f32", true);
     // What fills the last block up is multiplied by nothing.
     let of_a = match k.is_multiple_of(block_size) {
@@ -94,8 +101,6 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &MatMulNBits) -> Resul
     let parameters: Vec<(&str, String)> = numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect();
     kernel += &wgsl::expand(wgsl::PRODUCT_BLOCKS, &parameters);
     let groups = [n.div_ceil(group), m.div_ceil(rows), 1].map(|n| n as u32);
-    let bytes = 4 * (m * k + m * n + n * blocks) + n * blocks * block_size * bits / 8;
-    let work = Work { operations: 2 * (m * n * k) as u64, bytes: bytes as u64 };
     b.push(text, &kernel, groups, "blocked product", work)
 }
 

@@ -12,6 +12,7 @@ use super::{
     product::{Epilogue, LOAD_FOUR, Lanes, batch_of, element, group_size, rows},
     quantized::{bounds, given, is_byte},
     reduce::computed,
+    written,
 };
 use crate::Work;
 use cutover_graph::{
@@ -56,6 +57,10 @@ impl Bytes {
             Some(Given::Value(id)) => b.count(id) == 1 || b.shape(id).rank() == 1 && b.count(id) == count,
             _ => true,
         }
+    }
+
+    fn is_constant(&self, b: &Builder<'_>) -> bool {
+        matches!(self.of, Given::Value(id) if b.constant(id).is_some())
     }
 
     /// What is taken from unsigned bytes so that they are signed ones.
@@ -219,6 +224,8 @@ struct Sums<'a> {
     matrices: usize,
     /// Statements that return a word of row `m`, and one of column `n`.
     factors: [String; 2],
+    /// Both where they are arrays of a line of words for each row, and each column.
+    lines: Option<[Lines; 2]>,
     /// Of rows and of columns.
     zeros: [Option<String>; 2],
     /// Of a row's terms, and of a column's; asked for only where the other one's zero points are not 0.
@@ -227,6 +234,13 @@ struct Sums<'a> {
     to: BufferId,
     dtype: DType,
     work: Work,
+}
+
+/// A factor whose lines, of as many words as a sum has, follow each other.
+pub(super) struct Lines {
+    pub buffer: BufferId,
+    /// Extents of the batch, and words from matrix to matrix along each.
+    pub batch: (Vec<usize>, Vec<usize>),
 }
 
 fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unable> {
@@ -256,6 +270,15 @@ fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unab
         Finish::Floats { epilogue, .. } => element(&mut text, dtype, epilogue),
         _ => String::new(),
     };
+    if let Some(lines) = &sums.lines {
+        let element = format!(
+            "{kernel}fn finish(i: u32, channel: u32, sum: i32) -> i32 {{\nlet row = i / {n}u;\nlet z = row / {m}u;\nlet m = row % {m}u;\nlet n = i % {n}u;\nlet total = {corrected};\nreturn bitcast<i32>({store});\n}}\n"
+        );
+        let is_word = code::storage_bytes(dtype) == 4;
+        if is_word && written::has_product_of_bytes(b, [m, n, words], lines) {
+            return written::product_of_bytes(b, text, &element, [m, n, words], lines, (to, sums.work));
+        }
+    }
     let array = text.bind(to, code::storage_type(dtype), true);
     kernel += &format!(
         "fn a_at(z: u32, m: u32, k: u32) -> u32 {{\n{}\n}}\nfn b_at(z: u32, k: u32, n: u32) -> u32 {{\n{}\n}}\nfn finish(z: u32, m: u32, n: u32, sum: i32) {{\nlet row = z * {m}u + m;\nlet i = row * {n}u + n;\nlet total = {corrected};\n{array}[i] = {store};\n}}\n",
@@ -309,12 +332,17 @@ pub(super) fn multiply<'a>(
     let batch = batch_of(lead_left, lead_right);
     let rows_of = |lead: &[usize]| lead.iter().product::<usize>();
     let a = pack(b, left, Extents { outer: rows_of(lead_left) * m, terms: k, inner: 1 }, "bytes by rows")?;
-    let columns = match is_transposed {
+    // Kernels written by hand read a line for each column; a constant can be packed so.
+    let is_turned = !is_transposed && lead_right.is_empty() && b.gpu.written.is_some() && right.is_constant(b);
+    let has_lines = is_transposed || is_turned;
+    let columns = match has_lines {
         true => Extents { outer: n, terms: k, inner: 1 },
         false => Extents { outer: rows_of(lead_right), terms: k, inner: n },
     };
-    let recipe = if is_transposed { "bytes by rows" } else { "bytes by columns" };
-    let w = pack(b, right, columns, recipe)?;
+    let w = match (&right.of, is_turned) {
+        (Given::Value(id), true) => pack_turned(b, *id, columns)?,
+        _ => pack(b, right, columns, if is_transposed { "bytes by rows" } else { "bytes by columns" })?,
+    };
     let words = k.div_ceil(4);
     let mut text = Text::default();
     let zeros = [zero_text(b, &mut text, left, "m")?, zero_text(b, &mut text, right, "n")?];
@@ -329,7 +357,7 @@ pub(super) fn multiply<'a>(
     let (statements, at) = begin(lead_left, m * words);
     let of_a = format!("{statements}return {}({at} + m * {words}u + k);", load[0]);
     let (statements, at) = begin(lead_right, words * n);
-    let of_b = match is_transposed {
+    let of_b = match has_lines {
         true => format!("return {}(n * {words}u + k);", load[1]),
         false => format!("{statements}return {}({at} + k * {n}u + n);", load[1]),
     };
@@ -353,8 +381,39 @@ pub(super) fn multiply<'a>(
     let bytes = (a.extents.outer + w.extents.outer * w.extents.inner) * k + 4 * b.count(output);
     let work = Work { operations: 2 * (matrices * m * n * k) as u64, bytes: bytes as u64 };
     let (sizes, dtype) = ([m, n, words], b.dtype(output));
-    let of = Sums { sizes, terms: k, matrices, factors: [of_a, of_b], zeros, sums: of_sums, finish, to, dtype, work };
+    let lines = match (&a.operand, &w.operand) {
+        (&Operand::Buffer(a, _), &Operand::Buffer(w, _)) if has_lines => {
+            let strides: Vec<usize> =
+                code::broadcast_strides(lead_left, &batch).iter().map(|s| s * m * words).collect();
+            let none = vec![0; batch.len()];
+            Some([
+                Lines { buffer: a, batch: (batch.clone(), strides) },
+                Lines { buffer: w, batch: (batch.clone(), none) },
+            ])
+        }
+        _ => None,
+    };
+    let factors = [of_a, of_b];
+    let of = Sums { sizes, terms: k, matrices, factors, lines, zeros, sums: of_sums, finish, to, dtype, work };
     push(b, text, &of).map(|()| true)
+}
+
+/// A constant `[terms, columns]` with a line for each column.
+fn pack_turned(b: &mut Builder<'_>, id: ValueId, extents: Extents) -> Result<Packed, Unable> {
+    let constant = b.constant(id).ok_or("a factor that a run computes")?;
+    let Extents { outer: columns, terms, .. } = extents;
+    let operand = b.upload(&constant, "columns of bytes by rows", |tensor| {
+        let bytes = tensor.bytes();
+        let turned: Vec<u8> = (0..columns).flat_map(|n| (0..terms).map(move |k| bytes[k * columns + n])).collect();
+        // Of so many bytes, whatever their order.
+        Tensor::from_bytes(tensor.dtype(), [columns, terms], &turned)
+            .map(|turned| extents.pack(&turned))
+            .unwrap_or_default()
+    })?;
+    match operand {
+        Operand::Buffer(buffer, _) => Ok(Packed { operand: Operand::Buffer(buffer, DType::U32), extents }),
+        _ => Err("a factor in memory".into()),
+    }
 }
 
 fn parts(shape: &[usize]) -> (&[usize], [usize; 2]) {
@@ -449,6 +508,7 @@ pub(super) fn convolve<'a>(
         terms: channels * taps,
         matrices,
         factors: [of_a, of_b],
+        lines: None,
         zeros,
         sums: [row_sums, None],
         finish,

@@ -52,7 +52,7 @@ pub(in super::super) fn convolution(b: &mut Builder<'_>, p: &Problem) -> Result<
         functions: Functions::default(),
     };
     let is_depthwise = p.inner == 1 && p.groups > 1;
-    let half = half_of(b, p.filters).filter(|_| p.dtype == DType::F32 && !is_depthwise);
+    let half = half_of(b, p.constant.clone()).filter(|_| p.dtype == DType::F32 && !is_depthwise);
     if let Some((constant, element)) = half {
         let filters = upload_half(b, &constant, element)?;
         let name = |solution: &Solution| CONVOLUTION.of(element, solution);
@@ -76,8 +76,8 @@ pub(in super::super) fn convolution(b: &mut Builder<'_>, p: &Problem) -> Result<
             return Ok(true);
         }
     }
-    let filters = match b.constant(p.filters) {
-        Some(constant) => b.upload(&constant, "plain", super::super::super::executable::to_device)?,
+    let filters = match &p.constant {
+        Some(constant) => b.upload(constant, "plain", super::super::super::executable::to_device)?,
         None => b.reread(p.filters)?,
     };
     let Operand::Buffer(filters, _) = filters else { return Ok(false) };
@@ -108,12 +108,12 @@ fn by_windows(
     if b.numerics == Numerics::Strict || p.dtype != DType::F32 || p.groups != 1 || conv.element != Element::F32 {
         return Ok(None);
     }
-    let (Some(constant), Some(winograd)) = (b.constant(p.filters), Winograd::choose(conv, device)) else {
+    let (Some(constant), Some(winograd)) = (&p.constant, Winograd::choose(conv, device)) else {
         return Ok(None);
     };
     let recipe = if winograd.tile == 2 { "windows of 2 × 2" } else { "windows of 4 × 4" };
     let filters =
-        b.upload(&constant, recipe, |filters| bytemuck::cast_slice(&winograd.filters(&floats(filters))).to_vec())?;
+        b.upload(constant, recipe, |filters| bytemuck::cast_slice(&winograd.filters(&floats(filters))).to_vec())?;
     Ok(match filters {
         Operand::Buffer(filters, _) => Some((winograd, filters)),
         _ => None,

@@ -4,6 +4,9 @@
 //! With a precision below f32, constant factors are held in 16 bits; the other factor stays f32 in memory and is narrowed as a product reads it
 //! (by a kernel before a matrix product, inside a convolution). Sums are of f32, and so is what comes out.
 
+mod attention;
+mod blocks;
+mod bytes;
 mod conv;
 mod recurrent;
 mod rows;
@@ -23,6 +26,9 @@ use cutover_kernels::cuda::{self, Element, Refused, Tile};
 use cutover_tensor::{DType, Tensor};
 use std::rc::Rc;
 
+pub(super) use attention::{Attention, Rows as AttentionRows, attention};
+pub(super) use blocks::blocked_product;
+pub(super) use bytes::{has_product_of_bytes, product_of_bytes};
 pub(super) use conv::convolution;
 pub(super) use recurrent::{Recurrence, recurrence};
 pub(in super::super) use rows::transposed;
@@ -94,14 +100,14 @@ fn precision(b: &Builder<'_>) -> cuda::Precision {
     if b.precision == Precision::Tf32 { cuda::Precision::Tf32 } else { cuda::Precision::Full }
 }
 
-/// The 16 bits that constant factors are held in, if any were asked for and `id` is such a factor: large enough to matter, and finite as such.
-fn half_of(b: &Builder<'_>, id: ValueId) -> Option<(Constant, Element)> {
+/// The 16 bits that `constant` is held in, if any were asked for and it is large enough to matter, and finite as such.
+fn half_of(b: &Builder<'_>, constant: Option<Constant>) -> Option<(Constant, Element)> {
     let element = match b.precision {
         Precision::F16 => Element::F16,
         Precision::BF16 => Element::BF16,
         Precision::F32 | Precision::Tf32 => return None,
     };
-    let constant = b.constant(id).filter(|constant| constant.tensor.dtype() == DType::F32)?;
+    let constant = constant.filter(|constant| constant.tensor.dtype() == DType::F32)?;
     let (floats, _) = constant.tensor.bytes().as_chunks();
     let holds = |&bytes: &[u8; 4]| {
         let value = f32::from_le_bytes(bytes);
@@ -137,7 +143,7 @@ pub(super) fn product_of_weights(
     product: &Product<'_>,
     ids: [ValueId; 2],
 ) -> Result<bool, Unable> {
-    let Some((constant, element)) = half_of(b, ids[1]) else { return Ok(false) };
+    let Some((constant, element)) = half_of(b, b.constant(ids[1])) else { return Ok(false) };
     if b.gpu.written.is_none() || product.dtype != DType::F32 {
         return Ok(false);
     }
