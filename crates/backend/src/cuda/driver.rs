@@ -153,6 +153,7 @@ impl Cuda {
                     let (memory, offset) = match place {
                         Place::Arena(range) => (&*arena, range.offset),
                         Place::Weight(at) => (&ready.weights[at].buffer, 0),
+                        Place::PartOfWeight(at, range) => (&ready.weights[at].buffer, range.offset),
                     };
                     stream.download(leaving, staged_at as usize, memory, offset, bytes as usize)?;
                 }
@@ -357,6 +358,7 @@ impl Driver for Cuda {
         let bound = |place: &Place| match *place {
             Place::Arena(range) => (arena.address + range.offset, range.bytes),
             Place::Weight(at) => (ready.weights[at].buffer.address, ready.weights[at].bytes),
+            Place::PartOfWeight(at, range) => (ready.weights[at].buffer.address + range.offset, range.bytes),
         };
         let arguments =
             plan.steps.iter().map(|step| bind(&ready.pipelines[step.pipeline], step.bindings.iter().map(bound)));

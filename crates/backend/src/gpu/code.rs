@@ -3,7 +3,10 @@
 //! A value that nobody has computed yet is a [`Function`] from the index of an element, row-major, to the element. What reads it may
 //! compute it there and then, which is how chains of operators become one kernel; an operand that lies in memory looks the same.
 
-use super::plan::{BufferId, FAULTS};
+use super::{
+    device::Limits,
+    plan::{BufferId, FAULTS},
+};
 use cutover_kernels::wgsl::MATH;
 use cutover_tensor::DType;
 use std::{
@@ -149,16 +152,21 @@ pub(super) struct Text {
     functions: String,
     /// Bindings whose elements functions read, and as what.
     loads: Vec<(usize, DType)>,
+    /// Bindings that functions write to.
+    stores: Vec<usize>,
     /// The names that functions got, by address.
     named: HashMap<*const Function, String>,
     /// Keeps what is named, so that no address is another's.
     kept: Vec<Rc<Function>>,
 }
 
+#[derive(Clone)]
 pub(super) struct Binding {
     pub buffer: BufferId,
     pub element: &'static str,
     pub writes: bool,
+    /// What of the buffer it is, `[begin, end]` in bytes, where one binding can't be all of it.
+    pub part: Option<[usize; 2]>,
     reach: Reach,
 }
 
@@ -171,10 +179,15 @@ enum Reach {
     Element,
     /// The same of four elements at once.
     Quad,
+    /// Through a function that puts an element there.
+    Store,
 }
 
 /// Texels in a row of a texture that a range of memory is read through: element `i` is at `[i % TEXELS_IN_ROW, i / TEXELS_IN_ROW]`.
 pub(crate) const TEXELS_IN_ROW: u32 = 4096;
+
+/// Rows of a texture at most.
+const TEXEL_ROWS: usize = 8192;
 
 impl Binding {
     /// The texture's format, if what is bound is read through one.
@@ -199,11 +212,25 @@ impl Text {
         format!("b{at}")
     }
 
+    /// The name of a function of an index and a value that puts an `element` into `buffer`, which may be larger than what is bound at once.
+    pub fn store(&mut self, buffer: BufferId, element: &'static str) -> String {
+        let at = self.reach(buffer, element, Reach::Store);
+        let binding = &mut self.bindings[at];
+        if binding.reach != Reach::Array {
+            binding.reach = Reach::Store;
+        }
+        binding.writes = true;
+        if !self.stores.contains(&at) {
+            self.stores.push(at);
+        }
+        format!("store_b{at}")
+    }
+
     fn reach(&mut self, buffer: BufferId, element: &'static str, reach: Reach) -> usize {
         let is_quad = |reach| reach == Reach::Quad;
         let same = |b: &Binding| b.buffer == buffer && b.element == element && is_quad(b.reach) == is_quad(reach);
         self.bindings.iter().position(same).unwrap_or_else(|| {
-            self.bindings.push(Binding { buffer, element, writes: false, reach });
+            self.bindings.push(Binding { buffer, element, writes: false, part: None, reach });
             self.bindings.len() - 1
         })
     }
@@ -266,42 +293,108 @@ impl Text {
         }
     }
 
-    /// The whole text, with `kernel` at its end, and what it binds in order. `has_lanes` is the device's.
-    pub fn finish(self, kernel: &str, has_lanes: bool) -> (String, Vec<Binding>) {
-        let mut text = String::new();
-        let mut code = String::new();
+    /// The whole text, with `kernel` at its end, and what it binds in order. A buffer of more `bytes` than the device binds at once is bound
+    /// in parts, which the functions that read and write it choose among.
+    ///
+    /// # Errors
+    /// One that the kernel itself reaches into.
+    pub fn finish(
+        self,
+        kernel: &str,
+        limits: &Limits,
+        bytes: &dyn Fn(BufferId) -> usize,
+    ) -> Result<(String, Vec<Binding>), String> {
+        let (mut text, mut code) = (String::new(), String::new());
+        let has_lanes = limits.has_lanes;
+        let mut bindings = self.bindings.clone();
+        // By binding: elements of a part, and the names of the parts.
+        let mut parts: Vec<(usize, Vec<String>)> = Vec::new();
+        let mut formats = Vec::new();
+        for (at, binding) in self.bindings.iter().enumerate() {
+            let (whole, size) = (bytes(binding.buffer), element_bytes(binding.element));
+            let mut names = vec![format!("b{at}")];
+            let texel = if binding.reach == Reach::Quad { 16 } else { size };
+            let fits = whole.div_ceil(texel * TEXELS_IN_ROW as usize) <= TEXEL_ROWS;
+            formats.push(binding.texels(has_lanes && fits));
+            if formats[at].is_some() {
+                parts.push((whole, names));
+                continue;
+            }
+            // Whole vectors, at offsets that a binding may have.
+            let most =
+                (limits.binding_bytes.min(u64::from(u32::MAX)) as usize / limits.alignment).max(1) * limits.alignment;
+            if whole > most {
+                if binding.reach == Reach::Array {
+                    return Err(format!("a tensor of {whole} bytes, of which {most} are bound at once"));
+                }
+                bindings[at].part = Some([0, most]);
+                for begin in (most..whole).step_by(most) {
+                    names.push(format!("b{}", bindings.len()));
+                    let part = Some([begin, whole.min(begin + most)]);
+                    bindings.push(Binding { part, ..binding.clone() });
+                }
+            }
+            parts.push((most / size, names));
+        }
+        // An element `i` of a binding in parts: `statement` of the array's name and the index into it.
+        let chosen = |at: usize, statement: &dyn Fn(&str, &str) -> String| {
+            let (each, names) = &parts[at];
+            let mut text = String::new();
+            for (part, name) in names.iter().enumerate().rev() {
+                let index = if part == 0 { "i".to_string() } else { format!("i - {}u", part * each) };
+                let statement = statement(name, &index);
+                text += &match part {
+                    0 => statement,
+                    _ => format!("if (i >= {}u) {{ {statement} }} else {{ ", part * each),
+                };
+            }
+            text + &" }".repeat(names.len() - 1)
+        };
         for &(at, dtype) in &self.loads {
-            let element = match self.bindings[at].texels(has_lanes) {
-                Some(_) => format!("textureLoad(b{at}, {}).x", texel("i")),
-                None => format!("b{at}[i]"),
-            };
-            let element = match dtype {
+            let of = code_type(dtype);
+            let loaded = |element: String| match dtype {
                 DType::F16 => format!("f32({element})"),
                 DType::Bool => format!("{element} != 0u"),
                 _ => element,
             };
-            let of = value_type(dtype).unwrap_or("u32");
-            let _ = writeln!(code, "fn load_b{at}_{dtype}(i: u32) -> {of} {{ return {element}; }}");
+            let body = match formats[at] {
+                Some(_) => format!("return {};", loaded(format!("textureLoad(b{at}, {}).x", texel("i")))),
+                None => chosen(at, &|name, index| format!("return {};", loaded(format!("{name}[{index}]")))),
+            };
+            let _ = writeln!(code, "fn load_b{at}_{dtype}(i: u32) -> {of} {{ {body} }}");
         }
         for (at, _) in self.bindings.iter().enumerate().filter(|(_, binding)| binding.reach == Reach::Quad) {
-            let quad = match has_lanes {
-                true => format!("textureLoad(b{at}, {})", texel("i")),
-                false => {
-                    format!("vec4<f32>(b{at}[4u * i], b{at}[4u * i + 1u], b{at}[4u * i + 2u], b{at}[4u * i + 3u])")
+            let body = match formats[at] {
+                Some(_) => format!("return textureLoad(b{at}, {});", texel("i")),
+                None => {
+                    let (each, names) = &parts[at];
+                    let quad = |name: &str, from: usize| {
+                        let one = |j: usize| format!("{name}[4u * (i - {}u) + {j}u]", from / 4);
+                        format!("return vec4<f32>({});", (0..4).map(one).collect::<Vec<_>>().join(", "))
+                    };
+                    let mut body = String::new();
+                    for (part, name) in names.iter().enumerate().skip(1).rev() {
+                        let _ = write!(body, "if (i >= {}u) {{ {} }}\n", part * each / 4, quad(name, part * each));
+                    }
+                    body + &quad(&names[0], 0)
                 }
             };
-            let _ = writeln!(code, "fn quad_b{at}(i: u32) -> vec4<f32> {{ return {quad}; }}");
+            let _ = writeln!(code, "fn quad_b{at}(i: u32) -> vec4<f32> {{ {body} }}");
+        }
+        for &at in &self.stores {
+            let body = chosen(at, &|name, index| format!("{name}[{index}] = x;"));
+            let _ = writeln!(code, "fn store_b{at}(i: u32, x: {}) {{ {body} }}", self.bindings[at].element);
         }
         code += &self.functions;
         code += kernel;
-        let uses_f16 = code.contains("f16(") || self.bindings.iter().any(|b| b.element.contains("f16"));
+        let uses_f16 = code.contains("f16(") || bindings.iter().any(|b| b.element.contains("f16"));
         if uses_f16 {
             text += "enable f16;\n";
         }
-        for (at, binding) in self.bindings.iter().enumerate() {
+        for (at, binding) in bindings.iter().enumerate() {
             let Binding { element, writes, .. } = binding;
             let access = if *writes { "read_write" } else { "read" };
-            let _ = match binding.texels(has_lanes) {
+            let _ = match formats.get(at).copied().flatten() {
                 Some(format) => {
                     writeln!(text, "@group(0) @binding({at}) var b{at}: texture_storage_2d<{format}, read>;")
                 }
@@ -313,7 +406,21 @@ impl Text {
             text += MATH;
         }
         text += &code;
-        (text, self.bindings)
+        Ok((text, bindings))
+    }
+}
+
+fn code_type(dtype: DType) -> &'static str {
+    value_type(dtype).unwrap_or("u32")
+}
+
+/// Bytes of an element of an array in memory.
+fn element_bytes(element: &str) -> usize {
+    match element {
+        "f16" => 2,
+        "i64" | "u64" => 8,
+        "vec4<f32>" => 16,
+        _ => 4,
     }
 }
 
@@ -446,7 +553,45 @@ mod tests {
         assert_eq!((sum.buffers, sum.depth), (1, 3));
         let mut text = Text::default();
         text.function(&Operand::Function(Rc::new(sum)));
-        let (source, bindings) = text.finish("", false);
+        let (source, bindings) = text.finish("", &limits(1 << 20), &|_| 400).unwrap();
         assert_eq!((bindings.len(), source.matches("v * v").count()), (1, 1));
+    }
+
+    fn limits(binding_bytes: u64) -> Limits {
+        Limits {
+            has_f16: false,
+            has_i64: false,
+            has_lanes: false,
+            is_imitated: false,
+            written: None,
+            buffer_bytes: 1 << 30,
+            binding_bytes,
+            alignment: 256,
+            bindings: 8,
+            groups: 65535,
+            invocations: 256,
+        }
+    }
+
+    #[test]
+    fn what_no_binding_holds_is_bound_in_parts() {
+        let mut text = Text::default();
+        text.function(&Operand::Buffer(BufferId(1), DType::F32));
+        let store = text.store(BufferId(2), "vec4<f32>");
+        let (source, bindings) = text.finish(&store, &limits(1000), &|_| 1700).unwrap();
+        let parts: Vec<_> = bindings.iter().map(|b| (b.buffer.0, b.part.unwrap(), b.writes)).collect();
+        let expected =
+            [(1, [0, 768]), (2, [0, 768]), (1, [768, 1536]), (1, [1536, 1700]), (2, [768, 1536]), (2, [1536, 1700])];
+        assert_eq!(parts, expected.map(|(buffer, part)| (buffer, part, buffer == 2)));
+        assert!(
+            source.contains("if (i >= 384u) { return b3[i - 384u]; } else { if (i >= 192u) { return b2[i - 192u]; }")
+        );
+        assert!(
+            source.contains("if (i >= 96u) { b5[i - 96u] = x; } else { if (i >= 48u) { b4[i - 48u] = x; }"),
+            "{source}"
+        );
+        let mut text = Text::default();
+        text.bind(BufferId(2), "f32", true);
+        assert!(text.finish("", &limits(1000), &|_| 1700).is_err());
     }
 }

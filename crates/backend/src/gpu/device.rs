@@ -78,6 +78,11 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
         None
     }
 
+    /// What a plan takes beside its weights, arena and results.
+    fn beside(&self, _plan: &Ready<Self>) -> Beside {
+        Beside::default()
+    }
+
     /// A session's memory for `plan`.
     ///
     /// # Errors
@@ -168,6 +173,13 @@ impl LibraryProduct {
     }
 }
 
+/// Bytes of copies that kernels read through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Beside {
+    pub weight_bytes: u64,
+    pub session_bytes: u64,
+}
+
 /// What kernels are made for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Limits {
@@ -191,6 +203,19 @@ pub(crate) struct Limits {
     pub groups: u32,
     /// Invocations of a group.
     pub invocations: usize,
+}
+
+impl Limits {
+    /// Bindings that a tensor is bound as at most.
+    const PARTS: u64 = 8;
+
+    /// Of the largest tensor that kernels reach: indices are words, and so are places in bytes.
+    pub fn tensor_bytes(&self) -> u64 {
+        (self.binding_bytes / self.alignment as u64 * self.alignment as u64 * Limits::PARTS)
+            .max(self.binding_bytes)
+            .min(self.buffer_bytes)
+            .min(u64::from(u32::MAX / 2))
+    }
 }
 
 /// An opened device, shared by everything that is compiled for it.

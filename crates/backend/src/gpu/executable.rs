@@ -58,10 +58,11 @@ impl<D: Driver> GpuExecutable<D> {
         };
         let first = executable.first()?;
         if let Some((first, is_static)) = first {
-            let weight_bytes = first.weights.iter().map(|weight| weight.bytes).sum();
+            let beside = executable.device.driver.beside(&first);
+            let weight_bytes = first.weights.iter().map(|weight| weight.bytes).sum::<u64>() + beside.weight_bytes;
             let shared = first.weights.iter().filter(|weight| Arc::strong_count(weight) > 1);
             let shared_bytes = shared.map(|weight| weight.bytes).sum();
-            let session_bytes = first.plan.arena_bytes + first.plan.staging_bytes;
+            let session_bytes = first.plan.arena_bytes + first.plan.staging_bytes + beside.session_bytes;
             executable.footprint = Footprint { weight_bytes, shared_bytes, session_bytes };
             executable.weights = first.weights.clone();
             if is_static {
@@ -307,7 +308,8 @@ impl PhaseClock<'_> {
 impl<D: Driver> GpuSession<D> {
     /// The memory of `plan`, kept from a run before or new.
     fn memory_for(&mut self, plan: &Arc<Ready<D>>, context: &RunContext<'_>) -> Result<&mut D::Memory, RunError> {
-        let needed = plan.plan.arena_bytes + plan.plan.staging_bytes;
+        let beside = self.executable.device.driver.beside(plan);
+        let needed = plan.plan.arena_bytes + plan.plan.staging_bytes + beside.session_bytes;
         let available = context.limits.arena_bytes.min(self.memory.budget_bytes.unwrap_or(u64::MAX));
         if needed > available {
             return Err(ResourceError::Memory { what: "a session's arena", needed, available }.into());

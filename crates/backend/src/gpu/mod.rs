@@ -16,6 +16,8 @@ use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak,
 #[cfg(feature = "wgpu")]
 pub(crate) use code::TEXELS_IN_ROW;
 use cutover_graph::{Graph, Node, Plan};
+#[cfg(feature = "wgpu")]
+pub(crate) use device::Beside;
 pub(crate) use device::{Device, Driver, Limits, lock};
 #[cfg(feature = "cuda")]
 pub(crate) use device::{LibraryProduct, Solution};

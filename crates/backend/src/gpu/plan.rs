@@ -77,6 +77,8 @@ pub(crate) enum Place {
     Arena(Range),
     /// By its number among the plan's.
     Weight(usize),
+    /// A range of a weight.
+    PartOfWeight(usize, Range),
 }
 
 /// One dispatch.
@@ -145,7 +147,8 @@ struct Building {
 
 struct PlannedStep {
     pipeline: usize,
-    bindings: Vec<BufferId>,
+    /// And what of it, `[begin, end]` in bytes, where that is not all.
+    bindings: Vec<(BufferId, Option<[usize; 2]>)>,
     groups: [u32; 3],
     node: NodeId,
     kernel: &'static str,
@@ -423,11 +426,11 @@ impl Builder<'_> {
         !self.uses[id.index()].is_empty() || self.is_output[id.index()]
     }
 
-    /// Whether the device can bind `id` as a whole.
+    /// Whether kernels reach all of `id`.
     pub fn check_size(&self, id: ValueId) -> Result<(), Unable> {
         let bytes = self.count(id).saturating_mul(code::storage_bytes(self.dtype(id)));
-        let most = self.gpu.binding_bytes.min(u64::from(u32::MAX / 2)) as usize;
-        if bytes > most {
+        let most = self.gpu.tensor_bytes();
+        if bytes as u64 > most {
             let name = &self.graph.value(id).name;
             return Err(format!("'{name}' takes {bytes} bytes, a kernel of this device reads {most} at most").into());
         }
@@ -452,7 +455,7 @@ impl Builder<'_> {
             let interval = &mut intervals[buffer.0 as usize];
             (interval.first, interval.last) = (interval.first.min(at), interval.last.max(at));
         };
-        self.steps.iter().enumerate().for_each(|(at, step)| step.bindings.iter().for_each(|&b| touch(b, at)));
+        self.steps.iter().enumerate().for_each(|(at, step)| step.bindings.iter().for_each(|&(b, _)| touch(b, at)));
         entering.iter().for_each(|&buffer| touch(buffer, 0));
         from.iter().filter_map(|from| from.as_ref().err()).for_each(|&buffer| touch(buffer, end));
         touch(FAULTS, 0);
@@ -482,6 +485,16 @@ impl Builder<'_> {
             Some(weight) => Place::Weight(weight),
             None => Place::Arena(range(buffer)),
         };
+        let part = |(buffer, part): (BufferId, Option<[usize; 2]>)| match (place(buffer), part) {
+            (whole, None) => whole,
+            (Place::Arena(range), Some([begin, end])) => {
+                let bytes = (end - begin).next_multiple_of(4) as u64;
+                Place::Arena(Range { offset: range.offset + begin as u64, bytes })
+            }
+            (Place::Weight(at) | Place::PartOfWeight(at, _), Some([begin, end])) => {
+                Place::PartOfWeight(at, Range { offset: begin as u64, bytes: (end - begin).next_multiple_of(4) as u64 })
+            }
+        };
         let mut staged = FAULT_BYTES as u64;
         let planned = outputs.iter().zip(from).map(|(&id, from)| PlannedOutput {
             dtype: self.dtype(id),
@@ -499,7 +512,7 @@ impl Builder<'_> {
         let planned: Vec<PlannedOutput> = planned.collect();
         let used = |buffer: &BufferId| intervals[buffer.0 as usize].size_bytes > 0;
         let is_read = |buffer: &BufferId| {
-            self.steps.iter().any(|step| step.bindings.contains(buffer))
+            self.steps.iter().any(|step| step.bindings.iter().any(|(bound, _)| bound == buffer))
                 || planned.iter().any(|output| matches!(&output.from, Source::Device { place: Place::Arena(at), .. } if at.offset == range(*buffer).offset))
         };
         Ok(ShapePlan {
@@ -511,7 +524,7 @@ impl Builder<'_> {
                 .iter()
                 .map(|step| Step {
                     pipeline: step.pipeline,
-                    bindings: step.bindings.iter().map(|&b| place(b)).collect(),
+                    bindings: step.bindings.iter().map(|&bound| part(bound)).collect(),
                     groups: step.groups,
                     node: self.graph.node(step.node).name.clone(),
                     op: self.graph.node(step.node).op.name(),
@@ -531,8 +544,8 @@ impl Builder<'_> {
 
     fn byte_len(&self, id: ValueId) -> Result<usize, ResourceError> {
         let bytes = self.count(id).checked_mul(code::storage_bytes(self.dtype(id)));
-        let bytes = bytes.filter(|&bytes| bytes as u64 <= self.gpu.binding_bytes);
-        let available = self.gpu.binding_bytes;
+        let available = self.gpu.tensor_bytes();
+        let bytes = bytes.filter(|&bytes| bytes as u64 <= available);
         bytes.ok_or(ResourceError::Memory { what: "a tensor on the GPU", needed: u64::MAX, available })
     }
 
@@ -639,7 +652,7 @@ impl Builder<'_> {
     ) -> Result<Operand, Unable> {
         let mut bytes = || bytes(&constant.tensor);
         let (weight, length) = self.stock.weight(constant.identity(), recipe, &mut bytes)?;
-        if length > self.gpu.binding_bytes {
+        if length > self.gpu.tensor_bytes() {
             return Err(format!("a constant of {length} bytes").into());
         }
         let same = |b: &Building| b.weight == Some(weight);
@@ -676,11 +689,11 @@ impl Builder<'_> {
         }
         let mut text = Text::default();
         let function = text.function(operand);
-        let array = text.bind(buffer, code::storage_type(dtype), true);
+        let store = text.store(buffer, code::storage_type(dtype));
         let (groups, index) = code::grid(count, GROUP);
         let element = code::stored(dtype, &format!("{function}(i)"));
         let kernel = format!(
-            "@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\n{array}[i] = {element};\n}}\n"
+            "@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\n{store}(i, {element});\n}}\n"
         );
         let kernel_name = if self.kernel.is_empty() { "elementwise" } else { self.kernel };
         self.push(text, &kernel, groups, kernel_name, Work::default())?;
@@ -773,7 +786,7 @@ impl Builder<'_> {
         name: &'static str,
         work: Work,
     ) -> Result<(), Unable> {
-        let (source, bindings) = text.finish(kernel, self.gpu.has_lanes);
+        let (source, bindings) = text.finish(kernel, self.gpu, &|buffer| self.buffers[buffer.0 as usize].bytes)?;
         let most = self.gpu.bindings;
         if bindings.len() > most {
             return Err(format!("reads {} tensors, this device {most} at once", bindings.len()).into());
@@ -795,7 +808,7 @@ impl Builder<'_> {
             tracing::warn!("a kernel of node '{}' does not compile: {message}", self.graph.node(self.current).name);
             Unable::Because(format!("its kernel does not compile: {message}"))
         })?;
-        let bindings = bindings.iter().map(|binding| binding.buffer).collect();
+        let bindings = bindings.iter().map(|binding| (binding.buffer, binding.part)).collect();
         self.steps.push(PlannedStep { pipeline, bindings, groups, node: self.current, kernel: name, work });
         Ok(())
     }
@@ -813,8 +826,11 @@ impl Builder<'_> {
     /// Adds the launches of what solves a problem; `false`, and nothing added, where nothing does.
     pub fn push_written(&mut self, written: Written<'_>) -> bool {
         let Written { text, functions, inputs, more, output, solutions, name, work } = written;
-        let (source, extra) = text.finish(functions, false);
         let bytes_of = |buffer: BufferId| self.buffers[buffer.0 as usize].bytes;
+        let Ok((source, extra)) = text.finish(functions, self.gpu, &bytes_of) else { return false };
+        if extra.iter().any(|binding| binding.part.is_some()) {
+            return false;
+        }
         let count = |binding: &Binding| bytes_of(binding.buffer) / if binding.element == "f16" { 2 } else { 4 };
         let counts: Vec<usize> = extra.iter().map(count).collect();
         let extra: Vec<BufferId> = extra.iter().map(|binding| binding.buffer).chain(more.iter().copied()).collect();
@@ -840,7 +856,7 @@ impl Builder<'_> {
             }
         };
         let workspace = self.add(workspace_bytes);
-        let bindings = solution.arguments().iter().map(|argument| place(argument, workspace)).collect();
+        let bindings = solution.arguments().iter().map(|argument| (place(argument, workspace), None)).collect();
         let kernel = name(&solution);
         self.steps.push(PlannedStep { pipeline, bindings, groups: [1; 3], node: self.current, kernel, work });
         true

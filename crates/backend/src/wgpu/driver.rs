@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     DeviceInfo, Peak, ResourceError, RunError,
-    gpu::{Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, Step},
+    gpu::{Beside, Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, Step},
 };
 use ::wgpu::{self as api, BufferUsages};
 use std::{num::NonZero, ops::Range, sync::Mutex};
@@ -59,6 +59,10 @@ impl Driver for Gpu {
         self.pipeline(source, read_only)
     }
 
+    fn beside(&self, ready: &Ready<Gpu>) -> Beside {
+        Texels::beside(ready)
+    }
+
     fn memory(&self, ready: &Ready<Gpu>) -> Result<Memory, ResourceError> {
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
         let arena_bytes = ready.plan.arena_bytes.next_multiple_of(16);
@@ -78,6 +82,11 @@ impl Driver for Gpu {
                 let resource = match (*place, pipeline.formats[binding], &weights[binding]) {
                     (_, _, Some(texture)) => api::BindingResource::TextureView(texture),
                     (Place::Weight(at), _, None) => ready.weights[at].buffer.buffer.as_entire_binding(),
+                    (Place::PartOfWeight(at, range), _, None) => api::BindingResource::Buffer(api::BufferBinding {
+                        buffer: &ready.weights[at].buffer.buffer,
+                        offset: range.offset,
+                        size: NonZero::new(range.bytes),
+                    }),
                     (Place::Arena(range), None, None) => api::BindingResource::Buffer(api::BufferBinding {
                         buffer: &arena,
                         offset: range.offset,
@@ -139,6 +148,7 @@ impl Driver for Gpu {
                     let (buffer, offset) = match place {
                         Place::Arena(range) => (&memory.arena, range.offset),
                         Place::Weight(at) => (&ready.weights[at].buffer.buffer, 0),
+                        Place::PartOfWeight(at, range) => (&ready.weights[at].buffer.buffer, range.offset),
                     };
                     encoder.copy_buffer_to_buffer(buffer, offset, &memory.staging, staged_at, bytes);
                 }

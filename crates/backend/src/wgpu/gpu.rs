@@ -109,7 +109,15 @@ impl Gpu {
     /// # Errors
     /// An adapter that gives no device.
     pub fn of(adapter: &Adapter) -> Result<Gpu, CompileError> {
-        let (info, limits) = (adapter.get_info(), adapter.limits());
+        Gpu::within(adapter, adapter.limits())
+    }
+
+    /// The device with these limits, which are no more than the adapter's.
+    ///
+    /// # Errors
+    /// An adapter that gives no such device.
+    pub fn within(adapter: &Adapter, limits: api::Limits) -> Result<Gpu, CompileError> {
+        let info = adapter.get_info();
         let is_imitated = info.device_type == DeviceType::Cpu;
         let mut wanted = Features::SHADER_F16 | Features::SHADER_INT64 | Features::SUBGROUP | Features::PIPELINE_CACHE;
         // Of what it reads through textures a kernel may read anything.

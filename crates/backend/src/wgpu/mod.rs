@@ -32,8 +32,8 @@ mod tests {
     use cutover_graph::{
         Constant, Graph, Plan, TensorFact, ValueId,
         ops::{
-            Activation, Cast, Conv, ConvInteger, MatMul, MatMulInteger, MatMulNBits, Padding, Softmax, SoftmaxFunction,
-            Unary, UnaryFunction, Window,
+            Activation, Binary, BinaryFunction, Cast, Conv, ConvInteger, MatMul, MatMulInteger, MatMulNBits, Padding,
+            Softmax, SoftmaxFunction, Unary, UnaryFunction, Window,
         },
     };
     use cutover_tensor::{DType, Tensor, Value};
@@ -71,7 +71,7 @@ mod tests {
         let Ok(gpu) = gpu::Gpu::open(None) else {
             return println!("skipped: what_a_device_has_no_memory_for_is_refused needs a GPU");
         };
-        let most = gpu.limits.binding_bytes as usize;
+        let most = gpu.limits.tensor_bytes() as usize;
         let backend = Planned::new(gpu);
         let executable = backend.compile(&exponential(1000), &CompileOptions::default()).unwrap();
         let budget = SessionMemory { budget_bytes: Some(1000) };
@@ -313,5 +313,75 @@ mod tests {
                 check(&gpu, graph, Numerics::Default, &[Value::Tensor(x)], &said);
             }
         }
+    }
+
+    /// A device that binds 4 KiB at once: what is larger is bound in parts, read and written by range.
+    #[test]
+    fn tensors_larger_than_a_binding_are_bound_in_parts() {
+        for is_real in [false, true] {
+            let Some(adapter) = gpu::adapters().into_iter().next() else {
+                return println!("skipped: tensors_larger_than_a_binding_are_bound_in_parts needs a GPU");
+            };
+            let limits = ::wgpu::Limits { max_storage_buffer_binding_size: 4096, ..adapter.limits() };
+            let mut gpu = gpu::Gpu::within(&adapter, limits).unwrap();
+            if is_real {
+                (gpu.limits.has_lanes, gpu.limits.is_imitated) = (false, false);
+            }
+            let gpu = Planned::new(gpu);
+            let mut random = Random(13);
+            let inputs = |graph: &mut Graph, shapes: &[&[usize]], random: &mut Random| {
+                let (mut ids, mut values) = (Vec::new(), Vec::new());
+                for (at, shape) in shapes.iter().enumerate() {
+                    ids.push(Some(graph.add_input(format!("x{at}"), TensorFact::of_constant_shape(DType::F32, shape))));
+                    values.push(Value::Tensor(random.tensor(shape)));
+                }
+                (ids, values)
+            };
+            // A chain of elementwise operators, a product, and one by a weight with what follows, each of more than two parts.
+            let mut graph = Graph::new("chain");
+            let (ids, values) = inputs(&mut graph, &[&[3, 1000], &[1000]], &mut random);
+            let op = Binary { function: BinaryFunction::Mul };
+            let node = graph.add_node("mul", op.into(), ids, vec!["xy".into()]).unwrap();
+            let x = graph.node(node).outputs[0];
+            let op = Unary { function: UnaryFunction::Tanh };
+            let node = graph.add_node("tanh", op.into(), vec![Some(x)], vec!["y".into()]).unwrap();
+            graph.set_outputs(vec![graph.node(node).outputs[0]]);
+            check(&gpu, graph, Numerics::Default, &values, &format!("a chain, real {is_real}"));
+
+            for (m, k, n) in [(40, 70, 90), (33, 128, 64)] {
+                let mut graph = Graph::new("product");
+                let (mut ids, values) = inputs(&mut graph, &[&[m, k], &[k, n]], &mut random);
+                let op = || MatMul { activation: None }.into();
+                let node = graph.add_node("product", op(), ids.clone(), vec!["xy".into()]).unwrap();
+                let w = graph.add_constant("w", Constant::new(random.tensor(&[n, 50])));
+                ids = vec![Some(graph.node(node).outputs[0]), Some(w)];
+                let node = graph.add_node("weighted", op(), ids, vec!["y".into()]).unwrap();
+                graph.set_outputs(vec![graph.node(node).outputs[0]]);
+                check(&gpu, graph, Numerics::Default, &values, &format!("{m} by {k} by {n}, real {is_real}"));
+            }
+        }
+    }
+
+    #[test]
+    fn textures_are_counted() {
+        let Some(gpu) = device("textures_are_counted", false) else { return };
+        if !gpu.driver().limits.has_lanes {
+            return println!("skipped: textures_are_counted needs a device that a processor imitates");
+        }
+        let footprint = |is_real: bool| {
+            let gpu = device("textures_are_counted", is_real)?;
+            let mut graph = Graph::new("product");
+            let x = graph.add_input("x", TensorFact::of_constant_shape(DType::F32, &[64, 64]));
+            let w = graph.add_constant("w", Constant::new(Random(1).tensor(&[64, 64])));
+            let op = MatMul { activation: None };
+            let node = graph.add_node("product", op.into(), vec![Some(x), Some(w)], vec!["y".into()]).unwrap();
+            graph.set_outputs(vec![graph.node(node).outputs[0]]);
+            Some(gpu.compile(&Plan::new(graph).unwrap(), &CompileOptions::default()).unwrap().footprint())
+        };
+        let (Some(with), Some(without)) = (footprint(false), footprint(true)) else { return };
+        // A row of four floats each, of the weight and of the input.
+        let row = 16 * 4096;
+        assert_eq!(with.weight_bytes, without.weight_bytes + row);
+        assert_eq!(with.session_bytes, without.session_bytes + row);
     }
 }

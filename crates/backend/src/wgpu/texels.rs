@@ -6,7 +6,7 @@
 use super::gpu::Gpu;
 use crate::{
     ResourceError,
-    gpu::{Place, Ready, TEXELS_IN_ROW, lock},
+    gpu::{Beside, Place, Ready, TEXELS_IN_ROW, lock},
 };
 use ::wgpu::{self as api, TextureFormat};
 use std::sync::Mutex;
@@ -61,8 +61,35 @@ pub(super) struct Texels {
     copies: Vec<Vec<Copy>>,
 }
 
+impl Slot {
+    fn bytes(&self) -> u64 {
+        texel_bytes(self.format) * u64::from(TEXELS_IN_ROW) * u64::from(self.rows)
+    }
+}
+
 impl Texels {
-    pub fn new(gpu: &Gpu, ready: &Ready<Gpu>) -> Result<Texels, ResourceError> {
+    /// What a plan's textures take: those of its weights, which whoever shares these shares, and a session's.
+    pub fn beside(ready: &Ready<Gpu>) -> Beside {
+        let mut of_weights: Vec<(usize, TextureFormat)> = Vec::new();
+        for step in &ready.plan.steps {
+            for (place, format) in step.bindings.iter().zip(&ready.pipelines[step.pipeline].formats) {
+                if let (Place::Weight(at), Some(format)) = (place, *format)
+                    && !of_weights.contains(&(*at, format))
+                {
+                    of_weights.push((*at, format));
+                }
+            }
+        }
+        let bytes = |&(at, format): &(usize, TextureFormat)| {
+            let slot = Slot { format, number: 0, rows: rows(format, ready.weights[at].buffer.buffer.size()) };
+            slot.bytes()
+        };
+        let session_bytes = Texels::slots(ready).0.iter().map(Slot::bytes).sum();
+        Beside { weight_bytes: of_weights.iter().map(bytes).sum(), session_bytes }
+    }
+
+    /// The textures of a session, and by step what is copied into them.
+    fn slots(ready: &Ready<Gpu>) -> (Vec<Slot>, Vec<Vec<Copy>>) {
         let mut slots: Vec<Slot> = Vec::new();
         let mut copies = Vec::new();
         for step in &ready.plan.steps {
@@ -81,6 +108,11 @@ impl Texels {
             }
             copies.push(of_step);
         }
+        (slots, copies)
+    }
+
+    pub fn new(gpu: &Gpu, ready: &Ready<Gpu>) -> Result<Texels, ResourceError> {
+        let (slots, copies) = Texels::slots(ready);
         let textures = slots.iter().map(|slot| gpu.texture("a session's texture", slot.format, slot.rows));
         let textures = textures.collect::<Result<Vec<_>, _>>()?;
         let views = textures.iter().map(|texture| texture.create_view(&api::TextureViewDescriptor::default()));

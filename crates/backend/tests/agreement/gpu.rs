@@ -319,9 +319,11 @@ fn attention_holds_no_matrix_of_scores() {
         let executable = gpu.compile(&Plan::new(d.graph).unwrap(), &CompileOptions::default()).unwrap();
         executable.footprint().session_bytes
     };
-    // Queries, keys, values, the result, and that as it comes back: five tensors of 4 heads of 32, and what ranges are rounded up to.
-    assert!(memory(2048) <= 5 * 4 * 2048 * 32 * 4 + 8 * 256, "{}", memory(2048));
-    assert!(memory(4096) < 2 * memory(2048));
+    // Queries, keys, values, the result, that as it comes back, and what three of them are read through on some devices: tensors of 4 heads
+    // of 32, where the scores are 4 times 2048 by 2048.
+    let (tensor, scores) = (4 * 2048 * 32 * 4, 4 * 2048 * 2048 * 4);
+    assert!(memory(2048) <= 8 * tensor + 8 * 256, "{}", memory(2048));
+    assert!(memory(2048) < scores / 8 && memory(4096) <= 2 * memory(2048));
 }
 
 #[test]
@@ -441,8 +443,9 @@ fn equal_weights_of_two_models_are_one() {
     let first = gpu.compile(&plan(101), &CompileOptions::default()).unwrap();
     let second = gpu.compile(&plan(102), &CompileOptions::default()).unwrap();
     let bytes = 64 * 64 * 4;
-    assert_eq!(first.footprint().weight_bytes, 2 * bytes);
-    assert_eq!(second.footprint().weight_bytes, 2 * bytes);
+    // Some devices read through a copy.
+    assert!(first.footprint().weight_bytes >= 2 * bytes);
+    assert_eq!(first.footprint().weight_bytes, second.footprint().weight_bytes);
     assert!(second.footprint().shared_bytes >= bytes, "{:?}", second.footprint());
     let mut parts = std::collections::BTreeSet::new();
     [&first, &second].iter().for_each(|executable| {

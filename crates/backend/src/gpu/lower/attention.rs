@@ -212,12 +212,11 @@ fn end(b: &mut Builder<'_>, node: &Node, attention: &Attention) -> Result<(), Un
         numbers.extend([("COLUMNS", width.div_ceil(32)), ("WHOLE", depth / 4 * 4), ("REST", depth % 4)]);
         let is_aligned = of_batch.iter().chain([&y_row, &width]).all(|extent| extent.is_multiple_of(4));
         let store = if dtype == DType::F32 && is_aligned {
-            let array = text.bind(to, "vec4<f32>", true);
-            format!("{array}[i / 4u] = x;\n")
+            format!("{}(i / 4u, x);\n", text.store(to, "vec4<f32>"))
         } else {
-            let array = text.bind(to, code::storage_type(dtype), true);
+            let store = text.store(to, code::storage_type(dtype));
             let one = |j: usize| {
-                format!("if (d + {j}u < {width}u) {{ {array}[i + {j}u] = {}; }}\n", stored(dtype, &format!("x[{j}]")))
+                format!("if (d + {j}u < {width}u) {{ {store}(i + {j}u, {}); }}\n", stored(dtype, &format!("x[{j}]")))
             };
             (0..4).map(one).collect()
         };
@@ -226,8 +225,8 @@ fn end(b: &mut Builder<'_>, node: &Node, attention: &Attention) -> Result<(), Un
     } else {
         let held = width.next_multiple_of(8);
         numbers.extend([("COLUMNS", held / 8), ("WIDTH_HELD", held), ("VALUES", 8 * held)]);
-        let array = text.bind(to, code::storage_type(dtype), true);
-        kernel += &format!("fn finish(i: u32, x: f32) {{ {array}[i] = {}; }}\n", stored(dtype, "x"));
+        let store = text.store(to, code::storage_type(dtype));
+        kernel += &format!("fn finish(i: u32, x: f32) {{ {store}(i, {}); }}\n", stored(dtype, "x"));
         (wgsl::ATTENTION, 32)
     };
     let mut parameters = vec![("SCALE", float(scale)), ("LEAST", float(f32::MIN))];

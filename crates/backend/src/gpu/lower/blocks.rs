@@ -75,7 +75,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &MatMulNBits) -> Resul
         }
     };
     let element = element(&mut text, DType::F32, &epilogue);
-    let array = text.bind(to, "f32", true);
+    let store = text.store(to, "f32");
     // What fills the last block up is multiplied by nothing.
     let of_a = match k.is_multiple_of(block_size) {
         true => format!("return {load_a}(m * {k}u + k);"),
@@ -83,7 +83,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &MatMulNBits) -> Resul
     };
     let value = stored(DType::F32, "element(i, 0.0, x)");
     let mut kernel = format!(
-        "{element}fn a_at(m: u32, k: u32) -> f32 {{ {of_a} }}\nfn w_at(i: u32) -> u32 {{ return {load_w}(i); }}\nfn scale_at(i: u32) -> f32 {{ return {load_scale}(i); }}\nfn zero_at(i: u32) -> f32 {{ return {zero}; }}\nfn finish(i: u32, x: f32) {{ {array}[i] = {value}; }}\n"
+        "{element}fn a_at(m: u32, k: u32) -> f32 {{ {of_a} }}\nfn w_at(i: u32) -> u32 {{ return {load_w}(i); }}\nfn scale_at(i: u32) -> f32 {{ return {load_scale}(i); }}\nfn zero_at(i: u32) -> f32 {{ return {zero}; }}\nfn finish(i: u32, x: f32) {{ {store}(i, {value}); }}\n"
     );
     let (rows, group) = (rows(m), group_size(b, n));
     let numbers = [

@@ -254,7 +254,7 @@ fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unab
     if let [Some(a), Some(b)] = zeros {
         corrected += &format!(" + {a} * {b} * {terms}");
     }
-    let store = match &sums.finish {
+    let value = match &sums.finish {
         Finish::Sums => "total".to_string(),
         Finish::Floats { factor, .. } => stored(dtype, &format!("element(i, bias_of(row), f32(total) * ({factor}))")),
         Finish::Bytes { factor, zero, added } => {
@@ -272,16 +272,16 @@ fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unab
     };
     if let Some(lines) = &sums.lines {
         let element = format!(
-            "{kernel}fn finish(i: u32, channel: u32, sum: i32) -> i32 {{\nlet row = i / {n}u;\nlet z = row / {m}u;\nlet m = row % {m}u;\nlet n = i % {n}u;\nlet total = {corrected};\nreturn bitcast<i32>({store});\n}}\n"
+            "{kernel}fn finish(i: u32, channel: u32, sum: i32) -> i32 {{\nlet row = i / {n}u;\nlet z = row / {m}u;\nlet m = row % {m}u;\nlet n = i % {n}u;\nlet total = {corrected};\nreturn bitcast<i32>({value});\n}}\n"
         );
         let is_word = code::storage_bytes(dtype) == 4;
         if is_word && written::has_product_of_bytes(b, [m, n, words], lines) {
             return written::product_of_bytes(b, text, &element, [m, n, words], lines, (to, sums.work));
         }
     }
-    let array = text.bind(to, code::storage_type(dtype), true);
+    let store = text.store(to, code::storage_type(dtype));
     kernel += &format!(
-        "fn a_at(z: u32, m: u32, k: u32) -> u32 {{\n{}\n}}\nfn b_at(z: u32, k: u32, n: u32) -> u32 {{\n{}\n}}\nfn finish(z: u32, m: u32, n: u32, sum: i32) {{\nlet row = z * {m}u + m;\nlet i = row * {n}u + n;\nlet total = {corrected};\n{array}[i] = {store};\n}}\n",
+        "fn a_at(z: u32, m: u32, k: u32) -> u32 {{\n{}\n}}\nfn b_at(z: u32, k: u32, n: u32) -> u32 {{\n{}\n}}\nfn finish(z: u32, m: u32, n: u32, sum: i32) {{\nlet row = z * {m}u + m;\nlet i = row * {n}u + n;\nlet total = {corrected};\n{store}(i, {value});\n}}\n",
         factors[0], factors[1]
     );
     let has_lanes = b.gpu.has_lanes;

@@ -343,9 +343,9 @@ pub(super) fn finish(
 ) -> String {
     let element = element(text, dtype, epilogue);
     if !has_lanes {
-        let array = text.bind(to, code::storage_type(dtype), true);
+        let store = text.store(to, code::storage_type(dtype));
         let value = stored(dtype, &format!("element(i, bias_of(i / {columns}u), sum)"));
-        return format!("{element}fn finish(i: u32, sum: f32) {{ {array}[i] = {value}; }}\n");
+        return format!("{element}fn finish(i: u32, sum: f32) {{ {store}(i, {value}); }}\n");
     }
     let store = store_row(text, to, dtype, columns, 4, ["n", "x"]);
     format!("{element}fn finish(row: u32, n: u32, x: vec4<f32>) {{\nlet i = row * {columns}u + n;\n{store}}}\n")
@@ -361,14 +361,14 @@ pub(super) fn store_row(
     [at, sums]: [&str; 2],
 ) -> String {
     if dtype == DType::F32 && columns.is_multiple_of(4) && count == 4 {
-        let array = text.bind(to, "vec4<f32>", true);
+        let store = text.store(to, "vec4<f32>");
         let each = (0..4).map(|j| format!("element(i + {j}u, bias, {sums}[{j}])")).collect::<Vec<_>>().join(", ");
-        return format!("let bias = bias_of(row);\n{array}[i / 4u] = vec4<f32>({each});\n");
+        return format!("let bias = bias_of(row);\n{store}(i / 4u, vec4<f32>({each}));\n");
     }
-    let array = text.bind(to, code::storage_type(dtype), true);
+    let store = text.store(to, code::storage_type(dtype));
     let one = |j: usize| {
         let value = stored(dtype, &format!("element(i + {j}u, bias, {sums}[{j}])"));
-        format!("if ({at} + {j}u < {columns}u) {{ {array}[i + {j}u] = {value}; }}\n")
+        format!("if ({at} + {j}u < {columns}u) {{ {store}(i + {j}u, {value}); }}\n")
     };
     "let bias = bias_of(row);\n".to_string() + &(0..count).map(one).collect::<String>()
 }
