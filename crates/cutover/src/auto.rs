@@ -3,6 +3,9 @@
 //! A model is compiled for the CPU and timed on made-up inputs. What its steps have to do, and what another device can do at most, give the least
 //! time that the other needs; where that does not beat the CPU by [`WIN`], nothing else is tried. Where it might, the model is compiled for the other
 //! too, and the two take turns. Nobody leaves the CPU on a prediction. What was found is kept ([`Choices`]), and the next load does not measure.
+//! A device that is lost later is replaced by the CPU until it is there again ([`lost`]).
+
+mod lost;
 
 use crate::choices::{Choices, Kept};
 use cutover_backend::{
@@ -47,27 +50,51 @@ impl Clock for Wall {
     }
 }
 
-/// `cpu`, or one of `others` for models that it is faster for.
+/// Opens a device, which was open before, once more.
+pub(crate) type Open = Box<dyn Fn() -> Option<Arc<dyn Backend>> + Send + Sync>;
+
+/// `cpu`, or one of `others` for models that it is faster for; beside each, what opens it again.
 pub(crate) fn fastest(
     cpu: Arc<dyn Backend>,
-    others: Vec<Arc<dyn Backend>>,
+    others: Vec<(Arc<dyn Backend>, Open)>,
     choices: Choices,
     clock: Arc<dyn Clock>,
 ) -> Arc<dyn Backend> {
-    let others = others.into_iter().map(|backend| Other { backend, limits: OnceLock::new() }).collect();
+    let others = others.into_iter().map(|(backend, open)| Arc::new(Other::new(backend, open))).collect();
     Arc::new(Fastest { cpu, others, choices, clock })
 }
 
 struct Fastest {
     cpu: Arc<dyn Backend>,
-    others: Vec<Other>,
+    others: Vec<Arc<Other>>,
     choices: Choices,
     clock: Arc<dyn Clock>,
 }
 
 struct Other {
-    backend: Arc<dyn Backend>,
+    /// As it was opened last.
+    backend: Mutex<Arc<dyn Backend>>,
+    open: Open,
     limits: OnceLock<Limits>,
+}
+
+impl Other {
+    fn new(backend: Arc<dyn Backend>, open: Open) -> Other {
+        Other { backend: Mutex::new(backend), open, limits: OnceLock::new() }
+    }
+
+    fn backend(&self) -> Arc<dyn Backend> {
+        Arc::clone(&self.backend.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The device in place of `lost`, opened again by whoever asks first.
+    fn again(&self, lost: &Arc<dyn Backend>) -> Option<Arc<dyn Backend>> {
+        let mut backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&backend, lost) {
+            *backend = (self.open)()?;
+        }
+        Some(Arc::clone(&backend))
+    }
 }
 
 /// What no run on a device does without.
@@ -107,11 +134,25 @@ impl Backend for Fastest {
 }
 
 impl Fastest {
+    /// What `device`, which is `other`'s, compiled, with the CPU for when it is lost.
+    fn surviving(
+        &self,
+        device: Arc<dyn Backend>,
+        other: &Arc<Other>,
+        executable: Arc<dyn Executable>,
+        plan: &Plan,
+        options: &CompileOptions,
+    ) -> Arc<dyn Executable> {
+        lost::Surviving::new([Arc::clone(&self.cpu), device], Arc::clone(other), executable, plan, options, None)
+    }
+}
+
+impl Fastest {
     /// Everything that a choice depends on: the model's structure, what it is compiled for, and on what. Weights' values do not make it faster.
     fn key(&self, plan: &Plan, options: &CompileOptions) -> Identity {
         let graph = plan.graph();
         let mut text = format!("{} {options:?}", env!("CARGO_PKG_VERSION"));
-        for backend in std::iter::once(&self.cpu).chain(self.others.iter().map(|other| &other.backend)) {
+        for backend in self.all() {
             text += &format!("\n{:?} {:?}", backend.describe(), backend.driver());
         }
         for &id in plan.order() {
@@ -126,13 +167,22 @@ impl Fastest {
         Identity::derived(&text, &[])
     }
 
+    /// The CPU, then the others.
+    fn all(&self) -> Vec<Arc<dyn Backend>> {
+        std::iter::once(Arc::clone(&self.cpu)).chain(self.others.iter().map(|other| other.backend())).collect()
+    }
+
     /// What was chosen before, where it is still there.
     fn compile_kept(&self, kept: &Kept, plan: &Plan, options: &CompileOptions) -> Option<Arc<dyn Executable>> {
-        let all = || std::iter::once(&self.cpu).chain(self.others.iter().map(|other| &other.backend));
-        let backend = all().find(|backend| backend.describe().backend == kept.backend)?;
-        let executable = backend.compile(plan, options).ok()?;
+        let all = self.all();
+        let at = all.iter().position(|backend| backend.describe().backend == kept.backend)?;
+        let backend = &all[at];
+        let mut executable = backend.compile(plan, options).ok()?;
+        if let Some(other) = at.checked_sub(1).map(|at| &self.others[at]) {
+            executable = self.surviving(Arc::clone(backend), other, executable, plan, options);
+        }
         let tried = kept.tried.iter().map(|tried| {
-            let device = all().map(|b| b.describe()).find(|device| device.backend == tried.backend);
+            let device = all.iter().map(|b| b.describe()).find(|device| device.backend == tried.backend);
             let name = device.map_or(String::new(), |device| device.device);
             Tried { backend: tried.backend.clone(), device: name, ..tried.clone() }
         });
@@ -168,9 +218,10 @@ impl Fastest {
         };
         let mut best: Option<(Arc<dyn Executable>, Duration)> = None;
         for other in &self.others {
-            let info = other.backend.describe();
+            let backend = other.backend();
+            let info = backend.describe();
             let mut entry = tried(&info);
-            let predicted = other.limits.get_or_init(|| self.limits(&*other.backend)).least(&work);
+            let predicted = other.limits.get_or_init(|| self.limits(&*backend)).least(&work);
             entry.predicted = Some(predicted);
             let most = best.as_ref().map_or(on_cpu_takes.mul_f64(WIN), |(_, takes)| *takes);
             if predicted > most {
@@ -178,7 +229,7 @@ impl Fastest {
                 all.push(entry);
                 continue;
             }
-            let compiled = other.backend.compile(plan, options).map_err(|error| error.to_string());
+            let compiled = backend.compile(plan, options).map_err(|error| error.to_string());
             let turns = compiled.and_then(|executable| {
                 let times = self.take_turns(&on_cpu, &executable, &inputs).map_err(|error| error.to_string())?;
                 Ok((executable, times))
@@ -189,7 +240,7 @@ impl Fastest {
                     on_cpu_takes = cpu;
                     entry.measured = Some(there);
                     if there <= cpu.mul_f64(WIN) && best.as_ref().is_none_or(|(_, takes)| there < *takes) {
-                        best = Some((executable, there));
+                        best = Some((self.surviving(backend, other, executable, plan, options), there));
                         device = info;
                     }
                 }

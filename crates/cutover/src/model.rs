@@ -2,7 +2,7 @@
 
 use crate::{
     Error,
-    auto::{Wall, fastest},
+    auto::{Open, Wall, fastest},
     choices::Choices,
 };
 use cutover_backend::{
@@ -178,15 +178,20 @@ impl Device {
     }
 }
 
-/// GPUs that answer, of those this build has backends for.
-fn gpus(options: &DeviceOptions) -> Vec<Arc<dyn Backend>> {
+/// GPUs that answer, of those this build has backends for, and what opens each again.
+fn gpus(options: &DeviceOptions) -> Vec<(Arc<dyn Backend>, Open)> {
     let devices: &[Device] = &[
         #[cfg(feature = "cuda")]
         Device::Cuda,
         #[cfg(feature = "wgpu")]
         Device::Wgpu,
     ];
-    devices.iter().filter_map(|device| device.backend(options).ok()).collect()
+    let opened = devices.iter().filter_map(|&device| {
+        let options = options.clone();
+        let open: Open = Box::new(move || device.backend(&options).ok());
+        Some((open()?, open))
+    });
+    opened.collect()
 }
 
 #[cfg(not(all(feature = "wgpu", feature = "cuda")))]

@@ -146,7 +146,7 @@ fn collect(operand: &Operand, seen: &mut HashSet<BufferId>) -> usize {
 }
 
 /// Bindings and functions that a kernel's own text follows.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Text {
     bindings: Vec<Binding>,
     functions: String,

@@ -78,6 +78,11 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
         None
     }
 
+    /// Which of `candidates`, which give the same, is fastest, as measured now or before; `None` where nothing is measured.
+    fn fastest_kernel(&self, _candidates: &[Candidate]) -> Option<usize> {
+        None
+    }
+
     /// What a plan takes beside its weights, arena and results.
     fn beside(&self, _plan: &Ready<Self>) -> Beside {
         Beside::default()
@@ -171,6 +176,17 @@ impl LibraryProduct {
             [Argument::Input(0), Argument::Input(1), Argument::Output(0), Argument::Workspace, Argument::Input(2)];
         all[..if self.has_bias { 5 } else { 4 }].to_vec()
     }
+}
+
+/// A kernel that might be compiled.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub source: String,
+    /// By binding.
+    pub read_only: Vec<bool>,
+    pub groups: [u32; 3],
+    /// By binding.
+    pub bytes: Vec<u64>,
 }
 
 /// Bytes of copies that kernels read through.

@@ -17,7 +17,7 @@ use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak,
 pub(crate) use code::TEXELS_IN_ROW;
 use cutover_graph::{Graph, Node, Plan};
 #[cfg(feature = "wgpu")]
-pub(crate) use device::Beside;
+pub(crate) use device::{Beside, Candidate};
 pub(crate) use device::{Device, Driver, Limits, lock};
 #[cfg(feature = "cuda")]
 pub(crate) use device::{LibraryProduct, Solution};
@@ -79,8 +79,11 @@ impl<D: Driver> Backend for Gpu<D> {
 impl<D: Driver> Gpu<D> {
     /// Fails where the device has no products in `precision`.
     fn check_precision(&self, precision: Precision) -> Result<(), CompileError> {
-        let what = match (precision, self.device.driver.limits().written) {
+        let limits = self.device.driver.limits();
+        let what = match (precision, limits.written) {
             (Precision::F32, _) | (Precision::F16, Some(_)) => return Ok(()),
+            (Precision::F16, None) if limits.has_f16 => return Ok(()),
+            (Precision::F16, None) => format!("'{}' has no numbers of 16 bits on this device", D::NAME),
             (_, None) => format!("'{}' computes as the model says, not in {precision:?}", D::NAME),
             (Precision::BF16 | Precision::Tf32, Some(device)) if device.sm < 80 => {
                 let capability = f64::from(device.sm) / 10.0;

@@ -2,7 +2,7 @@
 
 use super::{
     code::{self, Binding, Function, GROUP, Operand, Text},
-    device::{Device, Driver, Limits, Solution, Weight},
+    device::{Candidate, Device, Driver, Limits, Solution, Weight},
     lower,
 };
 use crate::{
@@ -159,6 +159,9 @@ struct PlannedStep {
 trait Stock {
     fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String>;
 
+    /// Which of several kernels to take.
+    fn fastest(&self, candidates: &[Candidate]) -> usize;
+
     /// What solves a problem, with what its kernels call (see [`Driver::functions`]), and the memory that it needs for itself.
     fn solve(&mut self, problem: &Problem<'_>) -> Result<Solved, String>;
 
@@ -181,6 +184,10 @@ impl<D: Driver> Stock for Stocked<'_, D> {
     fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String> {
         let pipeline = self.device.pipeline(source, read_only)?;
         Ok(number(&mut self.pipelines, pipeline))
+    }
+
+    fn fastest(&self, candidates: &[Candidate]) -> usize {
+        self.device.driver.fastest_kernel(candidates).unwrap_or(0)
     }
 
     fn solve(&mut self, problem: &Problem<'_>) -> Result<Solved, String> {
@@ -288,6 +295,12 @@ pub(super) struct Written<'a> {
     /// What the solution that was chosen is called.
     pub name: &'a dyn Fn(&Solution) -> &'static str,
     pub work: Work,
+}
+
+/// What a kernel begins with, and its groups.
+pub(super) struct Main {
+    pub text: String,
+    pub groups: [u32; 3],
 }
 
 /// The faults' own range.
@@ -643,6 +656,24 @@ impl Builder<'_> {
         Ok(operand)
     }
 
+    /// `constant` as a product's or convolution's weights are held: in 16 bits where that is asked for, unless something in it is
+    /// beyond their range. Kernels that were written by hand narrow what they read themselves.
+    pub fn weights(&self, constant: Constant) -> Constant {
+        let is_wanted = self.precision == Precision::F16 && self.gpu.written.is_none();
+        if !is_wanted || constant.tensor.dtype() != DType::F32 {
+            return constant;
+        }
+        let words = constant.tensor.bytes().chunks_exact(4);
+        let rounded = words.map(|word| half::f16::from_f32(f32::from_le_bytes([word[0], word[1], word[2], word[3]])));
+        let rounded: Vec<half::f16> = rounded.collect();
+        if rounded.iter().any(|value| value.is_infinite()) {
+            return constant;
+        }
+        let bytes: Vec<u8> = rounded.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let tensor = Tensor::from_bytes(DType::F16, constant.tensor.shape().clone(), &bytes);
+        tensor.map_or(constant.clone(), |tensor| Constant::derived(tensor, "f16", &[constant.identity()]))
+    }
+
     /// `constant` on the device, in the form that `recipe` names and `bytes` makes.
     pub fn upload(
         &mut self,
@@ -786,24 +817,50 @@ impl Builder<'_> {
         name: &'static str,
         work: Work,
     ) -> Result<(), Unable> {
-        let (source, bindings) = text.finish(kernel, self.gpu, &|buffer| self.buffers[buffer.0 as usize].bytes)?;
+        self.push_fastest(text, kernel, vec![Main { text: String::new(), groups }], name, work)
+    }
+
+    /// As [`Builder::push`], of several kernels that give the same and follow `common`: the fastest where the device measures, or else the first.
+    pub fn push_fastest(
+        &mut self,
+        text: Text,
+        common: &str,
+        mains: Vec<Main>,
+        name: &'static str,
+        work: Work,
+    ) -> Result<(), Unable> {
+        let mut candidates = Vec::new();
+        let mut bindings = Vec::new();
+        for Main { text: main, groups } in mains {
+            if groups.iter().any(|&n| n > self.gpu.groups) {
+                continue;
+            }
+            let bytes = |buffer: BufferId| self.buffers[buffer.0 as usize].bytes;
+            let (mut source, bound) = text.clone().finish(&format!("{common}{main}"), self.gpu, &bytes)?;
+            // One buffer can't be bound for reading and for writing at once, and the arena is one.
+            let is_weight = |b: &Binding| self.buffers[b.buffer.0 as usize].weight.is_some();
+            let read_only: Vec<bool> = bound.iter().map(is_weight).collect();
+            for (at, (binding, read_only)) in bound.iter().zip(&read_only).enumerate() {
+                if !binding.writes && !read_only {
+                    let head = format!("@binding({at}) var<storage, ");
+                    source = source.replacen(&format!("{head}read>"), &format!("{head}read_write>"), 1);
+                }
+            }
+            let of = |b: &Binding| b.part.map_or(bytes(b.buffer), |[begin, end]| end - begin) as u64;
+            let bytes = bound.iter().map(of).collect();
+            candidates.push(Candidate { source, read_only, groups, bytes });
+            bindings = bound;
+        }
         let most = self.gpu.bindings;
         if bindings.len() > most {
             return Err(format!("reads {} tensors, this device {most} at once", bindings.len()).into());
         }
-        if groups.iter().any(|&n| n > self.gpu.groups) {
-            return Err(format!("{groups:?} groups of invocations").into());
+        let may_measure = candidates.len() > 1 && self.numerics != Numerics::Strict;
+        let fastest = if may_measure { self.stock.fastest(&candidates) } else { 0 };
+        if candidates.is_empty() {
+            return Err("more groups of invocations than the device takes".into());
         }
-        // One buffer can't be bound for reading and for writing at once, and the arena is one.
-        let is_weight = |b: &Binding| self.buffers[b.buffer.0 as usize].weight.is_some();
-        let read_only: Vec<bool> = bindings.iter().map(is_weight).collect();
-        let mut source = source;
-        for (at, (binding, read_only)) in bindings.iter().zip(&read_only).enumerate() {
-            if !binding.writes && !read_only {
-                let head = format!("@binding({at}) var<storage, ");
-                source = source.replacen(&format!("{head}read>"), &format!("{head}read_write>"), 1);
-            }
-        }
+        let Candidate { source, read_only, groups, .. } = candidates.swap_remove(fastest);
         let pipeline = self.stock.pipeline(&source, &read_only).map_err(|message| {
             tracing::warn!("a kernel of node '{}' does not compile: {message}", self.graph.node(self.current).name);
             Unable::Because(format!("its kernel does not compile: {message}"))

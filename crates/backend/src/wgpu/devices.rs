@@ -1,9 +1,8 @@
 //! What GPUs there are, and what each can do.
 
 use super::gpu::Gpu;
-use crate::{CompileError, Peak};
-use ::wgpu::{self as api, BufferUsages};
-use std::time::Instant;
+use crate::{CompileError, Peak, gpu::Candidate};
+use ::wgpu as api;
 
 /// An adapter, with what matters to our kernels.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,28 +60,6 @@ pub(super) fn peak(gpu: &Gpu) -> Option<Peak> {
 
 /// Seconds of one dispatch over a buffer of `bytes`, after one that nobody counts; the best of three.
 fn timed(gpu: &Gpu, source: &str, bytes: u64, groups: u32) -> Option<f64> {
-    let pipeline = gpu.pipeline(source, &[false]).ok()?;
-    let buffer = gpu.buffer("a measurement", bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST).ok()?;
-    let group = gpu.device.create_bind_group(&api::BindGroupDescriptor {
-        label: None,
-        layout: &pipeline.layout,
-        entries: &[api::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
-    });
-    let mut best = f64::INFINITY;
-    for round in 0..4 {
-        let start = Instant::now();
-        let mut encoder = gpu.device.create_command_encoder(&api::CommandEncoderDescriptor::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&api::ComputePassDescriptor::default());
-            pass.set_pipeline(&pipeline.pipeline);
-            pass.set_bind_group(0, &group, &[]);
-            pass.dispatch_workgroups(groups, 1, 1);
-        }
-        gpu.queue.submit([encoder.finish()]);
-        gpu.idle().ok()?;
-        if round > 0 {
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-    }
-    Some(best)
+    let (source, read_only) = (source.to_string(), vec![false]);
+    gpu.time(&Candidate { source, read_only, groups: [groups, 1, 1], bytes: vec![bytes] })
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     DeviceInfo, Peak, ResourceError, RunError,
-    gpu::{Beside, Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, Step},
+    gpu::{Beside, Candidate, Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, Step},
 };
 use ::wgpu::{self as api, BufferUsages};
 use std::{num::NonZero, ops::Range, sync::Mutex};
@@ -57,6 +57,10 @@ impl Driver for Gpu {
 
     fn compile(&self, source: &str, read_only: &[bool]) -> Result<Pipeline, String> {
         self.pipeline(source, read_only)
+    }
+
+    fn fastest_kernel(&self, candidates: &[Candidate]) -> Option<usize> {
+        self.tuned.as_ref()?.fastest(candidates, |candidate| self.time(candidate))
     }
 
     fn beside(&self, ready: &Ready<Gpu>) -> Beside {

@@ -1,7 +1,7 @@
 //! The device: how it is opened, its memory and pipelines, and what goes wrong with it.
 #![allow(unsafe_code)] // shaders without a bound on loops, and pipelines that were compiled before
 
-use super::{kept, texels};
+use super::{kept, texels, tuned::Tuned};
 use crate::{
     CompileError, ResourceError, RunError,
     gpu::{Limits, lock},
@@ -26,6 +26,8 @@ pub(super) struct Gpu {
     /// What our kernels go by.
     pub limits: Limits,
     kept: Option<Kept>,
+    /// What is measured of kernels that there are several of; of what a processor imitates nothing is.
+    pub tuned: Option<Tuned>,
     fault: Arc<Mutex<Option<Fault>>>,
 }
 
@@ -77,7 +79,7 @@ impl Kept {
         if !features.contains(Features::PIPELINE_CACHE) {
             return None;
         }
-        let path = kept::path_of(info, features)?;
+        let path = kept::path_of("kernels", info, features)?;
         let data = kept::read(&path);
         let descriptor = api::PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
         // SAFETY: the data is what `get_data` gave for this device and driver, whole: the file's name and the digest in it say so. It lies
@@ -160,11 +162,15 @@ impl Gpu {
             invocations: limits.max_compute_invocations_per_workgroup as usize,
         };
         let kept = Kept::open(&device, &info, features);
-        Ok(Gpu { device, queue, info, limits, kept, fault })
+        let tuned = (!is_imitated).then(|| Tuned::open(kept::path_of("tuned", &info, features)));
+        Ok(Gpu { device, queue, info, limits, kept, tuned, fault })
     }
 
     /// Writes what was compiled since the last time to where the next process finds it.
     pub fn keep(&self) {
+        if let Some(tuned) = &self.tuned {
+            tuned.keep();
+        }
         let Some(kept) = &self.kept else { return };
         if !kept.is_new.swap(false, Ordering::Relaxed) {
             return;

@@ -19,8 +19,8 @@ const FILE_BYTES: usize = 64 << 20;
 const FILES: usize = 8;
 const DIGEST_BYTES: usize = 32;
 
-/// Where the kernels of this device are; `None` where the user has no cache folder.
-pub(super) fn path_of(info: &api::AdapterInfo, features: api::Features) -> Option<PathBuf> {
+/// Where what is kept of `what` for this device is; `None` where the user has no cache folder.
+pub(super) fn path_of(what: &str, info: &api::AdapterInfo, features: api::Features) -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = match std::env::consts::OS {
         "windows" => folder("LOCALAPPDATA"),
@@ -29,7 +29,7 @@ pub(super) fn path_of(info: &api::AdapterInfo, features: api::Features) -> Optio
     };
     let key = Identity::derived(&format!("{info:?} {features:?} {}", env!("CARGO_PKG_VERSION")), &[]);
     let name: String = key.0[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(cache?.join("cutover").join("kernels").join(name))
+    Some(cache?.join("cutover").join(what).join(name))
 }
 
 /// What [`write`] wrote there, if it is whole.

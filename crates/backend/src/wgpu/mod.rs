@@ -5,6 +5,7 @@ mod driver;
 mod gpu;
 mod kept;
 mod texels;
+mod tuned;
 
 use crate::{Backend, CompileError, gpu::Gpu as Planned};
 pub use devices::{Adapter, adapters};
@@ -28,7 +29,7 @@ pub fn wgpu(options: WgpuOptions) -> Result<Arc<dyn Backend>, CompileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CompileOptions, Input, Numerics, Output, RunContext, RunError, SessionMemory, reference};
+    use crate::{CompileOptions, Input, Numerics, Output, Precision, RunContext, RunError, SessionMemory, reference};
     use cutover_graph::{
         Constant, Graph, Plan, TensorFact, ValueId,
         ops::{
@@ -383,5 +384,66 @@ mod tests {
         let row = 16 * 4096;
         assert_eq!(with.weight_bytes, without.weight_bytes + row);
         assert_eq!(with.session_bytes, without.session_bytes + row);
+    }
+
+    /// Products and convolutions give what they give with rounded weights, in half the memory.
+    #[test]
+    fn weights_are_held_in_16_bits() {
+        for is_real in [false, true] {
+            let Some(gpu) = device("weights_are_held_in_16_bits", is_real) else { return };
+            if !gpu.driver().limits.has_f16 {
+                return println!("skipped: weights_are_held_in_16_bits needs a GPU with numbers of 16 bits");
+            }
+            let mut random = Random(17);
+            for (shape, weights) in [
+                (vec![5, 64], vec![64, 48]),
+                (vec![2, 16, 9, 8], vec![24, 16, 3, 3]),
+                (vec![1, 8, 6, 6], vec![16, 8, 1, 1]),
+            ] {
+                let w = random.tensor(&weights);
+                let rounded = w.to_vec::<f32>().unwrap();
+                let rounded: Vec<f32> = rounded.into_iter().map(|w| half::f16::from_f32(w).to_f32()).collect();
+                let plan = |w: Tensor| {
+                    let mut graph = Graph::new("weights");
+                    let x = graph.add_input("x", TensorFact::of_constant_shape(DType::F32, &shape));
+                    let w = graph.add_constant("w", Constant::new(w));
+                    let padding = Padding::Explicit { begin: vec![1; 2], end: vec![1; 2] };
+                    let (strides, dilations) = (vec![1; 2], vec![1; 2]);
+                    let window = Window { kernel_shape: None, strides, dilations, padding, ceil_mode: false };
+                    let op = match shape.len() {
+                        2 => MatMul { activation: None }.into(),
+                        _ => Conv { window, group: 1, activation: None }.into(),
+                    };
+                    let node = graph.add_node("node", op, vec![Some(x), Some(w)], vec!["y".into()]).unwrap();
+                    graph.set_outputs(vec![graph.node(node).outputs[0]]);
+                    Plan::new(graph).unwrap()
+                };
+                let inputs = [Value::Tensor(random.tensor(&shape))];
+                let expected = answer(
+                    &*reference(),
+                    &plan(Tensor::from_vec(&weights[..], rounded).unwrap()),
+                    Numerics::Default,
+                    &inputs,
+                );
+                let options = CompileOptions { precision: Precision::F16, ..CompileOptions::default() };
+                let halved = gpu.compile(&plan(w.clone()), &options).unwrap();
+                if is_real {
+                    let whole: usize = weights.iter().product();
+                    assert_eq!(halved.footprint().weight_bytes, 2 * whole as u64);
+                }
+                let mut session = halved.session(SessionMemory::default()).unwrap();
+                let mut outputs = [Output::Allocate(None)];
+                session.run(&[Input::Value(&inputs[0])], &mut outputs, &RunContext::default()).unwrap();
+                let [Output::Allocate(Some(Value::Tensor(actual)))] = outputs else { panic!("a tensor expected") };
+                for (a, e) in actual.to_vec::<f32>().unwrap().iter().zip(&expected) {
+                    assert!((a - e).abs() <= 1e-4, "{a}, expected {e}: {weights:?}, real {is_real}");
+                }
+            }
+        }
+        let Ok(mut gpu) = gpu::Gpu::open(None) else { return };
+        gpu.limits.has_f16 = false;
+        let options = CompileOptions { precision: Precision::F16, ..CompileOptions::default() };
+        let error = Planned::new(gpu).compile(&exponential(3), &options).err().unwrap().to_string();
+        assert!(error.contains("no numbers of 16 bits"), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use cutover_graph::{
     ops::{Unary, UnaryFunction},
 };
 use cutover_tensor::DType;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 #[derive(Default)]
 struct Ticks(AtomicU64);
@@ -25,6 +25,8 @@ struct Fake {
     gflops: f64,
     driver: &'static str,
     fails: bool,
+    /// The device is gone, for whatever was compiled for it.
+    lost: Arc<AtomicBool>,
     clock: Arc<Ticks>,
     compiled: Arc<AtomicUsize>,
 }
@@ -33,6 +35,7 @@ struct FakeExecutable {
     name: &'static str,
     micros: u64,
     operations: u64,
+    lost: Arc<AtomicBool>,
     clock: Arc<Ticks>,
     signature: Signature,
     placement: Placement,
@@ -67,6 +70,7 @@ impl Backend for Fake {
             name: self.name,
             micros: if is_model { self.micros } else { self.idle_micros },
             operations: 1_000_000,
+            lost: Arc::clone(&self.lost),
             clock: Arc::clone(&self.clock),
             signature: Signature::of(plan.graph()),
             placement: Placement::default(),
@@ -96,7 +100,10 @@ struct FakeSession(Arc<FakeExecutable>);
 
 impl Session for FakeSession {
     fn run(&mut self, _: &[Input<'_>], _: &mut [Output<'_>], context: &RunContext<'_>) -> Result<(), RunError> {
-        let FakeExecutable { name, micros, operations, clock, .. } = &*self.0;
+        let FakeExecutable { name, micros, operations, lost, clock, .. } = &*self.0;
+        if lost.load(Ordering::Relaxed) {
+            return Err(RunError::DeviceLost("unplugged".to_string()));
+        }
         clock.0.fetch_add(*micros, Ordering::Relaxed);
         if let Some(profiler) = context.profiler {
             let (duration, work) = (Duration::from_micros(*micros), Work { operations: *operations, bytes: 0 });
@@ -128,11 +135,22 @@ impl Bench {
 
     fn fake(&self, name: &'static str, micros: u64) -> Fake {
         let (clock, compiled) = (Arc::clone(&self.clock), Arc::clone(&self.compiled));
-        Fake { name, micros, idle_micros: 1, gflops: 1000.0, driver: "1", fails: false, clock, compiled }
+        Fake {
+            name,
+            micros,
+            idle_micros: 1,
+            gflops: 1000.0,
+            driver: "1",
+            fails: false,
+            lost: Arc::default(),
+            clock,
+            compiled,
+        }
     }
 
     fn choose(&self, cpu: Fake, others: Vec<Fake>, choices: Option<std::path::PathBuf>) -> Choice {
-        let others = others.into_iter().map(|fake| Arc::new(fake) as Arc<dyn Backend>).collect();
+        let never = || -> Open { Box::new(|| None) };
+        let others = others.into_iter().map(|fake| (Arc::new(fake) as Arc<dyn Backend>, never())).collect();
         let auto = fastest(Arc::new(cpu), others, Choices::at(choices), Arc::clone(&self.clock) as Arc<dyn Clock>);
         let executable = auto.compile(&model(8), &CompileOptions::default()).unwrap();
         executable.choice().unwrap().clone()
@@ -238,6 +256,66 @@ fn the_file_is_bounded() {
     // A place that can't be written costs nothing but the memory of it.
     Choices::at(Some("/proc/none/choices".into())).keep(&key(1), &choice);
     assert!(Choices::at(None).find(&key(1)).is_none());
+}
+
+/// Which fake a run of the session was on.
+fn ran_on(session: &mut dyn Session, executable: &Arc<dyn Executable>) -> String {
+    #[derive(Default)]
+    struct Name(Mutex<String>);
+    impl Profiler for Name {
+        fn record(&self, timing: OpTiming<'_>) {
+            *self.0.lock().unwrap() = timing.kernel.to_string();
+        }
+    }
+    let name = Name::default();
+    let inputs = zeros(executable.signature(), EXTENTS[0]).unwrap();
+    run(session, executable, &inputs, &RunContext { profiler: Some(&name), ..RunContext::default() }).unwrap();
+    name.0.into_inner().unwrap()
+}
+
+#[test]
+fn what_loses_its_device_runs_on_the_cpu_until_that_is_back() {
+    let bench = Bench::new();
+    let (gpu, again) = (bench.fake("wgpu", 100), bench.fake("wgpu again", 100));
+    let (lost, lost_again) = (Arc::clone(&gpu.lost), Arc::clone(&again.lost));
+    let (again, is_there): (Arc<dyn Backend>, Arc<AtomicBool>) = (Arc::new(again), Arc::default());
+    let (opened, there) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&is_there));
+    let (count, device) = (Arc::clone(&opened), Arc::clone(&again));
+    let open: Open = Box::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        there.load(Ordering::Relaxed).then(|| Arc::clone(&device))
+    });
+    let (gpu, cpu): (Arc<dyn Backend>, Arc<dyn Backend>) = (Arc::new(gpu), Arc::new(bench.fake("cpu", 1000)));
+    let other = Arc::new(Other::new(Arc::clone(&gpu), open));
+    let (plan, options) = (model(8), CompileOptions::default());
+    let executable = gpu.compile(&plan, &options).unwrap();
+    let wait = Some(Duration::from_millis(2));
+    let model: Arc<dyn Executable> = lost::Surviving::new([cpu, gpu], other, executable, &plan, &options, wait);
+    let mut sessions = [(); 2].map(|()| Arc::clone(&model).session(SessionMemory::default()).unwrap());
+    let mut ran = |at: usize| ran_on(&mut *sessions[at], &model);
+    assert_eq!([ran(0), ran(1)], ["wgpu", "wgpu"]);
+    // The request that finds it out is answered, and nobody else notices.
+    lost.store(true, Ordering::Relaxed);
+    assert_eq!([ran(0), ran(1)], ["cpu", "cpu"]);
+    assert_eq!(ran_on(&mut *Arc::clone(&model).session(SessionMemory::default()).unwrap(), &model), "cpu");
+    let until = |is: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !is() {
+            assert!(start.elapsed() < Duration::from_secs(30), "nothing happens");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    until(&|| opened.load(Ordering::Relaxed) > 1);
+    assert_eq!(ran(0), "cpu");
+    is_there.store(true, Ordering::Relaxed);
+    let start = Instant::now();
+    while ran(0) == "cpu" {
+        assert!(start.elapsed() < Duration::from_secs(30), "it stays on the CPU");
+    }
+    assert_eq!([ran(0), ran(1)], ["wgpu again", "wgpu again"]);
+    // And once more.
+    lost_again.store(true, Ordering::Relaxed);
+    assert_eq!([ran(0), ran(1)], ["cpu", "cpu"]);
 }
 
 #[test]

@@ -11,9 +11,9 @@ use super::{
         Added, Epilogue, Factor, LOAD_FOUR, LOAD_QUAD, Lanes, Product, element, finish, group_size, multiply_into,
         rows, store_row,
     },
-    written,
+    tiles, written,
 };
-use crate::{Numerics, Work};
+use crate::{Numerics, Precision, Work};
 use cutover_graph::{
     Constant, Node, ValueId,
     ops::{Conv, WindowAxis},
@@ -93,7 +93,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if bytes::lower_conv(b, node, &op.window, op.group, &epilogue)? {
         return Ok(true);
     }
-    let constant = b.constant(w).or_else(|| bytes::dequantized_constant(b, w));
+    let constant = b.constant(w).or_else(|| bytes::dequantized_constant(b, w)).map(|constant| b.weights(constant));
     if constant.is_none() && b.gpu.written.is_none() {
         return Ok(false);
     }
@@ -127,6 +127,9 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if b.gpu.has_lanes && is_worth_unfolding(b, &problem) {
         return unfolded(b, &problem, &filters).map(|()| true);
     }
+    if shared(b, &problem, &filters)? {
+        return Ok(true);
+    }
     match b.gpu.has_lanes {
         // Of a few channels a group, as depthwise, a subgroup has nothing to share.
         true if per_group < 4 => direct_few(b, &problem, &filters),
@@ -154,7 +157,13 @@ fn as_product(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(
 /// The tile that Winograd's filtering is estimated fastest with, as on a processor; `None` where a direct sum is.
 fn tile_for(b: &Builder<'_>, p: &Problem) -> Option<WinogradTile> {
     let is_whole = p.inner.is_multiple_of(4) && p.per_group.is_multiple_of(4);
-    if b.numerics == Numerics::Strict || p.groups != 1 || p.dtype != DType::F32 || !is_whole {
+    // Coefficients of filters in 16 bits would be no filters in 16 bits.
+    if b.precision == Precision::F16
+        || b.numerics == Numerics::Strict
+        || p.groups != 1
+        || p.dtype != DType::F32
+        || !is_whole
+    {
         return None;
     }
     let axis = |axis: &WindowAxis| Axis {
@@ -367,6 +376,33 @@ fn direct_few(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(
     kernel += &wgsl::expand(wgsl::CONV_FEW_LANES, &parameters);
     let groups = [quads.div_ceil(group), rows, p.samples].map(|n| n as u32);
     b.push(text, &kernel, groups, "convolution", p.work)
+}
+
+/// As a product with what the taps meet, which is gathered as tiles are loaded; `false` where it fills none.
+fn shared(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<bool, Unable> {
+    let (taps, pixels) = (p.vertical.kernel * p.horizontal.kernel, p.pixels());
+    let depth = p.inner * taps;
+    let ways = tiles::ways(b, [p.per_group, pixels, depth, p.samples * p.groups]);
+    if ways.is_empty() {
+        return Ok(false);
+    }
+    let filters = b.upload(constant, "plain", super::super::executable::to_device)?;
+    let mut text = Text::default();
+    let (load_x, load_w) = (text.function(&p.x), text.function(&filters));
+    let at = |axis: &WindowAxis, out: &str, tap: &str| {
+        format!("{out} * {}u + {tap} * {}u - {}u", axis.stride, axis.dilation, axis.pad_begin)
+    };
+    let (across, out) = (p.horizontal.kernel, p.horizontal.output);
+    let y = at(&p.vertical, &format!("n / {out}u"), &format!("k % {taps}u / {across}u"));
+    let x = at(&p.horizontal, &format!("n % {out}u"), &format!("k % {across}u"));
+    let (height, width) = (p.vertical.input, p.horizontal.input);
+    // What lies above or left of the input wraps around and is beyond its other edge.
+    let mut kernel = format!(
+        "fn a_at(z: u32, m: u32, k: u32) -> f32 {{ return {load_w}((z % {}u * {}u + m) * {depth}u + k); }}\nfn b_at(z: u32, k: u32, n: u32) -> f32 {{\nlet y = {y};\nlet x = {x};\nlet is_inside = y < {height}u && x < {width}u;\nlet i = ((z * {}u + k / {taps}u) * {height}u + y) * {width}u + x;\nreturn select(0.0, {load_x}(select(0u, i, is_inside)), is_inside);\n}}\n",
+        p.groups, p.per_group, p.inner
+    );
+    kernel += &finish(&mut text, p.to, p.dtype, pixels, &p.epilogue, false);
+    b.push_fastest(text, &kernel, ways, "convolution", p.work).map(|()| true)
 }
 
 fn direct(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(), Unable> {

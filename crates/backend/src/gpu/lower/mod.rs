@@ -12,6 +12,7 @@ mod product;
 mod quantized;
 mod recurrent;
 mod reduce;
+mod tiles;
 mod window;
 pub(super) mod written;
 

@@ -3,13 +3,13 @@
 use super::{
     super::{
         code::{self, Operand, Text, broadcast_strides, coordinates, float, position, stored, wrapped},
-        plan::{BufferId, Builder, Unable},
+        plan::{BufferId, Builder, Main, Unable},
     },
     bytes,
     elementwise::{activation_text, is_float, unary_text},
-    written,
+    tiles, written,
 };
-use crate::Work;
+use crate::{Precision, Work};
 use cutover_graph::{
     Node, ValueId,
     ops::{FusedGemm, FusedMatMul, Gemm, MatMul},
@@ -232,7 +232,10 @@ fn multiply(
         // Kernels written by hand read either order.
         Some(constant) if transposed[1] && of_right.is_empty() && b.gpu.written.is_none() => {
             (second.row, second.column) = (n, 1);
-            b.upload(&constant, "transposed", transposed_bytes)?
+            b.upload(&b.weights(constant), "transposed", transposed_bytes)?
+        }
+        Some(constant) if b.precision == Precision::F16 => {
+            b.upload(&b.weights(constant), "plain", super::super::executable::to_device)?
         }
         _ => b.reread(ids[1])?,
     };
@@ -304,10 +307,11 @@ pub(super) fn multiply_into(b: &mut Builder<'_>, product: &Product<'_>) -> Resul
     let numbers = [("N", n), ("M", m), ("K", k), ("ROWS", rows), ("GROUP", group), ("LAST_ROW", m - 1)];
     let numbers = [&numbers[..], &[("OCTETS", rows / 8), ("WHOLE", k / 4 * 4), ("REST", k % 4)]].concat();
     let parameters: Vec<(&str, String)> = numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect();
-    kernel += &wgsl::expand(template, &parameters);
     let groups = [n.div_ceil(group * wide), m.div_ceil(rows), count].map(|n| n as u32);
+    let mut ways = tiles::ways(b, [m, n, k, count]);
+    ways.push(Main { text: wgsl::expand(template, &parameters), groups });
     let name = if b.kernel.is_empty() { "matrix product" } else { b.kernel };
-    b.push(text, &kernel, groups, name, product.work())
+    b.push_fastest(text, &kernel, ways, name, product.work())
 }
 
 /// `element(i, bias, x)`: the result's element `i`, of the sum `x` and what its row adds; and `bias_of(row)`.
