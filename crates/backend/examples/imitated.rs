@@ -1,9 +1,9 @@
 //! What a model costs on a GPU that a processor imitates (Mesa's lavapipe), beside our own kernels of the lowest rung on the same processor:
 //! the process's CPU time a run, user and system, in turns, so that other work on the machine falls on both alike.
 //!
-//!     cargo run -p cutover-backend --features wgpu --example imitated -- model.onnx [rounds]
+//!     cargo run -p cutover-backend --features wgpu --example imitated -- model.onnx [rounds] [extent]
 //!
-//! Symbols are 1, floats random, integers 0. Of the GPU it says too how far its answers are from the processor's, and with `PROFILE` set
+//! Symbols are 1, but the second that an input has, a text's length, `extent`; floats random, integers 0. Of the GPU it says too how far its answers are from the processor's, and with `PROFILE` set
 //! which kernels the time goes to. Only Linux says what a process took.
 
 use cutover_backend::{
@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let model = arguments.next().ok_or("which model?")?;
     let rounds: usize = arguments.next().map_or(Ok(5), |n| n.parse())?;
+    let extent: i64 = arguments.next().map_or(Ok(1), |n| n.parse())?;
     let graph = onnx::import(model.as_ref(), &onnx::ImportOptions::default())?;
     let plan = Plan::new(declutter(graph, &Default::default())?.0)?;
     let scalar = CpuOptions { threads: 1, isa: Some("scalar".to_string()), ..CpuOptions::default() };
@@ -29,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("cpu, scalar", cpu(scalar.clone())?, Numerics::Default),
         ("cpu, scalar, direct sums", cpu(scalar)?, Numerics::Strict),
     ];
-    let (inputs, outputs) = (random_inputs(&plan)?, plan.graph().outputs().len());
+    let (inputs, outputs) = (random_inputs(&plan, extent)?, plan.graph().outputs().len());
     let mut sessions = Vec::new();
     for (name, backend, numerics) in &ways {
         let options = CompileOptions { numerics: *numerics, ..CompileOptions::default() };
@@ -70,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn random_inputs(plan: &Plan) -> Result<Vec<Value>, Box<dyn Error>> {
+fn random_inputs(plan: &Plan, extent: i64) -> Result<Vec<Value>, Box<dyn Error>> {
     let graph = plan.graph();
     let mut state = 1u64;
     let mut unit = || {
@@ -81,10 +82,13 @@ fn random_inputs(plan: &Plan) -> Result<Vec<Value>, Box<dyn Error>> {
     for &id in graph.inputs() {
         let fact = graph.value(id).fact.as_tensor().ok_or("an input that is no tensor")?;
         let dims = fact.shape.as_ref().ok_or("an input of unknown rank")?;
-        let mut symbols = std::collections::BTreeSet::new();
-        dims.iter().for_each(|dim| dim.collect_symbols(&mut symbols));
-        let ones: Bindings = symbols.into_iter().map(|symbol| (symbol, 1)).collect();
-        let shape = shape_of(dims, &ones).ok_or("an input of unknown shape")?;
+        let mut bound = Bindings::new();
+        for (axis, dim) in dims.iter().enumerate() {
+            let mut symbols = std::collections::BTreeSet::new();
+            dim.collect_symbols(&mut symbols);
+            bound.extend(symbols.into_iter().map(|symbol| (symbol, if axis == 1 { extent } else { 1 })));
+        }
+        let shape = shape_of(dims, &bound).ok_or("an input of unknown shape")?;
         let count: usize = shape.iter().product();
         let tensor = match fact.dtype {
             DType::F32 => Tensor::from_vec(shape, (0..count).map(|_| unit()).collect::<Vec<f32>>())?,

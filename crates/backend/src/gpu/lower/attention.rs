@@ -84,10 +84,14 @@ impl Matrices {
         self.column == 1 && is_aligned && matches!(self.operand, Operand::Buffer(_, DType::F32))
     }
 
-    /// `{name}_of(z)`, where matrix `z` begins, and `{name}_at(i)`.
-    fn functions(&self, text: &mut Text, name: &str, batch: &[usize]) -> String {
-        let load = text.function(&self.operand);
-        format!("{}fn {name}_at(i: u32) -> f32 {{ return {load}(i); }}\n", begin_text(name, batch, &self.batch))
+    /// `{name}_of(z)`, where matrix `z` begins.
+    fn begin(&self, name: &str, batch: &[usize]) -> String {
+        begin_text(name, batch, &self.batch)
+    }
+
+    /// `{name}_at(i)`, an element.
+    fn element(&self, text: &mut Text, name: &str) -> String {
+        format!("fn {name}_at(i: u32) -> f32 {{ return {}(i); }}\n", text.function(&self.operand))
     }
 
     /// `{name}_quad(i)`, four neighbours of a row.
@@ -196,10 +200,15 @@ fn end(b: &mut Builder<'_>, node: &Node, attention: &Attention) -> Result<(), Un
     let mut text = Text::default();
     let mut kernel = begin_text("y", &batch, &of_batch);
     for (name, matrices) in [("q", &q), ("k", &k), ("v", &v)] {
-        kernel += &matrices.functions(&mut text, name, &batch);
+        kernel += &matrices.begin(name, &batch);
+        // What is read by fours alone has no other binding.
+        let has_rest = name != "v" && !depth.is_multiple_of(4);
+        if !b.gpu.has_lanes || !matrices.has_quads() || has_rest {
+            kernel += &matrices.element(&mut text, name);
+        }
     }
     kernel += &match &mask {
-        Some(mask) => mask.functions(&mut text, "mask", &batch),
+        Some(mask) => mask.begin("mask", &batch) + &mask.element(&mut text, "mask"),
         None => "fn mask_of(z: u32) -> u32 { return 0u; }\nfn mask_at(i: u32) -> f32 { return 0.0; }\n".to_string(),
     };
     let mut numbers = vec![("QUERIES", s), ("KEYS", t), ("DEPTH", depth), ("WIDTH", width), ("Y_ROW", y_row)];
