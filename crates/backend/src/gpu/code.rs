@@ -374,7 +374,7 @@ impl Text {
                     };
                     let mut body = String::new();
                     for (part, name) in names.iter().enumerate().skip(1).rev() {
-                        let _ = write!(body, "if (i >= {}u) {{ {} }}\n", part * each / 4, quad(name, part * each));
+                        let _ = writeln!(body, "if (i >= {}u) {{ {} }}", part * each / 4, quad(name, part * each));
                     }
                     body + &quad(&names[0], 0)
                 }
