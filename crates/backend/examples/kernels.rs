@@ -112,7 +112,10 @@ fn difference(a: &Value, b: &Value) -> Result<f32, Box<dyn Error>> {
     }
     let (a, b) = (a.to_vec::<f32>()?, b.to_vec::<f32>()?);
     let scale = b.iter().fold(f32::MIN_POSITIVE, |most, v| most.max(v.abs()));
-    Ok(a.iter().zip(&b).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs())) / scale)
+    let apart = |(a, b): (&f32, &f32)| {
+        if (a - b).is_nan() && a.to_bits() != b.to_bits() { f32::INFINITY } else { (a - b).abs() }
+    };
+    Ok(a.iter().zip(&b).map(apart).fold(0.0, f32::max) / scale)
 }
 
 #[derive(Default)]

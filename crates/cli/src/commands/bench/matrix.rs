@@ -33,7 +33,7 @@ use std::{
 
 /// Backends there may be; whether this build has them, a cell finds out.
 const BACKENDS: [&str; 5] = ["auto", "cpu", "wgpu", "cuda", "reference"];
-const PRECISIONS: [&str; 4] = ["f32", "f16", "bf16", "int8"];
+const PRECISIONS: [&str; 5] = ["f32", "f16", "bf16", "tf32", "int8"];
 const BATCH_MAX: usize = 65_536;
 const THREADS_MAX: usize = 1024;
 /// What a cell's process may print.
