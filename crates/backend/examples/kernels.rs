@@ -73,7 +73,7 @@ fn random_inputs(plan: &Plan, said: &[&String]) -> Result<Vec<Value>, Box<dyn Er
             let said = said.iter().filter_map(|said| said.split_once('=')).find(|(name, _)| *name == symbol);
             said.map_or(Ok(1), |(_, extent)| extent.parse())
         };
-        let extents = symbols.into_iter().map(|symbol| Ok((symbol.clone(), extent(&symbol.to_string())?)));
+        let extents = symbols.into_iter().map(|symbol| Ok((symbol.clone(), extent(symbol.as_ref())?)));
         let extents: Bindings = extents.collect::<Result<_, std::num::ParseIntError>>()?;
         let shape = shape_of(dims, &extents).ok_or("an input of unknown shape")?;
         let count: usize = shape.iter().product();

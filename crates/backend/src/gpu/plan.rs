@@ -246,6 +246,8 @@ pub(crate) struct Builder<'a> {
     evaluated: HashMap<ValueId, Constant>,
     /// Values that are in memory in 16 bits too, for products of such.
     narrowed: HashMap<ValueId, BufferId>,
+    /// Pictures that are in memory in 16 bits by channels.
+    by_channels: HashMap<ValueId, BufferId>,
     /// By value: the nodes that read it.
     uses: Vec<Vec<NodeId>>,
     is_output: Vec<bool>,
@@ -340,6 +342,7 @@ fn build_from(
         held: vec![None; count],
         evaluated: HashMap::new(),
         narrowed: HashMap::new(),
+        by_channels: HashMap::new(),
         uses: vec![Vec::new(); count],
         is_output: vec![false; count],
         fused: HashSet::new(),
@@ -427,8 +430,9 @@ impl Builder<'_> {
         lower::lower(self, node)?;
         for &output in &node.outputs {
             let is_function = matches!(self.held[output.index()], Some(Operand::Function(_)));
-            // Computed once where several read it.
-            if is_function && (self.uses[output.index()].len() > 1 || self.is_output[output.index()]) {
+            // Computed once where several read it, but for what is only seen otherwise than it lies.
+            let is_read_twice = self.uses[output.index()].len() > 1 && !self.by_channels.contains_key(&output);
+            if is_function && (is_read_twice || self.is_output[output.index()]) {
                 self.buffer(output)?;
             }
         }
@@ -796,6 +800,11 @@ impl Builder<'_> {
         self.add(count * size_of::<f32>())
     }
 
+    /// As [`Builder::scratch`], of numbers of 16 bits.
+    pub fn scratch_halves(&mut self, count: usize) -> BufferId {
+        self.add((2 * count).next_multiple_of(4))
+    }
+
     /// `id` is in `buffer`, which kernels that were pushed have filled.
     pub fn hold(&mut self, id: ValueId, buffer: BufferId) {
         self.held[id.index()] = Some(Operand::Buffer(buffer, self.dtype(id)));
@@ -878,6 +887,16 @@ impl Builder<'_> {
     /// `buffer` holds `id`'s elements in 16 bits.
     pub fn keep_narrowed(&mut self, id: ValueId, buffer: BufferId) {
         self.narrowed.insert(id, buffer);
+    }
+
+    /// The buffer of the picture `id` in 16 bits by channels, where it is there.
+    pub fn by_channels(&self, id: ValueId) -> Option<BufferId> {
+        self.by_channels.get(&id).copied()
+    }
+
+    /// `buffer` holds the picture `id` in 16 bits by channels.
+    pub fn keep_by_channels(&mut self, id: ValueId, buffer: BufferId) {
+        self.by_channels.insert(id, buffer);
     }
 
     /// Adds the launches of what solves a problem; `false`, and nothing added, where nothing does.

@@ -12,7 +12,7 @@ use cutover_backend::{
     reference,
 };
 use cutover_graph::{
-    Op, Plan, TensorFact,
+    Op, Plan, TensorFact, ValueId,
     ops::{
         Activation, Binary, BinaryFunction, Cell, CellActivation, Conv, Direction, Gemm, GlobalPool,
         GlobalPoolFunction, InstanceNorm, LayerNorm, MatMul, MatMulInteger, MatMulNBits, Padding, Recurrent, Reduce,
@@ -397,7 +397,8 @@ fn precisions_on_the_gpu() {
             let input = r.tensor(&[m, k]);
             check_precision(&gpu, op, &input, &[r.tensor(&[n, k]), bias], precision, &kernel);
 
-            let (channels, outputs, extent) = (16 + r.below(20), 16 + r.below(30), r.pick(&[1, 3]));
+            // Their channels do not fill 16 bytes, so that results are f32.
+            let (channels, outputs, extent) = (r.pick(&[17, 20, 33]), 16 + r.below(30), r.pick(&[1, 3]));
             let shape = [1 + r.below(2), channels, 5 + r.below(6), 5 + r.below(9)];
             let input = r.tensor(&shape);
             let op = Conv { window: window([1 + r.below(2); 2], [1, 1], extent / 2), group: 1, activation: None };
@@ -480,6 +481,47 @@ fn choices_are_kept_on_the_gpu() {
     run(Numerics::Strict);
     assert_eq!(files().iter().filter(|file| is_choice(file)).count(), 0, "{:?}", files());
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// In 16 bits pictures stay by channels from one convolution to the next: they are turned where they enter, and where others read them.
+#[test]
+fn pictures_by_channels_agree() {
+    let Some(gpu) = cuda("pictures_by_channels_agree") else { return };
+    for (precision, name, tolerance) in [(Precision::F16, "f16", 2e-3), (Precision::BF16, "bf16", 2e-2)] {
+        for (at, size) in [[9, 7], [12, 8]].into_iter().enumerate() {
+            let mut d = Drawing::new(at as u64);
+            let x = d.input(&[1 + at, 16, size[0], size[1]]);
+            let conv = |d: &mut Drawing, of: &[ValueId], filters: [usize; 4], stride: usize, group: usize| {
+                let (w, bias) = (d.weights(&filters), d.weights(&[filters[0]]));
+                // So that nothing grows from layer to layer.
+                let scale = d.constant(Tensor::scalar(0.1f32));
+                let w = d.node(Binary { function: BinaryFunction::Mul }, &[w, scale]);
+                let window = window([stride; 2], [1, 1], filters[2] / 2);
+                let inputs = [&[of[0], w, bias], &of[1..]].concat();
+                d.node(Conv { window, group, activation: Some(Activation::Relu) }, &inputs)
+            };
+            let a = conv(&mut d, &[x], [32, 16, 3, 3], 1, 1);
+            let b = conv(&mut d, &[a], [32, 1, 3, 3], 1, 32);
+            // Added to what was read before; then with a stride, and read by others twice.
+            let c = conv(&mut d, &[b, a], [32, 32, 1, 1], 1, 1);
+            let e = conv(&mut d, &[c], [24, 32, 3, 3], 2, 1);
+            let pooled = d.node(GlobalPool { function: GlobalPoolFunction::Average }, &[e]);
+            let y = d.node(Unary { function: UnaryFunction::HardSwish }, &[e]);
+            d.graph.set_outputs(vec![pooled, y]);
+            let (graph, _) = cutover_graph::passes::declutter(d.graph, &Default::default()).unwrap();
+            let plan = Plan::new(graph).unwrap();
+            let said = d.said.join("; ");
+            let options = CompileOptions { precision, ..CompileOptions::default() };
+            let found = kernels(&gpu, &plan, &d.inputs, &options);
+            for kernel in [format!("convolution by hand, {name}"), format!("depthwise convolution by hand, {name}")] {
+                assert!(found.contains(&kernel), "{kernel}: {found:?}");
+            }
+            assert!(!found.contains("convolution by hand") && !found.contains("convolution"), "{found:?}");
+            let expected = run(&reference(), &plan, &d.inputs, &said);
+            let actual = answers(gpu.compile(&plan, &options).unwrap(), &d.inputs, &said);
+            actual.iter().zip(&expected).for_each(|(a, e)| near(a, e, tolerance, &said));
+        }
+    }
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl Problem {
         Product { to: self.to, dtype: self.dtype, sizes, batch, left, right, epilogue: &self.epilogue }
     }
 
-    fn pixels(&self) -> usize {
+    pub fn pixels(&self) -> usize {
         self.vertical.output * self.horizontal.output
     }
 
@@ -87,7 +87,9 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     };
     let mut added = Vec::new();
     if let Some(residual) = node.inputs.get(3).copied().flatten() {
-        added.push(Added { statements: String::new(), index: "i".into(), factor: 1.0, operand: b.reread(residual)? });
+        // Seen by planes, whatever way it lies.
+        let operand = if b.by_channels(residual).is_some() { b.operand(residual)? } else { b.reread(residual)? };
+        added.push(Added { statements: String::new(), index: "i".into(), factor: 1.0, operand });
     }
     let epilogue = Epilogue { alpha: 1.0, bias, added, function: activation_text(op.activation, "x") };
     if bytes::lower_conv(b, node, &op.window, op.group, &epilogue)? {
@@ -97,8 +99,8 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if constant.is_none() && b.gpu.written.is_none() {
         return Ok(false);
     }
-    let problem = Problem {
-        x: b.reread(x)?,
+    let mut problem = Problem {
+        x: b.operand(x)?,
         filters: w,
         constant: constant.clone(),
         samples: shape[0],
@@ -112,6 +114,10 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
         epilogue,
         work: Work { operations, bytes },
     };
+    if written::convolution_by_channels(b, &problem, [x, output])? {
+        return Ok(true);
+    }
+    problem.x = b.reread(x)?;
     if written::convolution(b, &problem)? {
         return Ok(true);
     }

@@ -1,12 +1,14 @@
 //! Problems as the kernels that were written by hand for NVIDIA's GPUs take them. Each function here says whether there is a kernel for its
 //! problem; where there is none, the caller's generated one is to be had.
 //!
-//! With a precision below f32, constant factors are held in 16 bits; the other factor stays f32 in memory and is narrowed as a product reads it
-//! (by a kernel before a matrix product, inside a convolution). Sums are of f32, and so is what comes out.
+//! With a precision below f32, constant factors are held in 16 bits. What a matrix product multiplies with them stays f32 in memory, and is
+//! narrowed by a kernel before it; pictures are held in 16 bits, by channels ([`channels`]), from one convolution to the next, and narrowed
+//! as they are read where their channels do not fill 16 bytes. Sums are of f32.
 
 mod attention;
 mod blocks;
 mod bytes;
+mod channels;
 mod conv;
 mod recurrent;
 mod rows;
@@ -29,7 +31,7 @@ use std::rc::Rc;
 pub(super) use attention::{Attention, Rows as AttentionRows, attention};
 pub(super) use blocks::blocked_product;
 pub(super) use bytes::{has_product_of_bytes, product_of_bytes};
-pub(super) use conv::convolution;
+pub(super) use conv::{convolution, convolution_by_channels};
 pub(super) use recurrent::{Recurrence, recurrence};
 pub(in super::super) use rows::transposed;
 pub(super) use rows::{Rows, rows};
@@ -100,8 +102,8 @@ fn precision(b: &Builder<'_>) -> cuda::Precision {
     if b.precision == Precision::Tf32 { cuda::Precision::Tf32 } else { cuda::Precision::Full }
 }
 
-/// The 16 bits that `constant` is held in, if any were asked for and it is large enough to matter, and finite as such.
-fn half_of(b: &Builder<'_>, constant: Option<Constant>) -> Option<(Constant, Element)> {
+/// The 16 bits that `constant`, of `least` elements, is held in, if any were asked for and it is finite as such.
+fn half_of(b: &Builder<'_>, constant: Option<Constant>, least: usize) -> Option<(Constant, Element)> {
     let element = match b.precision {
         Precision::F16 => Element::F16,
         Precision::BF16 => Element::BF16,
@@ -113,7 +115,7 @@ fn half_of(b: &Builder<'_>, constant: Option<Constant>) -> Option<(Constant, Ele
         let value = f32::from_le_bytes(bytes);
         !value.is_finite() || widened(narrowed(value, element), element).is_finite()
     };
-    (floats.len() >= LEAST_ELEMENTS && floats.iter().all(holds)).then_some((constant, element))
+    (floats.len() >= least && floats.iter().all(holds)).then_some((constant, element))
 }
 
 fn narrowed(value: f32, element: Element) -> u16 {
@@ -143,7 +145,7 @@ pub(super) fn product_of_weights(
     product: &Product<'_>,
     ids: [ValueId; 2],
 ) -> Result<bool, Unable> {
-    let Some((constant, element)) = half_of(b, b.constant(ids[1])) else { return Ok(false) };
+    let Some((constant, element)) = half_of(b, b.constant(ids[1]), LEAST_ELEMENTS) else { return Ok(false) };
     if b.gpu.written.is_none() || product.dtype != DType::F32 {
         return Ok(false);
     }
