@@ -90,8 +90,9 @@ pub fn page(cases: &[&Case], backends: &[(&str, &[Outcome])]) -> String {
     }
     for (backend, _, counted) in ON_GPUS {
         if let Ok(OnGpu { device, cases, passed, wholly }) = toml::from_str(counted) {
-            let line =
-                format!("{passed} of {cases} cases pass on `{backend}` ({device}), {wholly} of them wholly there.");
+            let line = format!(
+                "{passed} of {cases} cases pass on `{backend}` ({device}), {wholly} of them wholly on the GPU."
+            );
             let _ = write!(page, "\n{line}");
         }
     }
