@@ -3,7 +3,7 @@
 //! They are shared objects with the names that the backend looks for, cuBLASLt's too, so nothing in it knows that they are not NVIDIA's. What
 //! they check and what they leave out is in `cuda/driver.cpp`.
 
-use super::call;
+use super::{SAMPLE, call};
 use crate::{cargo, root};
 use anyhow::{Context, Result, bail};
 use std::{fs, path::PathBuf, process::Command};
@@ -24,13 +24,14 @@ pub fn is_there() -> bool {
 /// Runs the tests of the GPU whose names hold `only`, and with `build`'s program those of a driver that refuses this and that.
 pub fn emulate(only: &str) -> Result<()> {
     let build = ["test", "--package", "cutover-backend", "--features", "cuda", "--test", "agreement"];
-    run(&build, if only.is_empty() { "gpu" } else { only })
+    run(&build, if only.is_empty() { "gpu" } else { only }, 1)
 }
 
-/// Runs `build`'s tests whose names hold `only`: on a device as it should be, without graphs, lost, small, and with a
+/// Runs `build`'s tests whose names hold `only`, on one of each `share` random cases: on a device as it should be, without graphs, lost, small, and with a
 /// library that refuses.
-pub fn run(build: &[&str], only: &str) -> Result<()> {
-    let environment = environment()?;
+pub fn run(build: &[&str], only: &str, share: usize) -> Result<()> {
+    let mut environment = environment()?;
+    environment.push((SAMPLE, share.to_string()));
     // What is no device for real graphs is one for its own test.
     let refuses = "what_a_driver_refuses_on_the_gpu";
     let library = "gpu_by_hand::large_products";
