@@ -18,9 +18,17 @@ use std::{
     thread,
 };
 
-/// Rounds that a waiting thread spins before it sleeps. One that went on spinning, or only let others run, would on a busy machine have used up
-/// its share of a core by the time what it waits for is there.
+/// Rounds that a thread without a run spins before it sleeps: some tens of microseconds.
 const SPINS: usize = 4_000;
+
+/// A thread that waits for another in a run spins this many times longer: whoever sleeps on a virtual machine gives its core back, and
+/// waking it takes longer than most steps. One that went on spinning for ever would on a busy machine have used up its share of a core by the
+/// time what it waits for is there.
+const MOST_PATIENCE: usize = 5;
+
+/// How often of late a thread has spun in vain, at most [`MOST_PATIENCE`]: each time halves how long the next one spins. All that runs here shares
+/// one machine, and this tells how busy that is.
+static IMPATIENCE: AtomicUsize = AtomicUsize::new(0);
 
 /// Floats up to which filling memory takes less time than waking threads for it.
 const WORTH_WAKING_LEN: usize = 32 * 1024;
@@ -235,12 +243,17 @@ struct Gate {
 impl Gate {
     /// Returns once `is_open`, which reads atomics in sequential order: whoever changes them opens the gate afterwards.
     fn wait(&self, is_open: impl Fn() -> bool) {
-        for _ in 0..SPINS {
+        let impatience = IMPATIENCE.load(Ordering::Relaxed);
+        for _ in 0..SPINS << (MOST_PATIENCE - impatience) {
             if is_open() {
+                if impatience > 0 {
+                    IMPATIENCE.store(impatience - 1, Ordering::Relaxed);
+                }
                 return;
             }
             std::hint::spin_loop();
         }
+        IMPATIENCE.store((impatience + 1).min(MOST_PATIENCE), Ordering::Relaxed);
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         // Before the look: either this thread sees the change, or who made it sees this thread.
         self.sleeping.fetch_add(1, Ordering::SeqCst);
