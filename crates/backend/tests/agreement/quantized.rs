@@ -450,32 +450,38 @@ fn products_with_blocks_of_few_bits() {
 mod on_the_gpu {
     use super::{Drawing, check_on};
     use crate::gpu::gpu;
+    use std::collections::BTreeMap;
+
+    /// Whether a node had the kernel of this name, or that written by hand.
+    fn has(kernels: &BTreeMap<String, usize>, name: &str) -> bool {
+        kernels.keys().any(|kernel| kernel.starts_with(name))
+    }
 
     #[test]
     fn images_between_dequantization_and_quantization() {
         let Some(gpu) = gpu("images_between_dequantization_and_quantization") else { return };
         let kernels = check_on(&[gpu], Drawing::image, 60);
-        assert!(kernels.contains_key("integer convolution"), "{kernels:?}");
+        assert!(has(&kernels, "integer convolution"), "{kernels:?}");
     }
 
     #[test]
     fn products_between_dequantization_and_quantization() {
         let Some(gpu) = gpu("products_between_dequantization_and_quantization") else { return };
         let kernels = check_on(&[gpu], Drawing::product, 24);
-        assert!(kernels.contains_key("integer product"), "{kernels:?}");
+        assert!(has(&kernels, "integer product"), "{kernels:?}");
     }
 
     #[test]
     fn operators_of_quantized_operands() {
         let Some(gpu) = gpu("operators_of_quantized_operands") else { return };
         let kernels = check_on(&[gpu], Drawing::named, 42);
-        assert!(kernels.contains_key("integer product"), "{kernels:?}");
+        assert!(has(&kernels, "integer product"), "{kernels:?}");
     }
 
     #[test]
     fn products_with_blocks_of_few_bits() {
         let Some(gpu) = gpu("products_with_blocks_of_few_bits") else { return };
         let kernels = check_on(&[gpu], Drawing::blocked, 30);
-        assert!(kernels.contains_key("blocked product"), "{kernels:?}");
+        assert!(has(&kernels, "blocked product"), "{kernels:?}");
     }
 }
