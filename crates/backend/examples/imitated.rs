@@ -3,16 +3,18 @@
 //!
 //!     cargo run -p cutover-backend --features wgpu --example imitated -- model.onnx [rounds] [extent]
 //!
-//! Symbols are 1, but the second that an input has, a text's length, `extent`; floats random, integers 0. Of the GPU it says too how far its answers are from the processor's, and with `PROFILE` set
-//! which kernels the time goes to. Only Linux says what a process took.
+//! Symbols are 1, but those of an input's second axis, a text's length, `extent`; floats random, integers 0. Of the GPU it says too how far its
+//! answers are from the processor's, and with `PROFILE` set which kernels the time goes to. Only Linux says what a process took.
+
+mod support;
 
 use cutover_backend::{
-    Backend, CompileOptions, CpuOptions, Input, Numerics, OpTiming, Output, Profiler, RunContext, Session,
-    SessionMemory, WgpuOptions, binding::shape_of, cpu, wgpu,
+    Backend, CompileOptions, CpuOptions, Numerics, OpTiming, Profiler, RunContext, SessionMemory, WgpuOptions, cpu,
+    wgpu,
 };
-use cutover_graph::{Bindings, Plan, onnx, passes::declutter};
-use cutover_tensor::{DType, Tensor, Value};
+use cutover_graph::{Plan, onnx, passes::declutter};
 use std::{collections::BTreeMap, error::Error, sync::Arc, sync::Mutex};
+use support::{difference, random_inputs, run};
 
 /// A run's CPU time is measured over as many runs as take this long together.
 const SECONDS: f64 = 1.0;
@@ -30,7 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("cpu, scalar", cpu(scalar.clone())?, Numerics::Default),
         ("cpu, scalar, direct sums", cpu(scalar)?, Numerics::Strict),
     ];
-    let (inputs, outputs) = (random_inputs(&plan, extent)?, plan.graph().outputs().len());
+    let (inputs, outputs) =
+        (random_inputs(&plan, |_, axis| Ok(if axis == 1 { extent } else { 1 }))?, plan.graph().outputs().len());
     let mut sessions = Vec::new();
     for (name, backend, numerics) in &ways {
         let options = CompileOptions { numerics: *numerics, ..CompileOptions::default() };
@@ -69,61 +72,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         kernels.iter().for_each(|(kernel, ms)| println!("{ms:9.2} ms {kernel}"));
     }
     Ok(())
-}
-
-fn random_inputs(plan: &Plan, extent: i64) -> Result<Vec<Value>, Box<dyn Error>> {
-    let graph = plan.graph();
-    let mut state = 1u64;
-    let mut unit = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let mut inputs = Vec::new();
-    for &id in graph.inputs() {
-        let fact = graph.value(id).fact.as_tensor().ok_or("an input that is no tensor")?;
-        let dims = fact.shape.as_ref().ok_or("an input of unknown rank")?;
-        let mut bound = Bindings::new();
-        for (axis, dim) in dims.iter().enumerate() {
-            let mut symbols = std::collections::BTreeSet::new();
-            dim.collect_symbols(&mut symbols);
-            bound.extend(symbols.into_iter().map(|symbol| (symbol, if axis == 1 { extent } else { 1 })));
-        }
-        let shape = shape_of(dims, &bound).ok_or("an input of unknown shape")?;
-        let count: usize = shape.iter().product();
-        let tensor = match fact.dtype {
-            DType::F32 => Tensor::from_vec(shape, (0..count).map(|_| unit()).collect::<Vec<f32>>())?,
-            dtype => Tensor::from_bytes(dtype, shape, &vec![0; count * dtype.bits() / 8])?,
-        };
-        inputs.push(Value::Tensor(tensor));
-    }
-    Ok(inputs)
-}
-
-fn run(
-    session: &mut dyn Session,
-    inputs: &[Value],
-    outputs: usize,
-    context: &RunContext<'_>,
-) -> Result<Vec<Value>, Box<dyn Error>> {
-    let given: Vec<Input<'_>> = inputs.iter().map(Input::Value).collect();
-    let mut outputs: Vec<Output<'_>> = (0..outputs).map(|_| Output::Allocate(None)).collect();
-    session.run(&given, &mut outputs, context)?;
-    let value = |output| match output {
-        Output::Allocate(Some(value)) => Ok(value),
-        _ => Err("an output is missing".into()),
-    };
-    outputs.into_iter().map(value).collect()
-}
-
-/// The largest difference, over the largest element.
-fn difference(a: &Value, b: &Value) -> Result<f32, Box<dyn Error>> {
-    let (Value::Tensor(a), Value::Tensor(b)) = (a, b) else { return Err("an output is no tensor".into()) };
-    if a.dtype() != DType::F32 {
-        return Ok(if a.bytes() == b.bytes() { 0.0 } else { f32::INFINITY });
-    }
-    let (a, b) = (a.to_vec::<f32>()?, b.to_vec::<f32>()?);
-    let scale = b.iter().fold(f32::MIN_POSITIVE, |most, v| most.max(v.abs()));
-    Ok(a.iter().zip(&b).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs())) / scale)
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -145,9 +145,7 @@ impl Fastest {
     ) -> Arc<dyn Executable> {
         lost::Surviving::new([Arc::clone(&self.cpu), device], Arc::clone(other), executable, plan, options, None)
     }
-}
 
-impl Fastest {
     /// Everything that a choice depends on: the model's structure, what it is compiled for, and on what. Weights' values do not make it faster.
     fn key(&self, plan: &Plan, options: &CompileOptions) -> Identity {
         let graph = plan.graph();

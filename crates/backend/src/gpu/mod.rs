@@ -11,6 +11,7 @@ mod executable;
 mod lower;
 mod peak;
 mod plan;
+mod stock;
 
 use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak, Precision, Support};
 #[cfg(feature = "wgpu")]

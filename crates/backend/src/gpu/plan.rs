@@ -4,17 +4,18 @@ use super::{
     code::{self, Binding, Function, GROUP, Operand, Text},
     device::{Candidate, Device, Driver, Limits, Solution, Weight},
     lower,
+    stock::{Problem, Solutions, Solved, Stock, Stocked},
 };
 use crate::{
     CompileOptions, Numerics, Precision, ResourceError, RunError, Work,
     attention::{Attention, Known},
 };
 use cutover_graph::{
-    Constant, Fact, Graph, Identity, Node, NodeId, Plan, TensorFact, ValueId,
+    Constant, Fact, Graph, Node, NodeId, Plan, TensorFact, ValueId,
     ops::{Facts, InferContext},
     plan::arena::{Interval, place},
 };
-use cutover_kernels::cuda::{Argument, Functions, Refused};
+use cutover_kernels::cuda::Argument;
 use cutover_tensor::{DType, Shape, Tensor};
 use std::{
     collections::{HashMap, HashSet},
@@ -155,83 +156,6 @@ struct PlannedStep {
     work: Work,
 }
 
-/// The device, as a plan is made: kernels and weights by number, the same for the same.
-trait Stock {
-    fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String>;
-
-    /// Which of several kernels to take.
-    fn fastest(&self, candidates: &[Candidate]) -> usize;
-
-    /// What solves a problem, with what its kernels call (see [`Driver::functions`]), and the memory that it needs for itself.
-    fn solve(&mut self, problem: &Problem<'_>) -> Result<Solved, String>;
-
-    /// And its length in bytes.
-    fn weight(
-        &mut self,
-        identity: Identity,
-        recipe: &'static str,
-        bytes: &mut dyn FnMut() -> Vec<u8>,
-    ) -> Result<(usize, u64), ResourceError>;
-}
-
-struct Stocked<'a, D: Driver> {
-    device: &'a Device<D>,
-    pipelines: Vec<Arc<D::Pipeline>>,
-    weights: Vec<Arc<Weight<D>>>,
-}
-
-impl<D: Driver> Stock for Stocked<'_, D> {
-    fn pipeline(&mut self, source: &str, read_only: &[bool]) -> Result<usize, String> {
-        let pipeline = self.device.pipeline(source, read_only)?;
-        Ok(number(&mut self.pipelines, pipeline))
-    }
-
-    fn fastest(&self, candidates: &[Candidate]) -> usize {
-        self.device.driver.fastest_kernel(candidates).unwrap_or(0)
-    }
-
-    fn solve(&mut self, problem: &Problem<'_>) -> Result<Solved, String> {
-        let driver = &self.device.driver;
-        let functions = driver.functions(problem.functions, &problem.counts)?;
-        let most = if problem.may_measure { MEASURED } else { 1 };
-        let mut solutions = (problem.solutions)(functions, most).map_err(|refused| refused.to_string())?;
-        if problem.may_measure
-            && let Some(fastest) = driver.fastest(&solutions, &problem.bytes)
-        {
-            solutions.swap(0, fastest);
-        }
-        let mut error = "nothing solves it".to_string();
-        for solution in solutions {
-            match self.device.solved(&solution) {
-                Ok(pipeline) => {
-                    let workspace_bytes = self.device.driver.workspace_bytes(&pipeline);
-                    return Ok(Solved { pipeline: number(&mut self.pipelines, pipeline), solution, workspace_bytes });
-                }
-                Err(message) => error = message,
-            }
-        }
-        Err(error)
-    }
-
-    fn weight(
-        &mut self,
-        identity: Identity,
-        recipe: &'static str,
-        bytes: &mut dyn FnMut() -> Vec<u8>,
-    ) -> Result<(usize, u64), ResourceError> {
-        let weight = self.device.weight(identity, recipe, bytes)?;
-        let bytes = weight.bytes;
-        Ok((number(&mut self.weights, weight), bytes))
-    }
-}
-
-fn number<T>(all: &mut Vec<Arc<T>>, one: Arc<T>) -> usize {
-    all.iter().position(|other| Arc::ptr_eq(other, &one)).unwrap_or_else(|| {
-        all.push(one);
-        all.len() - 1
-    })
-}
-
 /// Makes a [`ShapePlan`]: each node's lowering defines functions and adds kernels.
 pub(crate) struct Builder<'a> {
     pub graph: &'a Graph,
@@ -259,29 +183,6 @@ pub(crate) struct Builder<'a> {
     steps: Vec<PlannedStep>,
     current: NodeId,
     pub kernel: &'static str,
-}
-
-/// Solutions of a problem that are measured at most.
-const MEASURED: usize = 4;
-
-/// The ways to solve a problem, best first: at most as many as are asked for, but at least one.
-pub(super) type Solutions<'a> = &'a dyn Fn(Functions, usize) -> Result<Vec<Solution>, Refused>;
-
-/// A problem as the stock is asked for it.
-struct Problem<'a> {
-    functions: &'a str,
-    /// Elements of the functions' bindings.
-    counts: Vec<usize>,
-    solutions: Solutions<'a>,
-    /// Bytes of an argument.
-    bytes: &'a dyn Fn(&Argument) -> usize,
-    may_measure: bool,
-}
-
-struct Solved {
-    pipeline: usize,
-    solution: Solution,
-    workspace_bytes: usize,
 }
 
 /// A problem for kernels that were written by hand, or a library, where the device has some.

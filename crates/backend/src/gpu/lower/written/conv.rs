@@ -5,7 +5,8 @@ use super::{
         super::{
             code::{Operand, Text},
             device::Solution,
-            plan::{BufferId, Builder, Solutions, Unable, Written},
+            plan::{BufferId, Builder, Unable, Written},
+            stock::Solutions,
         },
         conv::{Problem, floats},
         product::element,
