@@ -7,6 +7,7 @@ use cutover_kernels::cpu::{
     conv_first::{self, First, FirstShape},
     depthwise::{self, Depthwise, DepthwiseShape},
     gemm::{self, Bias, Gemm, Matrix},
+    quantized_product::{self, Epilogue, Form, Product, ProductShape, Quantized},
     winograd::{self, WinogradTile},
 };
 
@@ -35,6 +36,65 @@ fn products(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(level.name(), format!("{m}x{n}x{k}")), |bencher| {
                 bencher.iter(|| gemm::gemm(level, &problem, 0..m, 0..panels, Output::new(&mut c), &mut workspace));
             });
+        }
+    }
+}
+
+/// Bytes, weights and values as trained networks have them, bell-shaped: by bounds on what they add up to, such products take one way or another.
+fn integer_products(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("integers");
+    let mut seed = 1u64;
+    let mut bell = |spread: f32| {
+        let mut sum = -6.0;
+        for _ in 0..12 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            sum += (seed >> 40) as f32 / (1u64 << 24) as f32;
+        }
+        (sum * spread).round().clamp(-127.0, 127.0) as i32
+    };
+    for (name, [m, n, k], zero_point) in [
+        ("uneven", [128, 384, 384], 70),
+        ("uneven", [128, 1536, 384], 70),
+        ("uneven", [128, 384, 1536], 20),
+        ("even", [784, 192, 32], 128),
+        ("even", [196, 576, 96], 128),
+        ("uneven", [196, 96, 576], 10),
+        ("uneven", [1, 1000, 1280], 10),
+    ] {
+        group.throughput(Throughput::Elements((m * n * k) as u64));
+        let shape = ProductShape::matrices(m, k, n);
+        let weights: Vec<i16> = (0..n * k).map(|_| bell(36.0) as i16).collect();
+        let values: Vec<u8> = (0..m * k).map(|_| (zero_point + bell(16.0)).clamp(0, 255) as u8).collect();
+        let (factors, offsets) = (vec![1e-3; n], vec![0.5; n]);
+        let mut output = vec![0u8; m * n];
+        for level in IsaLevel::available() {
+            let own = Form::of(level, &weights, false, (name == "even").then_some(zero_point));
+            for form in [Some(Form::Halves), (own != Form::Halves).then_some(own)].into_iter().flatten() {
+                let mut packed = vec![0f32; quantized_product::packed_len(level, &shape, form)];
+                quantized_product::pack(level, &shape, &weights, form, &mut packed);
+                let mut workspace = vec![0f32; quantized_product::workspace_len(level, &shape, form)];
+                let problem = Product {
+                    shape,
+                    input: Quantized { bytes: &values, signed: false, zero_point },
+                    weights: &packed,
+                    form,
+                    epilogue: Epilogue::Bytes {
+                        factors: &factors,
+                        offsets: &offsets,
+                        low: -128.0,
+                        high: 127.0,
+                        zero_point: 128,
+                    },
+                };
+                let panels = quantized_product::panels(level, &shape);
+                let id = BenchmarkId::new(format!("{} {form:?}", level.name()), format!("{name} {m}x{n}x{k}"));
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| {
+                        let to = Output::new(&mut output);
+                        quantized_product::product(level, &problem, 0..m, 0..panels, to, &mut workspace);
+                    });
+                });
+            }
         }
     }
 }
@@ -149,5 +209,5 @@ fn first_layers(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(kernels, products, convolutions, depthwise_layers, first_layers);
+criterion_group!(kernels, products, integer_products, convolutions, depthwise_layers, first_layers);
 criterion_main!(kernels);

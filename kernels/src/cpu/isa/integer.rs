@@ -12,6 +12,9 @@ pub trait Integers: Copy {
     /// Whether they are better still made of squares of eight bytes ([`Integers::square`]); vectors have four lanes there.
     const SQUARES: bool = false;
 
+    /// Whether it has an instruction for [`Integers::pairs`], and none for [`Integers::dot4`].
+    const SATURATES: bool = false;
+
     fn splat_w(self, x: i32) -> Self::W;
     /// # Safety
     /// As many values as lanes are readable at `p`.
@@ -23,6 +26,11 @@ pub trait Integers: Copy {
     fn add_w(self, a: Self::W, b: Self::W) -> Self::W;
     /// Of every bit, whether the two differ in it.
     fn xor_w(self, a: Self::W, b: Self::W) -> Self::W;
+    /// Of every bit, whether both have it.
+    #[inline(always)]
+    fn and_w(self, a: Self::W, b: Self::W) -> Self::W {
+        self.by_lanes_w(a, b, |a, b| a & b)
+    }
     /// `w << up >> down`, the sign kept on the way down: a field of bits as a signed number. Less than 32 either.
     fn shift_w(self, w: Self::W, up: u32, down: u32) -> Self::W;
     /// Lane by lane `sum + a₀b₀ + a₁b₁` of pairs of `i16`, wrapping.
@@ -30,6 +38,36 @@ pub trait Integers: Copy {
     /// Lane by lane `sum + a₀b₀ + … + a₃b₃`, where a has unsigned bytes (signed ones where [`Integers::SIGNED`]) and b signed ones; wrapping, nothing
     /// saturates.
     fn dot4(self, sum: Self::W, a: Self::W, b: Self::W) -> Self::W;
+
+    /// Two `i16` a lane, `a₀b₀ + a₁b₁` and `a₂b₂ + a₃b₃`, where a has unsigned bytes and b signed ones. A sum that `i16` does not hold is the nearest that it does.
+    #[inline(always)]
+    fn pairs(self, a: Self::W, b: Self::W) -> Self::W {
+        self.by_lanes_w(a, b, |a, b| {
+            let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
+            let product = |i: usize| i32::from(a[i]) * i32::from(b[i] as i8);
+            halves([0, 2].map(|i| (product(i) + product(i + 1)).clamp(i16::MIN.into(), i16::MAX.into()) as i16))
+        })
+    }
+
+    /// Of two `i16` a lane, wrapping.
+    #[inline(always)]
+    fn add_halves(self, a: Self::W, b: Self::W) -> Self::W {
+        self.by_lanes_w(a, b, |a, b| halves([0, 16].map(|at| ((a >> at) as i16).wrapping_add((b >> at) as i16))))
+    }
+
+    /// Of two `i16` a lane.
+    #[inline(always)]
+    fn max_halves(self, a: Self::W, b: Self::W) -> Self::W {
+        self.by_lanes_w(a, b, |a, b| halves([0, 16].map(|at| ((a >> at) as i16).max((b >> at) as i16))))
+    }
+
+    #[inline(always)]
+    fn by_lanes_w(self, a: Self::W, b: Self::W, of: impl Fn(i32, i32) -> i32) -> Self::W {
+        let (a, b) = (self.to_lanes_w(a), self.to_lanes_w(b));
+        let lanes: [i32; 16] = std::array::from_fn(|i| of(a[i], b[i]));
+        // SAFETY: sixteen values are as many as lanes at least.
+        unsafe { self.load_w(lanes.as_ptr()) }
+    }
 
     /// Two rows of two words.
     /// # Safety
@@ -89,6 +127,11 @@ pub trait Integers: Copy {
         unsafe { self.store_w(lanes.as_mut_ptr(), w) };
         lanes
     }
+}
+
+/// Two `i16` as a word, the first in its lower half.
+fn halves([low, high]: [i16; 2]) -> i32 {
+    i32::from(low as u16) | i32::from(high) << 16
 }
 
 impl Integers for Scalar {
@@ -154,6 +197,7 @@ mod x86 {
     impl<const VNNI: bool> Integers for Avx2<VNNI> {
         type W = __m256i;
         const DOT4: bool = VNNI;
+        const SATURATES: bool = !VNNI;
 
         #[inline(always)]
         fn splat_w(self, x: i32) -> __m256i {
@@ -183,6 +227,30 @@ mod x86 {
         fn xor_w(self, a: __m256i, b: __m256i) -> __m256i {
             // SAFETY: the token.
             unsafe { _mm256_xor_si256(a, b) }
+        }
+
+        #[inline(always)]
+        fn and_w(self, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: the token.
+            unsafe { _mm256_and_si256(a, b) }
+        }
+
+        #[inline(always)]
+        fn pairs(self, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: the token.
+            unsafe { _mm256_maddubs_epi16(a, b) }
+        }
+
+        #[inline(always)]
+        fn add_halves(self, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: the token.
+            unsafe { _mm256_add_epi16(a, b) }
+        }
+
+        #[inline(always)]
+        fn max_halves(self, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: the token.
+            unsafe { _mm256_max_epi16(a, b) }
         }
 
         #[inline(always)]
@@ -222,6 +290,7 @@ mod x86 {
     impl<const VNNI: bool, const BF16: bool> Integers for Avx512<VNNI, BF16> {
         type W = __m512i;
         const DOT4: bool = VNNI;
+        const SATURATES: bool = !VNNI;
 
         #[inline(always)]
         fn splat_w(self, x: i32) -> __m512i {
@@ -251,6 +320,30 @@ mod x86 {
         fn xor_w(self, a: __m512i, b: __m512i) -> __m512i {
             // SAFETY: the token.
             unsafe { _mm512_xor_si512(a, b) }
+        }
+
+        #[inline(always)]
+        fn and_w(self, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: the token.
+            unsafe { _mm512_and_si512(a, b) }
+        }
+
+        #[inline(always)]
+        fn pairs(self, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: the token.
+            unsafe { _mm512_maddubs_epi16(a, b) }
+        }
+
+        #[inline(always)]
+        fn add_halves(self, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: the token.
+            unsafe { _mm512_add_epi16(a, b) }
+        }
+
+        #[inline(always)]
+        fn max_halves(self, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: the token.
+            unsafe { _mm512_max_epi16(a, b) }
         }
 
         #[inline(always)]
@@ -430,6 +523,8 @@ mod tests {
     struct Products {
         two: [i32; 16],
         four: [i32; 16],
+        /// Saturated pairs, their bits in common, the sum and the larger of halves.
+        small: [[i32; 16]; 4],
         lanes: usize,
         is_signed: bool,
         /// The two rows of two squares beside each other.
@@ -454,7 +549,11 @@ mod tests {
                     squares = Some(isa.rows_of_squares(left, right).map(|w| isa.to_lanes_w(w)));
                 }
             }
-            Products { two, four, lanes: I::LANES, is_signed: I::SIGNED, squares }
+            // SAFETY: sixteen values are as many as lanes at least.
+            let (a, b) = unsafe { (isa.load_w(self.0.as_ptr()), isa.load_w(self.1.as_ptr())) };
+            let small = [isa.pairs(a, b), isa.and_w(a, b), isa.add_halves(a, b), isa.max_halves(a, b)];
+            let small = small.map(|w| isa.to_lanes_w(w));
+            Products { two, four, small, lanes: I::LANES, is_signed: I::SIGNED, squares }
         }
     }
 
@@ -474,7 +573,7 @@ mod tests {
                 let (a, mut b) = (values(), values());
                 // The one sum of pairs that i32 does not hold is of no use: |i16| up to 32767.
                 b.iter_mut().for_each(|b| *b = (*b & 0x7fff_7fff) | 1);
-                let Products { two, four, lanes, is_signed, squares } = dispatch(level, Dots(&a, &b));
+                let Products { two, four, small, lanes, is_signed, squares } = dispatch(level, Dots(&a, &b));
                 for i in 0..lanes {
                     let pair = |x: i32| [x as i16 as i64, (x >> 16) as i64];
                     let expected: i64 = pair(a[i]).iter().zip(pair(b[i])).map(|(a, b)| a * b).sum();
@@ -483,6 +582,19 @@ mod tests {
                     let first = |a: u8| if is_signed { i32::from(a as i8) } else { i32::from(a) };
                     let expected: i32 = bytes.map(|(a, b)| first(a) * i32::from(b as i8)).sum();
                     assert_eq!(four[i], expected - 3, "{}", level.name());
+                    let (x, y) = (a[i].to_le_bytes(), b[i].to_le_bytes());
+                    let product = |i: usize| i32::from(x[i]) * i32::from(y[i] as i8);
+                    for half in 0..2 {
+                        let of = |words: &[i32; 16]| (words[i] >> (16 * half)) as i16;
+                        let sum = product(2 * half) + product(2 * half + 1);
+                        let expected = [
+                            sum.clamp(-32768, 32767) as i16,
+                            of(&a) & of(&b),
+                            of(&a).wrapping_add(of(&b)),
+                            of(&a).max(of(&b)),
+                        ];
+                        assert_eq!(small.each_ref().map(of), expected, "{}", level.name());
+                    }
                 }
                 for (at, row) in squares.iter().flatten().enumerate() {
                     let bytes = |words: &[i32]| [words[0].to_le_bytes(), words[1].to_le_bytes()].concat();

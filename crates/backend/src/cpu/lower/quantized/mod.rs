@@ -43,7 +43,7 @@ use cutover_kernels::cpu::{
     conv::Axis,
     quantized::{self, Quantization, WindowOp},
     quantized_depthwise::{self, DEPTHWISE_TERMS, Depthwise},
-    quantized_product::{self as product, Epilogue, ProductShape, Quantized},
+    quantized_product::{self as product, Epilogue, Form, ProductShape, Quantized},
 };
 use cutover_tensor::{DType, Tensor, Value};
 

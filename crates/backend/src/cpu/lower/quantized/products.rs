@@ -14,7 +14,7 @@ pub(in crate::cpu) struct ProductStep {
     input: Bytes,
     zero_point: Number<i32>,
     weights: Buffer,
-    in_bytes: bool,
+    form: Form,
     finish: Finish,
     output: Buffer,
 }
@@ -135,9 +135,13 @@ struct Operands {
 fn push(builder: &mut Builder<'_>, operands: Operands, finish: Finish, output: Buffer) -> Result<(), NoPlan> {
     let Operands { shape, input, zero_point, weights } = operands;
     let level = builder.device.level;
-    let in_bytes = product::packs_bytes(level, &weights.values);
+    let known = match zero_point {
+        Number::Known(value) => Some(value),
+        Number::At(_) => None,
+    };
+    let form = Form::of(level, &weights.values, input.signed, known);
     let how = format!(
-        "integers {} {} {} {}x{} {in_bytes} {}",
+        "integers {} {} {} {}x{} {form:?} {}",
         shape.channels_in,
         shape.channels_out,
         shape.groups,
@@ -146,10 +150,10 @@ fn push(builder: &mut Builder<'_>, operands: Operands, finish: Finish, output: B
         level.name()
     );
     let recipe = Recipe { constants: weights.constants, how };
-    let packed = builder.pack(recipe, product::packed_len(level, &shape, in_bytes), |packed| {
-        product::pack(level, &shape, &weights.values, in_bytes, packed);
+    let packed = builder.pack(recipe, product::packed_len(level, &shape, form), |packed| {
+        product::pack(level, &shape, &weights.values, form, packed);
     })?;
-    builder.need_workspace(product::workspace_len(level, &shape));
+    builder.need_workspace(product::workspace_len(level, &shape, form));
     let mut reads = vec![input.buffer, packed];
     if let Number::At(buffer) = zero_point {
         reads.push(buffer);
@@ -165,7 +169,7 @@ fn push(builder: &mut Builder<'_>, operands: Operands, finish: Finish, output: B
         }
         Finish::Bytes { factors, offsets, .. } => reads.extend([*factors, *offsets]),
     }
-    let step = ProductStep { shape, input, zero_point, weights: packed, in_bytes, finish, output };
+    let step = ProductStep { shape, input, zero_point, weights: packed, form, finish, output };
     builder.push(Lowered::IntegerProduct(step), &reads, &[output]);
     Ok(())
 }
@@ -612,11 +616,11 @@ impl ProductStep {
             shape: self.shape,
             input: self.input.of(frame, zero_point),
             weights: frame.floats(self.weights),
-            bytes: self.in_bytes,
+            form: self.form,
             epilogue,
         };
         let (rows, panels) = (self.shape.rows(), product::panels(level, &self.shape));
-        let tile = product::cut(level).rows;
+        let tile = product::rows_together(level, self.form);
         let tiles = rows.div_ceil(tile);
         // Rows are shared where there are many, panels of columns otherwise; either way each output is one thread's.
         let by_rows = self.shape.groups > 1 || tiles >= 4 * worker.parts || panels < worker.parts;

@@ -1,0 +1,199 @@
+//! A tile of sums in registers, and what becomes of it.
+
+use super::{Epilogue, Form, Product, TILE};
+use crate::cpu::isa::Isa;
+use std::ops::Range;
+
+/// `sums[row][column] = starts[column]` plus the products of `ROWS` rows by the first `VECTORS` of a panel's two vectors of columns.
+///
+/// # Safety
+/// `ROWS` rows of `words` words are readable at `a`, `words` of as many as a panel's columns at `b`.
+#[inline(always)]
+pub(super) unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize>(
+    isa: I,
+    form: Form,
+    a: *const i32,
+    words: usize,
+    b: *const i32,
+    starts: &[i32; 32],
+    sums: &mut [i32; TILE],
+) {
+    // SAFETY: the caller; a panel has as many columns as two vectors have lanes, 32 at most.
+    unsafe {
+        let mut tile = [[isa.splat_w(0); VECTORS]; ROWS];
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                tile[r][v] = isa.load_w(starts.as_ptr().add(v * I::LANES));
+            }
+        }
+        macro_rules! accumulate {
+            ($dot:ident) => {{
+                let (mut a, mut b) = (a, b);
+                for _ in 0..words / 2 {
+                    for k in 0..2 {
+                        let mut columns = [isa.splat_w(0); VECTORS];
+                        for v in 0..VECTORS {
+                            columns[v] = isa.load_w(b.add((k * 2 + v) * I::LANES));
+                        }
+                        for r in 0..ROWS {
+                            let x = isa.splat_w(a.add(r * words + k).read());
+                            for v in 0..VECTORS {
+                                tile[r][v] = isa.$dot(tile[r][v], x, columns[v]);
+                            }
+                        }
+                    }
+                    (a, b) = (a.add(2), b.add(4 * I::LANES));
+                }
+            }};
+        }
+        if I::SQUARES && form == Form::Bytes {
+            return multiply_squares::<I, ROWS, VECTORS>(isa, a, words, b, starts, sums);
+        } else if I::DOT4 && form == Form::Bytes {
+            accumulate!(dot4)
+        } else {
+            accumulate!(dot2)
+        }
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                isa.store_w(sums.as_mut_ptr().add((r * 2 + v) * I::LANES), tile[r][v]);
+            }
+        }
+    }
+}
+
+/// As [`multiply`], by squares of two rows, or columns, of eight bytes.
+///
+/// # Safety
+/// As for [`multiply`].
+#[inline(always)]
+unsafe fn multiply_squares<I: Isa, const ROWS: usize, const VECTORS: usize>(
+    isa: I,
+    a: *const i32,
+    words: usize,
+    b: *const i32,
+    starts: &[i32; 32],
+    sums: &mut [i32; TILE],
+) {
+    const { assert!(ROWS <= 12 && VECTORS <= 2) };
+    let mut tile = [[isa.splat_w(0); 4]; 6];
+    // SAFETY: the caller; a panel has as many columns as two vectors have lanes, 32 at most, and sums has room for an even number of rows.
+    unsafe {
+        for k in (0..words).step_by(2) {
+            let mut columns = [isa.splat_w(0); 4];
+            for pair in 0..2 * VECTORS {
+                columns[pair] = isa.load_w(b.add(k * 2 * I::LANES + pair * 4));
+            }
+            for pair in 0..ROWS.div_ceil(2) {
+                let row = |r: usize| a.add(r.min(ROWS - 1) * words + k);
+                let rows = isa.load_rows_w([row(2 * pair), row(2 * pair + 1)]);
+                for column in 0..2 * VECTORS {
+                    tile[pair][column] = isa.square(tile[pair][column], rows, columns[column]);
+                }
+            }
+        }
+        for pair in 0..ROWS.div_ceil(2) {
+            for v in 0..VECTORS {
+                let start = isa.load_w(starts.as_ptr().add(v * I::LANES));
+                for (r, row) in isa.rows_of_squares(tile[pair][2 * v], tile[pair][2 * v + 1]).into_iter().enumerate() {
+                    let to = sums.as_mut_ptr().add(((2 * pair + r) * 2 + v) * I::LANES);
+                    isa.store_w(to, isa.add_w(row, start));
+                }
+            }
+        }
+    }
+}
+
+/// What the sums of a panel's columns, which are these channels, are multiplied by, and what is added then.
+#[inline(always)]
+pub(super) fn scaling<I: Isa>(isa: I, epilogue: &Epilogue<'_>, channels: Range<usize>) -> [[I::V; 2]; 2] {
+    match *epilogue {
+        Epilogue::Sums => [[isa.zero(); 2]; 2],
+        Epilogue::Floats { scale, factors, bias, .. } => {
+            let [a, b] = load_pair(isa, &factors[channels.clone()]);
+            let scale = isa.splat(scale);
+            // −0 changes no value that it is added to.
+            let bias = match bias {
+                Some(bias) => load_pair(isa, &bias[channels]),
+                None => [isa.splat(-0.0); 2],
+            };
+            [[isa.mul(scale, a), isa.mul(scale, b)], bias]
+        }
+        Epilogue::Bytes { factors, offsets, .. } => {
+            [load_pair(isa, &factors[channels.clone()]), load_pair(isa, &offsets[channels])]
+        }
+    }
+}
+
+/// Makes outputs of rows of sums, in the panel's first `here` columns.
+///
+/// # Safety
+/// The first row's outputs are writable at `to`, the others' as far apart as the shape says, aligned for their type.
+#[inline(always)]
+pub(super) unsafe fn finish<I: Isa>(
+    isa: I,
+    problem: &Product<'_>,
+    sums: &[i32],
+    [factors, offsets]: [[I::V; 2]; 2],
+    here: usize,
+    to: *mut u8,
+) {
+    let size = problem.epilogue.size();
+    let whole = here == 2 * I::LANES;
+    let mut scratch = std::mem::MaybeUninit::<[u32; 32]>::uninit();
+    macro_rules! each_row {
+        (|$sums:ident, $to:ident| $store:expr) => {
+            for (r, row) in sums.chunks_exact(2 * I::LANES).enumerate() {
+                let to = to.wrapping_add(r * problem.shape.channels_out * size);
+                // SAFETY: two vectors fit the scratch, and the row where it is written to; the caller.
+                unsafe {
+                    let $sums = [isa.load_w(row.as_ptr()), isa.load_w(row.as_ptr().add(I::LANES))];
+                    let $to = if whole { to } else { scratch.as_mut_ptr().cast::<u8>() };
+                    $store;
+                    if !whole {
+                        std::ptr::copy_nonoverlapping($to, to, here * size);
+                    }
+                }
+            }
+        };
+    }
+    match problem.epilogue {
+        Epilogue::Sums => each_row!(|sums, to| {
+            isa.store_w(to.cast(), sums[0]);
+            isa.store_w(to.cast::<i32>().add(I::LANES), sums[1]);
+        }),
+        Epilogue::Floats { low, high, .. } => {
+            let (low, high) = (isa.splat(low), isa.splat(high));
+            each_row!(|sums, to| {
+                for v in 0..2 {
+                    let y = isa.add(isa.mul(isa.floats_of(sums[v]), factors[v]), offsets[v]);
+                    isa.store(to.cast::<f32>().add(v * I::LANES), isa.min(isa.max(y, low), high));
+                }
+            })
+        }
+        Epilogue::Bytes { low, high, zero_point, .. } => {
+            let (low, high) = (isa.splat(low), isa.splat(high));
+            each_row!(|sums, to| {
+                // Bounds are integral: clamping first rounds the same.
+                let mut pair = [low; 2];
+                for v in 0..2 {
+                    let y = isa.add(isa.mul(isa.floats_of(sums[v]), factors[v]), offsets[v]);
+                    pair[v] = isa.min(isa.max(y, low), high);
+                }
+                isa.store_rounded([to, to.add(I::LANES)], pair, zero_point);
+            })
+        }
+    }
+}
+
+/// Two vectors of values, 0 where there are no more.
+#[inline(always)]
+fn load_pair<I: Isa>(isa: I, values: &[f32]) -> [I::V; 2] {
+    let mut padded = [0f32; 32];
+    let mut p = values.as_ptr();
+    if values.len() < 2 * I::LANES {
+        padded[..values.len()].copy_from_slice(values);
+        p = padded.as_ptr();
+    }
+    // SAFETY: as many values as two vectors have lanes, 32 at most.
+    unsafe { [isa.load(p), isa.load(p.add(I::LANES))] }
+}
