@@ -68,7 +68,7 @@ fn integer_products(criterion: &mut Criterion) {
         let (factors, offsets) = (vec![1e-3; n], vec![0.5; n]);
         let mut output = vec![0u8; m * n];
         for level in IsaLevel::available() {
-            let own = Form::of(level, &weights, false, (name == "even").then_some(zero_point));
+            let own = Form::of(level, &shape, &weights, false, (name == "even").then_some(zero_point));
             for form in [Some(Form::Halves), (own != Form::Halves).then_some(own)].into_iter().flatten() {
                 let mut packed = vec![0f32; quantized_product::packed_len(level, &shape, form)];
                 quantized_product::pack(level, &shape, &weights, form, &mut packed);

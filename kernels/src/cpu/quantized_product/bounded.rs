@@ -9,8 +9,8 @@
 //! value. Of a quantization about zero A's bytes are signed, and small but for a few; B's are made unsigned by adding 128, which the sum of the row takes off
 //! again. The limit then is 32767 over the largest weight, the measure the largest sum of values of one sign.
 
-use super::TILE;
 use crate::cpu::isa::Isa;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Rows of a register tile: with two vectors of columns, what is multiplied and what is added up, sixteen registers hold no more.
 pub(super) const fn tile_rows<I: Isa>() -> usize {
@@ -202,20 +202,23 @@ impl Measures<'_> {
     pub(super) fn steps<'a>(&self, limits: &[u8], words: usize, lists: &'a mut [u32]) -> Steps<'a> {
         let half = words / 2;
         let (doubles, others) = lists.split_at_mut(half);
-        let (singles, halves) = others.split_at_mut(words);
-        let (mut double, mut single, mut split) = (0, 0, 0);
-        let fits: [&[u8]; 2] = [&self.of[..limits_len(words)], &limits[..limits_len(words)]];
-        let fits = |at: usize| fits[0][at] <= fits[1][at];
-        for word in 0..half {
-            doubles[double] = word as u32;
-            double += usize::from(fits(words + word));
-            if !fits(words + word) {
-                for word in [word, half + word] {
-                    (singles[single], halves[split]) = (word as u32, word as u32);
-                    single += usize::from(fits(word));
-                    split += usize::from(!fits(word));
-                }
-            }
+        let (singles, others) = others.split_at_mut(words);
+        let (halves, rest) = others.split_at_mut(words);
+        let rest = &mut rest[..half];
+        let (measures, limits) = (&self.of[..limits_len(words)], &limits[..limits_len(words)]);
+        let (mut double, mut single, mut split, mut left) = (0, 0, 0, 0);
+        // Without branches, which would be foreseen as badly as the values.
+        for (word, (measure, limit)) in measures[words..].iter().zip(&limits[words..]).enumerate() {
+            let fits = measure <= limit;
+            (doubles[double], rest[left]) = (word as u32, word as u32);
+            double += usize::from(fits);
+            left += usize::from(!fits);
+        }
+        for word in rest[..left].iter().flat_map(|&word| [word as usize, word as usize + half]) {
+            let fits = measures[word] <= limits[word];
+            (singles[single], halves[split]) = (word as u32, word as u32);
+            single += usize::from(fits);
+            split += usize::from(!fits);
         }
         Steps { doubles: &doubles[..double], singles: &singles[..single], halves: &halves[..split] }
     }
@@ -224,7 +227,7 @@ impl Measures<'_> {
 /// As [`super::tile::multiply`] of bytes, by steps that the values allow. Of the centred ones the panel's bytes are unsigned and A's signed.
 ///
 /// # Safety
-/// `ROWS` rows of `words` words are readable at `a`, `words` of as many as a panel's columns at `b`; the steps are of as many words.
+/// `ROWS` rows of `words` words are readable at `a`, `words` of as many as a panel's columns at `b`, the steps are of as many words; `[row][2][LANES]` are writable at `sums`.
 #[inline(always)]
 pub(super) unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize, const CENTRED: bool>(
     isa: I,
@@ -233,7 +236,7 @@ pub(super) unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize, c
     b: *const i32,
     (starts, row_starts): (&[i32; 32], &[i32]),
     steps: &Steps<'_>,
-    sums: &mut [i32; TILE],
+    sums: *mut i32,
 ) {
     let ones = isa.splat_w(ONE_HALVES);
     // SAFETY: the caller; a panel has as many columns as two vectors have lanes, 32 at most.
@@ -252,6 +255,7 @@ pub(super) unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize, c
             let at = [word as usize, word as usize + words / 2];
             let [low, high] = at.map(columns);
             for r in 0..ROWS {
+                compiler_fence(Ordering::SeqCst);
                 let [x, y] = at.map(|word| value(r, word));
                 for v in 0..VECTORS {
                     let both = isa.add_halves(pairs(x, low[v]), pairs(y, high[v]));
@@ -285,7 +289,7 @@ pub(super) unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize, c
             let row = isa.splat_w(if CENTRED { row_starts[r] } else { 0 });
             for v in 0..VECTORS {
                 let start = isa.add_w(isa.load_w(starts.as_ptr().add(v * I::LANES)), row);
-                isa.store_w(sums.as_mut_ptr().add((r * 2 + v) * I::LANES), isa.add_w(tile[r][v], start));
+                isa.store_w(sums.add((r * 2 + v) * I::LANES), isa.add_w(tile[r][v], start));
             }
         }
     }

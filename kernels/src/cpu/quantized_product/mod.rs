@@ -116,11 +116,14 @@ impl Form {
     }
 
     /// The form on this rung of weights less their zero points, for values that are signed or not, with their zero point where that is known already.
-    pub fn of(level: IsaLevel, weights: &[i16], signed: bool, zero_point: Option<i32>) -> Form {
+    pub fn of(level: IsaLevel, shape: &ProductShape, weights: &[i16], signed: bool, zero_point: Option<i32>) -> Form {
         // How far a zero point may be from the middle for values to count as symmetric about it.
         const FAR: i32 = 24;
+        // Terms below which bounds cost more than they bring.
+        const FEW: usize = 40;
         let Cut { bytes, saturates, .. } = cut(level);
-        if !(bytes || saturates) || weights.iter().any(|w| i8::try_from(*w).is_err()) {
+        let fits = bytes || (saturates && shape.depth() >= FEW);
+        if !fits || weights.iter().any(|w| i8::try_from(*w).is_err()) {
             return Form::Halves;
         }
         let middle = if signed { 0 } else { 128 };
@@ -139,9 +142,6 @@ const fn tile_rows<I: Isa>(form: Form) -> usize {
         _ => 6,
     }
 }
-
-/// Most rows and columns of a register tile.
-const TILE: usize = 12 * 32;
 
 /// Columns of a panel.
 const fn panel_columns<I: Isa>() -> usize {
@@ -268,14 +268,15 @@ fn block_rows(rows: usize, words: usize) -> usize {
     rows * (BLOCK_WORDS / (rows * words.max(1))).clamp(1, BLOCK_TILES)
 }
 
-/// Most tiles of a block.
-const BLOCK_TILES: usize = 8;
+/// Most tiles of a block: the more, the less often a panel's steps are sorted.
+const BLOCK_TILES: usize = 16;
 
 /// `f32`s of workspace that [`product`] needs on each thread.
 pub fn workspace_len(level: IsaLevel, shape: &ProductShape, form: Form) -> usize {
     let words = shape.words(form);
     let own = if matches!(form, Form::Bounded { .. }) { bounded::workspace_len(words) } else { 0 };
-    block_rows(rows_together(level, form), words) * words + RUN + own
+    let Cut { rows, columns, .. } = cut_of(level, form);
+    block_rows(rows, words) * (words + columns) + RUN + own
 }
 
 /// A product to be computed.
@@ -366,7 +367,7 @@ impl Kernel for Multiply<'_> {
         };
         let (_, zero_point) = bytes_of;
         let size = problem.epilogue.size();
-        let mut sums = [0i32; TILE];
+        let (sums, more) = more.split_at_mut(block * width);
         for group in 0..shape.groups {
             let packed = &problem.weights[group * group_len..][..group_len];
             let (packed, rest) = packed.split_at(panel_count * width * words);
@@ -398,74 +399,23 @@ impl Kernel for Multiply<'_> {
                         let len = limits_len(words, form);
                         (&measures.starts, measures.steps(bytes(&limits[panel * len..][..len]), words, lists))
                     });
-                    let channel = group * columns + start;
                     let here = width.min(columns - start);
+                    isa.outline(tile::Tiles {
+                        form,
+                        a: &workspace[..block * words],
+                        words,
+                        b: &packed[start * words..][..width * words],
+                        starts: &starts,
+                        bounds,
+                        rows: count,
+                        is_narrow: here <= I::LANES,
+                        sums,
+                    });
+                    let channel = group * columns + start;
+                    let at = first * shape.channels_out + channel;
                     let scaling = tile::scaling(isa, &problem.epilogue, channel..channel + here);
-                    for row in (0..count).step_by(tile) {
-                        let some = tile.min(count - row);
-                        let at = (first + row) * shape.channels_out + channel;
-                        let (a, b) = (&workspace[row * words..], &packed[panel * words * width..]);
-                        // SAFETY: the workspace holds whole tiles of rows, the panel all words of its columns; the entry checked the output's
-                        // length, of which these rows and channels are inside.
-                        unsafe {
-                            let (a, b) = (a.as_ptr().cast::<i32>(), b.as_ptr().cast::<i32>());
-                            // A panel of which no more than half is there takes one vector.
-                            macro_rules! multiply {
-                                ($rows:literal) => {
-                                    match here > I::LANES {
-                                        true => multiply!($rows, 2),
-                                        false => multiply!($rows, 1),
-                                    }
-                                };
-                                ($rows:literal, $vectors:literal) => {
-                                    tile::multiply::<I, $rows, $vectors>(isa, form, a, words, b, &starts, &mut sums)
-                                };
-                            }
-                            macro_rules! multiply_bounded {
-                                ($centred:literal, $steps:expr, $row_starts:expr) => {
-                                    match some {
-                                        1 => multiply_bounded!(1, $centred, $steps, $row_starts),
-                                        2 => multiply_bounded!(2, $centred, $steps, $row_starts),
-                                        _ if tile == 4 || some <= 4 => {
-                                            multiply_bounded!(4, $centred, $steps, $row_starts)
-                                        }
-                                        _ => multiply_bounded!(8, $centred, $steps, $row_starts),
-                                    }
-                                };
-                                ($rows:literal, $centred:literal, $steps:expr, $row_starts:expr) => {
-                                    match here > I::LANES {
-                                        true => multiply_bounded!($rows, 2, $centred, $steps, $row_starts),
-                                        false => multiply_bounded!($rows, 1, $centred, $steps, $row_starts),
-                                    }
-                                };
-                                ($rows:literal, $vectors:literal, $centred:literal, $steps:expr, $row_starts:expr) => {
-                                    bounded::multiply::<I, $rows, $vectors, $centred>(
-                                        isa,
-                                        a,
-                                        words,
-                                        b,
-                                        (&starts, &$row_starts[row..]),
-                                        $steps,
-                                        &mut sums,
-                                    )
-                                };
-                            }
-                            match &bounds {
-                                Some((row_starts, steps)) if I::SATURATES => match form {
-                                    Form::Bounded { centred: true } => multiply_bounded!(true, steps, row_starts),
-                                    _ => multiply_bounded!(false, steps, row_starts),
-                                },
-                                _ => match some {
-                                    1 => multiply!(1),
-                                    2 => multiply!(2),
-                                    3..=4 => multiply!(4),
-                                    _ if tile == 6 || some <= 6 => multiply!(6),
-                                    _ => multiply!(12),
-                                },
-                            }
-                            tile::finish(isa, problem, &sums[..some * width], scaling, here, output.add(at * size));
-                        }
-                    }
+                    // SAFETY: the entry checked the output's length, of which these rows and channels are inside.
+                    unsafe { tile::finish(isa, problem, &sums[..count * width], scaling, here, output.add(at * size)) };
                 }
             }
         }
@@ -562,7 +512,7 @@ mod tests {
             for round in rounds(60) {
                 let groups = random.pick(&[1, 1, 2, 3]);
                 let shape = match round % 3 {
-                    0 => ProductShape::matrices(random.between(1, 40), random.between(1, 70), random.between(1, 70)),
+                    0 => ProductShape::matrices(random.between(1, 80), random.between(1, 150), random.between(1, 70)),
                     _ => {
                         let (h, w) = (random.between(3, 9), random.between(3, 9));
                         let (height, width) = (axis(&mut random, h), axis(&mut random, w));
@@ -592,7 +542,7 @@ mod tests {
                 };
                 let weights: Vec<i16> =
                     (0..shape.channels_out * shape.depth()).map(|_| weight(random.bits())).collect();
-                let form = Form::of(level, &weights, signed, (random.between(0, 1) == 1).then_some(zero_point));
+                let form = Form::of(level, &shape, &weights, signed, (random.between(0, 1) == 1).then_some(zero_point));
                 let mut packed = vec![0.0; packed_len(level, &shape, form)];
                 pack(level, &shape, &weights, form, &mut packed);
                 let expected = sums(&shape, &input, &weights);

@@ -1,22 +1,100 @@
-//! A tile of sums in registers, and what becomes of it.
+//! Tiles of sums in registers, and what becomes of them.
 
-use super::{Epilogue, Form, Product, TILE};
-use crate::cpu::isa::Isa;
+use super::bounded::{self, MOST_ROWS, Steps};
+use super::{Epilogue, Form, Product, tile_rows};
+use crate::cpu::{dispatch::Kernel, isa::Isa};
 use std::ops::Range;
+
+/// The sums of a block of gathered rows and a panel's columns. A function of its own: whatever else lives in registers would push sums out of them.
+pub(super) struct Tiles<'a> {
+    pub form: Form,
+    /// Whole tiles of rows of so many words.
+    pub a: &'a [f32],
+    pub words: usize,
+    pub b: &'a [f32],
+    /// What the sums of a column start from.
+    pub starts: &'a [i32; 32],
+    /// What those of a row start from, and by which steps its words are multiplied; of a bounded form.
+    pub bounds: Option<(&'a [i32; MOST_ROWS], Steps<'a>)>,
+    pub rows: usize,
+    /// Whether one vector holds the panel's columns.
+    pub is_narrow: bool,
+    /// `[row][2][LANES]`, as bits of `i32`.
+    pub sums: &'a mut [f32],
+}
+
+impl Kernel for Tiles<'_> {
+    type Output = ();
+    const OF_BYTES: bool = true;
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Tiles { form, a, words, b, starts, bounds, rows, is_narrow, sums } = self;
+        let tile = tile_rows::<I>(form);
+        let whole = rows.next_multiple_of(tile);
+        assert!(a.len() >= whole * words && b.len() >= 2 * I::LANES * words && sums.len() >= whole * 2 * I::LANES);
+        let (a, b, sums) = (a.as_ptr().cast::<i32>(), b.as_ptr().cast::<i32>(), sums.as_mut_ptr().cast::<i32>());
+        for row in (0..rows).step_by(tile) {
+            let some = tile.min(rows - row);
+            // SAFETY: whole tiles of rows are there, and all words of the panel's columns, and room for the sums.
+            unsafe {
+                let (a, sums) = (a.add(row * words), sums.add(row * 2 * I::LANES));
+                macro_rules! multiply {
+                    ($rows:literal) => {
+                        match is_narrow {
+                            false => multiply::<I, $rows, 2>(isa, form, a, words, b, starts, sums),
+                            true => multiply::<I, $rows, 1>(isa, form, a, words, b, starts, sums),
+                        }
+                    };
+                    ($rows:literal, $centred:literal, $row_starts:expr, $steps:expr) => {{
+                        let starts = (starts, &$row_starts[row..]);
+                        match is_narrow {
+                            false => bounded::multiply::<I, $rows, 2, $centred>(isa, a, words, b, starts, $steps, sums),
+                            true => bounded::multiply::<I, $rows, 1, $centred>(isa, a, words, b, starts, $steps, sums),
+                        }
+                    }};
+                }
+                macro_rules! multiply_bounded {
+                    ($centred:literal, $row_starts:expr, $steps:expr) => {
+                        match some {
+                            1 => multiply!(1, $centred, $row_starts, $steps),
+                            2 => multiply!(2, $centred, $row_starts, $steps),
+                            _ if tile == 4 || some <= 4 => multiply!(4, $centred, $row_starts, $steps),
+                            _ => multiply!(8, $centred, $row_starts, $steps),
+                        }
+                    };
+                }
+                match (&bounds, form) {
+                    (Some((row_starts, steps)), Form::Bounded { centred }) if I::SATURATES => match centred {
+                        true => multiply_bounded!(true, row_starts, steps),
+                        false => multiply_bounded!(false, row_starts, steps),
+                    },
+                    _ => match some {
+                        1 => multiply!(1),
+                        2 => multiply!(2),
+                        3..=4 => multiply!(4),
+                        _ if tile == 6 || some <= 6 => multiply!(6),
+                        _ => multiply!(12),
+                    },
+                }
+            }
+        }
+    }
+}
 
 /// `sums[row][column] = starts[column]` plus the products of `ROWS` rows by the first `VECTORS` of a panel's two vectors of columns.
 ///
 /// # Safety
-/// `ROWS` rows of `words` words are readable at `a`, `words` of as many as a panel's columns at `b`.
+/// `ROWS` rows of `words` words are readable at `a`, `words` of as many as a panel's columns at `b`; `[row][2][LANES]` are writable at `sums`.
 #[inline(always)]
-pub(super) unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize>(
+unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize>(
     isa: I,
     form: Form,
     a: *const i32,
     words: usize,
     b: *const i32,
     starts: &[i32; 32],
-    sums: &mut [i32; TILE],
+    sums: *mut i32,
 ) {
     // SAFETY: the caller; a panel has as many columns as two vectors have lanes, 32 at most.
     unsafe {
@@ -55,7 +133,7 @@ pub(super) unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize>(
         }
         for r in 0..ROWS {
             for v in 0..VECTORS {
-                isa.store_w(sums.as_mut_ptr().add((r * 2 + v) * I::LANES), tile[r][v]);
+                isa.store_w(sums.add((r * 2 + v) * I::LANES), tile[r][v]);
             }
         }
     }
@@ -72,7 +150,7 @@ unsafe fn multiply_squares<I: Isa, const ROWS: usize, const VECTORS: usize>(
     words: usize,
     b: *const i32,
     starts: &[i32; 32],
-    sums: &mut [i32; TILE],
+    sums: *mut i32,
 ) {
     const { assert!(ROWS <= 12 && VECTORS <= 2) };
     let mut tile = [[isa.splat_w(0); 4]; 6];
@@ -95,7 +173,7 @@ unsafe fn multiply_squares<I: Isa, const ROWS: usize, const VECTORS: usize>(
             for v in 0..VECTORS {
                 let start = isa.load_w(starts.as_ptr().add(v * I::LANES));
                 for (r, row) in isa.rows_of_squares(tile[pair][2 * v], tile[pair][2 * v + 1]).into_iter().enumerate() {
-                    let to = sums.as_mut_ptr().add(((2 * pair + r) * 2 + v) * I::LANES);
+                    let to = sums.add(((2 * pair + r) * 2 + v) * I::LANES);
                     isa.store_w(to, isa.add_w(row, start));
                 }
             }
@@ -132,7 +210,7 @@ pub(super) fn scaling<I: Isa>(isa: I, epilogue: &Epilogue<'_>, channels: Range<u
 pub(super) unsafe fn finish<I: Isa>(
     isa: I,
     problem: &Product<'_>,
-    sums: &[i32],
+    sums: &[f32],
     [factors, offsets]: [[I::V; 2]; 2],
     here: usize,
     to: *mut u8,
@@ -146,7 +224,7 @@ pub(super) unsafe fn finish<I: Isa>(
                 let to = to.wrapping_add(r * problem.shape.channels_out * size);
                 // SAFETY: two vectors fit the scratch, and the row where it is written to; the caller.
                 unsafe {
-                    let $sums = [isa.load_w(row.as_ptr()), isa.load_w(row.as_ptr().add(I::LANES))];
+                    let $sums = [0, I::LANES].map(|at| isa.load_w(row.as_ptr().add(at).cast()));
                     let $to = if whole { to } else { scratch.as_mut_ptr().cast::<u8>() };
                     $store;
                     if !whole {

@@ -139,7 +139,7 @@ fn push(builder: &mut Builder<'_>, operands: Operands, finish: Finish, output: B
         Number::Known(value) => Some(value),
         Number::At(_) => None,
     };
-    let form = Form::of(level, &weights.values, input.signed, known);
+    let form = Form::of(level, &shape, &weights.values, input.signed, known);
     let how = format!(
         "integers {} {} {} {}x{} {form:?} {}",
         shape.channels_in,
