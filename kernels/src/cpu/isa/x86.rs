@@ -290,6 +290,23 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn store_saturated(self, to: [*mut u8; 2], rows: [[Self::V; 2]; 2], zero: i32, signed: bool) {
+        // SAFETY: the token; the caller vouches for sixteen bytes of each.
+        unsafe {
+            let zero = _mm256_set1_epi16(zero as i16);
+            let [[a, b], [c, d]] = rows;
+            let first = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            let second = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+            let (first, second) = (_mm256_adds_epi16(first, zero), _mm256_adds_epi16(second, zero));
+            // Four of a and four of b, of the first row and of the second, in either half.
+            let bytes = if signed { _mm256_packs_epi16(first, second) } else { _mm256_packus_epi16(first, second) };
+            let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            _mm_storeu_si128(to[0].cast(), _mm256_castsi256_si128(bytes));
+            _mm_storeu_si128(to[1].cast(), _mm256_extracti128_si256::<1>(bytes));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> Self::V {
         // SAFETY: the token; the caller vouches for eight halves.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
@@ -547,6 +564,25 @@ impl<const VNNI: bool, const BF16: bool> Isa for Avx512<VNNI, BF16> {
             let (a, b) = (_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
             _mm_storeu_si128(to[0].cast(), _mm512_cvtepi32_epi8(_mm512_add_epi32(a, zero)));
             _mm_storeu_si128(to[1].cast(), _mm512_cvtepi32_epi8(_mm512_add_epi32(b, zero)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_saturated(self, to: [*mut u8; 2], rows: [[Self::V; 2]; 2], zero: i32, signed: bool) {
+        // SAFETY: the token; the caller vouches for 32 bytes of each.
+        unsafe {
+            let zero = _mm512_set1_epi32(zero);
+            for (to, row) in to.into_iter().zip(rows) {
+                for (v, floats) in row.into_iter().enumerate() {
+                    let words = _mm512_add_epi32(_mm512_cvtps_epi32(floats), zero);
+                    let bytes = match signed {
+                        true => _mm512_cvtsepi32_epi8(words),
+                        // The unsigned bytes of a signed number are those of a large one.
+                        false => _mm512_cvtusepi32_epi8(_mm512_max_epi32(words, _mm512_setzero_si512())),
+                    };
+                    _mm_storeu_si128(to.add(16 * v).cast(), bytes);
+                }
+            }
         }
     }
 

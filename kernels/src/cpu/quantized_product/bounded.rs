@@ -43,35 +43,46 @@ const fn room(words: usize) -> usize {
 }
 
 /// The limits of a packed panel of `width` columns, in bytes `[word][column][4]`.
-pub(super) fn limit(panel: &[f32], width: usize, words: usize, centred: bool, limits: &mut [u8]) {
+pub(super) fn limit(panel: &[u8], width: usize, words: usize, centred: bool, limits: &mut [u8]) {
     let half = words / 2;
-    // Of a word: the largest a column adds to either 16-bit sum, by sign; of a centred one the largest byte.
-    let column = |word: usize, column: usize| -> [u32; 4] {
-        let bytes = panel[word * width + column].to_bits().to_le_bytes();
-        if centred {
-            return [bytes.into_iter().max().unwrap_or(0).into(); 4];
-        }
-        let [a, b, c, d] = bytes.map(|byte| i32::from(byte as i8));
-        [[a, b], [c, d]]
-            .map(|pair| [1, -1].map(|sign| pair.into_iter().map(|w| (w * sign).max(0) as u32).sum()))
-            .as_flattened()
-            .try_into()
-            .expect("two signs of two pairs")
-    };
-    let limit = |largest: u32| match centred {
-        // A measure that a byte does not hold is 255, and none is above 255·1.
-        true => (MOST / largest.max(1)).min(254),
-        false => (MOST / largest.max(1)).min(255),
-    };
     let (singles, doubles) = limits[..limits_len(words)].split_at_mut(words);
-    for (word, to) in singles.iter_mut().enumerate() {
-        let largest = (0..width).flat_map(|at| column(word, at)).max();
-        *to = limit(largest.unwrap_or(0)) as u8;
+    let word = |word: usize| &panel[word * width * 4..][..width * 4];
+    if centred {
+        // A measure that a byte does not hold is 255.
+        let limit = |largest: u8| (MOST / u32::from(largest.max(1))).min(254) as u8;
+        for (at, to) in singles.iter_mut().enumerate() {
+            *to = limit(word(at).iter().fold(0, |most, &byte| byte.max(most)));
+        }
+        let (low, high) = singles.split_at(half);
+        for ((to, low), high) in doubles.iter_mut().zip(low).zip(high) {
+            *to = *low.min(high);
+        }
+        return;
     }
-    for (word, to) in doubles.iter_mut().enumerate() {
-        let both = |at: usize| column(word, at).into_iter().zip(column(word + half, at));
-        let largest = (0..width).flat_map(|at| both(at).map(|(a, b)| if centred { a.max(b) } else { a + b })).max();
-        *to = limit(largest.unwrap_or(0)) as u8;
+    // Of a column, the sums of two weights' positive and negative parts. By shifts, which vectors of the lowest rung have.
+    let parts = |pair: &[u8; 2]| {
+        let pair = i16::from_le_bytes(*pair);
+        let (a, b) = (pair << 8 >> 8, pair >> 8);
+        [a.max(0) + b.max(0), -(a.min(0) + b.min(0))]
+    };
+    let limit = |sums: &[[i16; 2]]| {
+        let largest = sums.as_flattened().iter().fold(0, |most, &sum| i16::max(most, sum));
+        (MOST / largest.max(1) as u32).min(255) as u8
+    };
+    // Two sums for each of a panel's columns at most: loops over arrays, of which the compiler makes vectors.
+    let mut sums = [[0; 2]; 2 * 32];
+    let sums = &mut sums[..2 * width];
+    for (at, to) in singles.iter_mut().enumerate() {
+        sums.iter_mut().zip(word(at).as_chunks().0).for_each(|(sum, pair)| *sum = parts(pair));
+        *to = limit(sums);
+    }
+    for (at, to) in doubles.iter_mut().enumerate() {
+        let both = word(at).as_chunks().0.iter().zip(word(half + at).as_chunks().0);
+        for (sum, (low, high)) in sums.iter_mut().zip(both) {
+            let (low, high) = (parts(low), parts(high));
+            *sum = [low[0] + high[0], low[1] + high[1]];
+        }
+        *to = limit(sums);
     }
 }
 
@@ -339,16 +350,13 @@ mod tests {
                 let weights: Vec<[i8; 4]> =
                     (0..words * width).map(|_| [(); 4].map(|()| within(&mut random, heavy) as i8)).collect();
                 let flip = if centred { 0x80 } else { 0 };
-                let panel: Vec<f32> = weights
-                    .iter()
-                    .map(|word| f32::from_bits(u32::from_le_bytes(word.map(|w| w as u8 ^ flip))))
-                    .collect();
+                let panel: Vec<u8> = weights.as_flattened().iter().map(|&w| w as u8 ^ flip).collect();
                 let mut limits = vec![0; limits_len(words)];
                 limit(&panel, width, words, centred, &mut limits);
                 let steps = dispatch(level, Sort { centred, rows: &rows, limits: &limits, words });
                 let half = words / 2;
                 let products = |row: &[u8], word: usize, column: usize| -> [i32; 4] {
-                    let weights = panel[word * width + column].to_bits().to_le_bytes();
+                    let weights = &panel[4 * (word * width + column)..];
                     std::array::from_fn(|i| match (row[4 * word + i], weights[i]) {
                         (x, w) if centred => i32::from(x as i8) * i32::from(w),
                         (x, w) => i32::from(x) * i32::from(w as i8),

@@ -1,6 +1,7 @@
 //! Rows of A as tiles read them: the windows of pixels one after the other, as bytes or less their zero point as `i16`.
 
 use super::Product;
+use crate::cpu::conv::Axis;
 use std::ops::Range;
 
 /// Elements that a gather writes at a time: what is too much of one run the next one overwrites, or the room after the last row holds.
@@ -41,18 +42,30 @@ unsafe fn put<P: Part>(to: *mut P, bytes: &[u8], from: usize, count: usize, (fli
         // SAFETY: the caller; inside the bytes, the last of which come one by one.
         unsafe {
             if i + RUN <= bytes.len() {
-                let run = bytes.as_ptr().add(i).cast::<[u8; RUN]>().read_unaligned();
-                let mut parts = [P::ZERO; RUN];
-                for j in 0..RUN {
-                    parts[j] = P::of(run[j] ^ flip, zero_point);
-                }
-                to.add(i).cast::<[P; RUN]>().write_unaligned(parts);
+                put_run(to.add(i), bytes.as_ptr().add(i), (flip, zero_point));
                 i += RUN;
             } else {
                 to.add(i).write(P::of(bytes[i] ^ flip, zero_point));
                 i += 1;
             }
         }
+    }
+}
+
+/// Writes [`RUN`] parts.
+///
+/// # Safety
+/// As many are writable at `to`, and bytes readable at `from`.
+#[inline(always)]
+unsafe fn put_run<P: Part>(to: *mut P, from: *const u8, (flip, zero_point): (u8, i32)) {
+    // SAFETY: the caller.
+    unsafe {
+        let run = from.cast::<[u8; RUN]>().read_unaligned();
+        let mut parts = [P::ZERO; RUN];
+        for j in 0..RUN {
+            parts[j] = P::of(run[j] ^ flip, zero_point);
+        }
+        to.cast::<[P; RUN]>().write_unaligned(parts);
     }
 }
 
@@ -98,8 +111,36 @@ pub(super) fn gather<P: Part>(
         rows.start / width.output % height.output,
         rows.start % width.output,
     );
+    // Where windows lie inside, and as runs.
+    let is_run = width.dilation == 1 && shape.groups == 1;
+    let (inside_y, inside_x) = (interior(height), if is_run { interior(width) } else { 0..0 });
+    let (span, line_len) = (width.kernel * channels, width.input * channels);
+    let most = bytes.len().saturating_sub(span.next_multiple_of(RUN));
     for row in 0..rows.len() {
         let mut to = unsafe { room.add(row * row_len) };
+        let next = match ox + 1 == width.output {
+            true if oy + 1 == height.output => (image + 1, 0, 0),
+            true => (image, oy + 1, 0),
+            false => (image, oy, ox + 1),
+        };
+        if inside_x.contains(&ox) && inside_y.contains(&oy) {
+            let (y, x) = (oy * height.stride - height.pad_before, ox * width.stride - width.pad_before);
+            let from = (image * height.input + y) * line_len + x * channels;
+            let down = height.dilation * line_len;
+            if from + (height.kernel - 1) * down <= most {
+                for ky in 0..height.kernel {
+                    let from = bytes.as_ptr().wrapping_add(from + ky * down);
+                    for i in (0..span).step_by(RUN) {
+                        // SAFETY: as above; the last line's runs were checked to end inside the bytes.
+                        unsafe { put_run(to.add(i), from.add(i), bytes_of) };
+                    }
+                    to = unsafe { to.add(span) };
+                }
+                unsafe { fill(to, P::ZERO, row_len - depth) };
+                (image, oy, ox) = next;
+                continue;
+            }
+        }
         let (columns, x0) = (width.taps_inside(ox), width.start(ox));
         for ky in 0..height.kernel {
             let y = (height.start(oy) + (ky * height.dilation) as isize) as usize;
@@ -130,12 +171,15 @@ pub(super) fn gather<P: Part>(
             to = unsafe { fill(to, padding, (width.kernel - columns.end) * channels) };
         }
         unsafe { fill(to, P::ZERO, row_len - depth) };
-        ox += 1;
-        if ox == width.output {
-            (ox, oy) = (0, oy + 1);
-            if oy == height.output {
-                (oy, image) = (0, image + 1);
-            }
-        }
+        (image, oy, ox) = next;
+    }
+}
+
+/// Outputs whose windows lie inside.
+fn interior(axis: &Axis) -> Range<usize> {
+    let reach = (axis.kernel - 1) * axis.dilation;
+    match (axis.input + axis.pad_before).checked_sub(reach + 1) {
+        Some(last) => axis.pad_before.div_ceil(axis.stride)..axis.output.min(last / axis.stride + 1),
+        None => 0..0,
     }
 }

@@ -123,7 +123,8 @@ impl Form {
         const FEW: usize = 40;
         let Cut { bytes, saturates, .. } = cut(level);
         let fits = bytes || (saturates && shape.depth() >= FEW);
-        if !fits || weights.iter().any(|w| i8::try_from(*w).is_err()) {
+        let range = weights.iter().fold((0, 0), |(low, high), &w| (w.min(low), w.max(high)));
+        if !fits || i8::try_from(range.0).is_err() || i8::try_from(range.1).is_err() {
             return Form::Halves;
         }
         let middle = if signed { 0 } else { 128 };
@@ -220,7 +221,7 @@ pub fn pack(level: IsaLevel, shape: &ProductShape, weights: &[i16], form: Form, 
     let Cut { columns: width, squares: in_squares, .. } = cut(level);
     let (taps, channels, depth) =
         (shape.height.kernel * shape.width.kernel, shape.channels_in / shape.groups, shape.depth());
-    let (per_word, bytes) = (form.per_word(), form != Form::Halves);
+    let (mut row, mut in_bytes) = (vec![0i16; words * form.per_word()], vec![0u8; words * form.per_word()]);
     // What makes unsigned bytes of signed ones.
     let flip = if form == (Form::Bounded { centred: true }) { 0x80 } else { 0 };
     assert!(weights.len() >= shape.channels_out * shape.depth() && packed.len() >= packed_len(level, shape, form));
@@ -232,31 +233,39 @@ pub fn pack(level: IsaLevel, shape: &ProductShape, weights: &[i16], form: Form, 
         for first in (0..columns).step_by(width) {
             let rows = &weights[(group * columns + first) * depth..][..width.min(columns - first) * depth];
             let panel = &mut body[first * words..][..width * words];
-            for word in 0..words {
-                // Row-major over the window, channels innermost, as rows of A are gathered; 0 where the last word has more.
-                let at: [usize; 4] = std::array::from_fn(|i| match word * per_word + i {
-                    k if k < depth => k % channels * taps + k / channels,
-                    _ => depth,
-                });
-                for column in 0..width {
-                    let own = rows.get(column * depth..).and_then(|rows| rows.get(..depth)).unwrap_or(&[]);
-                    let of = |i: usize| own.get(at[i]).copied().unwrap_or(0);
-                    let place = match form == Form::Bytes && in_squares {
-                        true => (word / 2 * width + column) * 2 + word % 2,
-                        false => word * width + column,
-                    };
-                    panel[place] = f32::from_bits(match bytes {
-                        true => u32::from_le_bytes(std::array::from_fn(|i| of(i) as i8 as u8 ^ flip)),
-                        false => u32::from(of(0) as u16) | u32::from(of(1) as u16) << 16,
-                    });
+            for (column, sum) in sums[first..first + width].iter_mut().enumerate() {
+                // Row-major over the window, channels innermost, as rows of A are gathered; 0 where the last word, or panel, has more.
+                row.fill(0);
+                let own = rows.get(column * depth..).and_then(|rows| rows.get(..depth)).unwrap_or(&[]);
+                match taps {
+                    1 => row[..own.len()].copy_from_slice(own),
+                    _ => {
+                        for (to, k) in row.iter_mut().zip(0..own.len()) {
+                            *to = own[k % channels * taps + k / channels];
+                        }
+                    }
                 }
-            }
-            for (sum, own) in sums[first..].iter_mut().zip(rows.chunks_exact(depth.max(1))) {
                 *sum = f32::from_bits(own.iter().map(|&w| i32::from(w)).sum::<i32>() as u32);
+                if form == Form::Halves {
+                    for (to, &[a, b]) in panel.chunks_exact_mut(width).zip(row.as_chunks::<2>().0) {
+                        to[column] = f32::from_bits(u32::from(a as u16) | u32::from(b as u16) << 16);
+                    }
+                    continue;
+                }
+                for (to, &weight) in in_bytes.iter_mut().zip(&row) {
+                    *to = weight as u8 ^ flip;
+                }
+                let fours = in_bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_bits(u32::from_le_bytes(four)));
+                match form == Form::Bytes && in_squares {
+                    true => fours.enumerate().for_each(|(word, four)| {
+                        panel[(word / 2 * width + column) * 2 + word % 2] = four;
+                    }),
+                    false => panel.chunks_exact_mut(width).zip(fours).for_each(|(to, four)| to[column] = four),
+                }
             }
             if let Form::Bounded { centred } = form {
                 let limits = &mut limits[first / width * limits_len..][..limits_len];
-                bounded::limit(panel, width, words, centred, bytes_mut(limits));
+                bounded::limit(bytes(panel), width, words, centred, bytes_mut(limits));
             }
         }
     }
@@ -548,6 +557,8 @@ mod tests {
                 let expected = sums(&shape, &input, &weights);
                 let factors: Vec<f32> = random.units(shape.channels_out).iter().map(|x| x.abs() * 1e-2).collect();
                 let offsets = random.units(shape.channels_out);
+                // Beyond what rounds to an `i32`.
+                let large: Vec<f32> = factors.iter().map(|factor| factor * 1e9).collect();
                 let epilogues = [
                     Epilogue::Sums,
                     Epilogue::Floats {
@@ -558,6 +569,9 @@ mod tests {
                         high: f32::INFINITY,
                     },
                     Epilogue::Bytes { factors: &factors, offsets: &offsets, low: -10.0, high: 200.0, zero_point: 10 },
+                    Epilogue::Bytes { factors: &factors, offsets: &offsets, low: -10.0, high: 245.0, zero_point: 10 },
+                    Epilogue::Bytes { factors: &factors, offsets: &offsets, low: -125.0, high: 130.0, zero_point: -3 },
+                    Epilogue::Bytes { factors: &large, offsets: &offsets, low: -10.0, high: 245.0, zero_point: 10 },
                 ];
                 for epilogue in epilogues {
                     let problem = Product { shape, input, weights: &packed, form, epilogue };
@@ -579,11 +593,10 @@ mod tests {
                                 let e = (sum as f32 * (0.5 * factors[m]) + offsets[m]).max(-3.0);
                                 assert_eq!(f32::from_bits(output[i]), e, "{what}");
                             }
-                            Epilogue::Bytes { .. } => {
-                                let e =
-                                    (sum as f32 * factors[m] + offsets[m]).round_ties_even().clamp(-10.0, 200.0) + 10.0;
+                            Epilogue::Bytes { factors, low, high, zero_point, .. } => {
+                                let e = (sum as f32 * factors[m] + offsets[m]).round_ties_even().clamp(low, high);
                                 let byte = output[i / 4].to_le_bytes()[i % 4];
-                                assert_eq!(f32::from(byte), e, "{what}");
+                                assert_eq!(byte, (e as i32 + zero_point) as u8, "{what}");
                             }
                         }
                     }

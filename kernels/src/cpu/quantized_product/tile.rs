@@ -248,6 +248,27 @@ pub(super) unsafe fn finish<I: Isa>(
                 }
             })
         }
+        Epilogue::Bytes { low, high, zero_point, .. }
+            if whole && stays_small(isa, problem, factors, offsets) && byte_range(low, high, zero_point).is_some() =>
+        {
+            let signed = byte_range(low, high, zero_point) == Some(true);
+            let rows = sums.len() / (2 * I::LANES);
+            for r in (0..rows).step_by(2) {
+                // A last row alone is written twice.
+                let pair = [r, (r + 1).min(rows - 1)];
+                let mut values = [[offsets[0]; 2]; 2];
+                for (r, values) in pair.into_iter().zip(&mut values) {
+                    for v in 0..2 {
+                        // SAFETY: inside the sums.
+                        let sums = unsafe { isa.load_w(sums.as_ptr().add((2 * r + v) * I::LANES).cast()) };
+                        values[v] = isa.add(isa.mul(isa.floats_of(sums), factors[v]), offsets[v]);
+                    }
+                }
+                let to = pair.map(|r| to.wrapping_add(r * problem.shape.channels_out));
+                // SAFETY: the caller.
+                unsafe { isa.store_saturated(to, values, zero_point, signed) };
+            }
+        }
         Epilogue::Bytes { low, high, zero_point, .. } => {
             let (low, high) = (isa.splat(low), isa.splat(high));
             each_row!(|sums, to| {
@@ -261,6 +282,20 @@ pub(super) unsafe fn finish<I: Isa>(
             })
         }
     }
+}
+
+/// Whether bounds are those of a byte, and if so whether of a signed one.
+fn byte_range(low: f32, high: f32, zero_point: i32) -> Option<bool> {
+    let bounds = [low, high].map(|bound| bound + zero_point as f32);
+    if bounds == [0.0, 255.0] { Some(false) } else { (bounds == [-128.0, 127.0]).then_some(true) }
+}
+
+/// Whether no sum times its factor plus its offset reaches 2³⁰.
+#[inline(always)]
+fn stays_small<I: Isa>(isa: I, problem: &Product<'_>, factors: [I::V; 2], offsets: [I::V; 2]) -> bool {
+    let most = |[a, b]: [I::V; 2]| isa.reduce_max(isa.max(isa.abs(a), isa.abs(b)));
+    let largest = problem.shape.depth() as f32 * (255.0 * 255.0) * most(factors) + most(offsets);
+    largest < (1u32 << 30) as f32
 }
 
 /// Two vectors of values, 0 where there are no more.
