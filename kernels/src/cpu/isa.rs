@@ -107,18 +107,18 @@ pub trait Isa: integer::Integers + Copy + Send + Sync + 'static {
         }
     }
 
-    /// Of two rows of two vectors each, every lane rounded to the nearest integer, ties to even, plus `zero`, or the nearest that a byte holds, signed or not.
-    /// Values are below 2³⁰ in magnitude, `zero` is a byte.
+    /// Of four vectors, every lane rounded to the nearest integer, ties to even, plus `zero`, or the nearest that a byte holds, signed or not. Values are
+    /// below 2³⁰ in magnitude, `zero` is a byte.
     /// # Safety
-    /// As many bytes as two vectors have lanes are writable at either place.
+    /// As many bytes as lanes are writable at each place.
     #[inline(always)]
-    unsafe fn store_saturated(self, to: [*mut u8; 2], rows: [[Self::V; 2]; 2], zero: i32, signed: bool) {
+    unsafe fn store_saturated(self, to: [*mut u8; 4], values: [Self::V; 4], zero: i32, signed: bool) {
         let (low, high) = if signed { (-128, 127) } else { (0, 255) };
-        let [low, high] = [low, high].map(|bound: i32| self.splat((bound - zero) as f32));
-        for (to, row) in to.into_iter().zip(rows) {
-            let row = row.map(|v| self.min(self.max(v, low), high));
+        let (low, high) = (self.splat((low - zero) as f32), self.splat((high - zero) as f32));
+        for i in 0..4 {
+            let v = self.min(self.max(values[i], low), high);
             // SAFETY: the caller.
-            unsafe { self.store_rounded([to, to.add(Self::LANES)], row, zero) };
+            unsafe { self.store_bytes(to[i], self.add(self.round(v), self.splat(zero as f32))) };
         }
     }
 

@@ -10,7 +10,7 @@ use super::IsaLevel;
 use super::dispatch::{Kernel, dispatch};
 use super::epilogue::Output;
 use super::isa::Isa;
-use super::quantized_product::{ProductShape, Quantized, load_some, store_some};
+use super::quantized_product::{ProductShape, Quantized, byte_range, load_some, store_some};
 
 /// Largest number of terms that a sum may have: below, every partial sum is an integer that `f32` holds.
 pub const DEPTHWISE_TERMS: usize = (1 << 24) / (255 * 255);
@@ -29,6 +29,20 @@ pub struct Depthwise<'a> {
     pub low: f32,
     pub high: f32,
     pub zero_point: i32,
+}
+
+impl Depthwise<'_> {
+    /// Whether bytes are unsigned, and bounds are those of a byte, to which sums, none of them too large, are saturated.
+    fn is_plain(&self) -> bool {
+        let most =
+            |values: &[f32]| values[..self.shape.channels_in].iter().fold(0.0, |most, x| f32::max(most, x.abs()));
+        let is_number = |values: &[f32]| values[..self.shape.channels_in].iter().all(|x| x.is_finite());
+        let largest = (DEPTHWISE_TERMS * 255 * 255) as f32 * most(self.factors) + most(self.offsets);
+        !self.input.signed
+            && byte_range(self.low, self.high, self.zero_point).is_some()
+            && is_number(self.offsets)
+            && largest < (1u32 << 30) as f32
+    }
 }
 
 /// Computes a range of output pixels.
@@ -70,10 +84,11 @@ impl Kernel for Rows<'_> {
         let Rows { problem, pixels, output } = self;
         let Depthwise { shape, .. } = problem;
         let (height, width, channels) = (&shape.height, &shape.width, shape.channels_in);
+        let is_plain = problem.is_plain();
         let mut pixel = pixels.start;
         while pixel < pixels.end {
             let (line, ox) = (pixel / width.output, pixel % width.output);
-            let row = Row { problem, image: line / height.output, oy: line % height.output };
+            let row = Row { problem, is_plain, image: line / height.output, oy: line % height.output };
             let count = (width.output - ox).min(pixels.end - pixel);
             // SAFETY: the entry checked the lengths; these outputs are inside the range.
             unsafe {
@@ -99,6 +114,7 @@ impl Kernel for Rows<'_> {
 /// An output row.
 struct Row<'a> {
     problem: &'a Depthwise<'a>,
+    is_plain: bool,
     image: usize,
     oy: usize,
 }
@@ -137,22 +153,24 @@ impl Row<'_> {
             unsafe {
                 let to = to.add(first * channels);
                 match (tile, inside) {
-                    (1, _) => self.tile::<I, W, S, 1, true>(isa, x0, to),
-                    (SMALL_TILE, _) => self.tile::<I, W, S, SMALL_TILE, true>(isa, x0, to),
-                    (_, true) => self.tile::<I, W, S, TILE, false>(isa, x0, to),
-                    (_, false) => self.tile::<I, W, S, TILE, true>(isa, x0, to),
+                    (1, _) => self.tile::<I, W, S, 1, true, false>(isa, x0, to),
+                    (SMALL_TILE, _) => self.tile::<I, W, S, SMALL_TILE, true, false>(isa, x0, to),
+                    (_, true) if self.is_plain => self.tile::<I, W, S, TILE, false, true>(isa, x0, to),
+                    (_, true) => self.tile::<I, W, S, TILE, false, false>(isa, x0, to),
+                    (_, false) => self.tile::<I, W, S, TILE, true, false>(isa, x0, to),
                 }
             }
             done = first + tile;
         }
     }
 
-    /// `T` neighbouring outputs, the first of which has its window at column `x0`; `EDGE` where columns may lie outside of the image.
+    /// `T` neighbouring outputs, the first of which has its window at column `x0`; `EDGE` where columns may lie outside of the image, `PLAIN` as
+    /// [`Depthwise::is_plain`] says.
     ///
     /// # Safety
     /// As [`Row::tiles`].
     #[inline(always)]
-    unsafe fn tile<I: Isa, const W: usize, const S: usize, const T: usize, const EDGE: bool>(
+    unsafe fn tile<I: Isa, const W: usize, const S: usize, const T: usize, const EDGE: bool, const PLAIN: bool>(
         &self,
         isa: I,
         x0: isize,
@@ -163,6 +181,7 @@ impl Row<'_> {
         let (channels, rows, columns_in) = (shape.channels_in, shape.height.kernel, shape.width.input);
         let (flip, zero) = input.unsigned();
         let (flip, outside, minus_zero) = (isa.splat_w(flip.into()), isa.splat(zero as f32), isa.splat(-(zero as f32)));
+        let signed = PLAIN && byte_range(low, high, zero_point) == Some(true);
         let (low, high) = (isa.splat(low), isa.splat(high));
         let (weights, factors, offsets) = (weights.as_ptr(), factors.as_ptr(), offsets.as_ptr());
         let sums = weights.wrapping_add(rows * W * channels);
@@ -194,7 +213,8 @@ impl Row<'_> {
                     for c in 0..(T - 1) * S + W {
                         let mut x = outside;
                         if !EDGE || (x0.wrapping_add(c as isize) as usize) < columns_in {
-                            x = isa.floats_of(isa.xor_w(isa.load_bytes(from.wrapping_add(c * channels)), flip));
+                            let bytes = isa.load_bytes(from.wrapping_add(c * channels));
+                            x = isa.floats_of(if PLAIN { bytes } else { isa.xor_w(bytes, flip) });
                         }
                         for t in 0..T {
                             if c >= t * S && c < t * S + W {
@@ -208,10 +228,25 @@ impl Row<'_> {
                 let (factor, offset) = (isa.load(factors.add(first)), isa.load(offsets.add(first)));
                 for t in 0..T {
                     // Bounds are integral: clamping first rounds the same.
-                    let y = isa.add(isa.mul(tile[t], factor), offset);
-                    tile[t] = isa.min(isa.max(y, low), high);
+                    tile[t] = isa.add(isa.mul(tile[t], factor), offset);
+                    if !PLAIN {
+                        tile[t] = isa.min(isa.max(tile[t], low), high);
+                    }
                 }
                 let to = to.add(first);
+                if PLAIN {
+                    for t in (0..T).step_by(4) {
+                        // The last one is written again in place of those past the end.
+                        let at = [t, (t + 1).min(T - 1), (t + 2).min(T - 1), (t + 3).min(T - 1)];
+                        let (mut places, mut values) = ([to; 4], [offset; 4]);
+                        for i in 0..4 {
+                            (places[i], values[i]) = (to.add(at[i] * channels), tile[at[i]]);
+                        }
+                        isa.store_saturated(places, values, zero_point, signed);
+                    }
+                    done = first + I::LANES;
+                    continue;
+                }
                 for t in (0..T).step_by(2) {
                     // An odd last one is written twice.
                     let u = (t + 1).min(T - 1);
@@ -299,7 +334,8 @@ mod tests {
                 let sums = (0..channels).map(|c| weights.iter().skip(c).step_by(channels).sum::<f32>());
                 weights.extend(sums.collect::<Vec<_>>());
                 let (factors, offsets) = (vec![0.01; channels], random.units(channels));
-                let (low, high, zero_point) = (-30.0, 225.0, 30);
+                let (low, high, zero_point) =
+                    random.pick(&[(-30.0, 225.0, 30), (-100.0, 155.0, -28), (-10.0, 100.0, 20)]);
                 let (weights, factors, offsets) = (&weights[..], &factors[..], &offsets[..]);
                 let problem = Depthwise { shape, input, weights, factors, offsets, low, high, zero_point };
                 let mut output = vec![0u8; shape.rows() * channels];
@@ -321,8 +357,8 @@ mod tests {
                             sum += (value - input.zero_point) * weights[tap * channels + c] as i32;
                         }
                     }
-                    let e = (sum as f32 * 0.01 + offsets[c]).round_ties_even().clamp(low, high) + 30.0;
-                    assert_eq!(f32::from(actual), e, "{} {shape:?} {i}", level.name());
+                    let e = (sum as f32 * 0.01 + offsets[c]).round_ties_even().clamp(low, high);
+                    assert_eq!(actual, (e as i32 + zero_point) as u8, "{} {shape:?} {i}", level.name());
                 }
             }
         }

@@ -290,19 +290,22 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn store_saturated(self, to: [*mut u8; 2], rows: [[Self::V; 2]; 2], zero: i32, signed: bool) {
-        // SAFETY: the token; the caller vouches for sixteen bytes of each.
+    unsafe fn store_saturated(self, to: [*mut u8; 4], values: [Self::V; 4], zero: i32, signed: bool) {
+        // SAFETY: the token; the caller vouches for eight bytes of each.
         unsafe {
             let zero = _mm256_set1_epi16(zero as i16);
-            let [[a, b], [c, d]] = rows;
+            let [a, b, c, d] = values;
             let first = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
             let second = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
             let (first, second) = (_mm256_adds_epi16(first, zero), _mm256_adds_epi16(second, zero));
-            // Four of a and four of b, of the first row and of the second, in either half.
+            // Four of each in either half.
             let bytes = if signed { _mm256_packs_epi16(first, second) } else { _mm256_packus_epi16(first, second) };
             let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-            _mm_storeu_si128(to[0].cast(), _mm256_castsi256_si128(bytes));
-            _mm_storeu_si128(to[1].cast(), _mm256_extracti128_si256::<1>(bytes));
+            let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+            for (i, half) in [low, high].into_iter().enumerate() {
+                to[2 * i].cast::<i64>().write_unaligned(_mm_extract_epi64::<0>(half));
+                to[2 * i + 1].cast::<i64>().write_unaligned(_mm_extract_epi64::<1>(half));
+            }
         }
     }
 
@@ -568,20 +571,18 @@ impl<const VNNI: bool, const BF16: bool> Isa for Avx512<VNNI, BF16> {
     }
 
     #[inline(always)]
-    unsafe fn store_saturated(self, to: [*mut u8; 2], rows: [[Self::V; 2]; 2], zero: i32, signed: bool) {
-        // SAFETY: the token; the caller vouches for 32 bytes of each.
+    unsafe fn store_saturated(self, to: [*mut u8; 4], values: [Self::V; 4], zero: i32, signed: bool) {
+        // SAFETY: the token; the caller vouches for sixteen bytes of each.
         unsafe {
             let zero = _mm512_set1_epi32(zero);
-            for (to, row) in to.into_iter().zip(rows) {
-                for (v, floats) in row.into_iter().enumerate() {
-                    let words = _mm512_add_epi32(_mm512_cvtps_epi32(floats), zero);
-                    let bytes = match signed {
-                        true => _mm512_cvtsepi32_epi8(words),
-                        // The unsigned bytes of a signed number are those of a large one.
-                        false => _mm512_cvtusepi32_epi8(_mm512_max_epi32(words, _mm512_setzero_si512())),
-                    };
-                    _mm_storeu_si128(to.add(16 * v).cast(), bytes);
-                }
+            for i in 0..4 {
+                let words = _mm512_add_epi32(_mm512_cvtps_epi32(values[i]), zero);
+                let bytes = match signed {
+                    true => _mm512_cvtsepi32_epi8(words),
+                    // The instruction takes its words for unsigned ones.
+                    false => _mm512_cvtusepi32_epi8(_mm512_max_epi32(words, _mm512_setzero_si512())),
+                };
+                _mm_storeu_si128(to[i].cast(), bytes);
             }
         }
     }

@@ -17,6 +17,7 @@ use super::dispatch::{Kernel, dispatch};
 use super::epilogue::Output;
 use super::isa::Isa;
 use gather::{RUN, gather};
+pub(super) use tile::byte_range;
 
 /// What is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -256,17 +256,17 @@ pub(super) unsafe fn finish<I: Isa>(
             for r in (0..rows).step_by(2) {
                 // A last row alone is written twice.
                 let pair = [r, (r + 1).min(rows - 1)];
-                let mut values = [[offsets[0]; 2]; 2];
-                for (r, values) in pair.into_iter().zip(&mut values) {
-                    for v in 0..2 {
-                        // SAFETY: inside the sums.
-                        let sums = unsafe { isa.load_w(sums.as_ptr().add((2 * r + v) * I::LANES).cast()) };
-                        values[v] = isa.add(isa.mul(isa.floats_of(sums), factors[v]), offsets[v]);
-                    }
+                let mut values = [offsets[0]; 4];
+                for i in 0..4 {
+                    let (r, v) = (pair[i / 2], i % 2);
+                    // SAFETY: inside the sums.
+                    let sums = unsafe { isa.load_w(sums.as_ptr().add((2 * r + v) * I::LANES).cast()) };
+                    values[i] = isa.add(isa.mul(isa.floats_of(sums), factors[v]), offsets[v]);
                 }
-                let to = pair.map(|r| to.wrapping_add(r * problem.shape.channels_out));
+                let [a, b] = pair.map(|r| to.wrapping_add(r * problem.shape.channels_out));
+                let places = [a, a.wrapping_add(I::LANES), b, b.wrapping_add(I::LANES)];
                 // SAFETY: the caller.
-                unsafe { isa.store_saturated(to, values, zero_point, signed) };
+                unsafe { isa.store_saturated(places, values, zero_point, signed) };
             }
         }
         Epilogue::Bytes { low, high, zero_point, .. } => {
@@ -285,7 +285,7 @@ pub(super) unsafe fn finish<I: Isa>(
 }
 
 /// Whether bounds are those of a byte, and if so whether of a signed one.
-fn byte_range(low: f32, high: f32, zero_point: i32) -> Option<bool> {
+pub(in crate::cpu) fn byte_range(low: f32, high: f32, zero_point: i32) -> Option<bool> {
     let bounds = [low, high].map(|bound| bound + zero_point as f32);
     if bounds == [0.0, 255.0] { Some(false) } else { (bounds == [-128.0, 127.0]).then_some(true) }
 }
