@@ -127,6 +127,20 @@ fn fold<I: Isa>(isa: I, mut chains: [I::V; CHAINS]) -> f32 {
     isa.reduce_sum(chains[0])
 }
 
+/// The largest lane; whatever is compared with NaN may be lost.
+#[inline(always)]
+fn largest<I: Isa>(isa: I, v: I::V) -> f32 {
+    let mut lanes = isa.to_lanes(v);
+    let mut width = I::LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 /// Zeros in lanes from `lanes` on.
 #[inline(always)]
 fn keep<I: Isa>(isa: I, v: I::V, lanes: usize) -> I::V {
@@ -143,59 +157,87 @@ impl Kernel for SoftmaxRows<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Softmax { width, scale, addend, logarithm, .. } = *self.problem;
+        match self.problem.logarithm {
+            true => self.rows::<I, true>(isa),
+            false => self.rows::<I, false>(isa),
+        }
+    }
+}
+
+/// Rows whose scores are computed before the exponentials of any: a processor then goes on to the next row's while it waits for those of one.
+const ROWS_AHEAD: usize = 16;
+
+impl SoftmaxRows<'_> {
+    #[inline(always)]
+    fn rows<I: Isa, const LOGARITHM: bool>(self, isa: I) {
+        let Softmax { width, scale, addend, .. } = *self.problem;
         let scale = isa.splat(scale);
         let mut inverses = self.inverses.map(|inverses| inverses.iter_mut());
-        for row in self.rows {
-            // SAFETY: the entry checked that both memories hold the row.
-            unsafe {
-                let (from, to) = (self.from.add(row * width), self.to.add(row * width));
+        let mut offsets = [0f32; ROWS_AHEAD];
+        for first in self.rows.clone().step_by(ROWS_AHEAD) {
+            let rows = first..self.rows.end.min(first + ROWS_AHEAD);
+            for (row, maximum) in rows.clone().zip(&mut offsets) {
+                // SAFETY, here and below: the entry checked that both memories hold the row.
+                let (from, to) = unsafe { (self.from.add(row * width), self.to.add(row * width)) };
                 let addend = addend.map(|RowAddend { data, rows_each }| {
                     &data[row / rows_each % (data.len() / width) * width..][..width]
                 });
                 // Scores into the output, and their maximum.
-                let mut maximum = f32::NEG_INFINITY;
+                *maximum = f32::NEG_INFINITY;
                 let mut maxima = isa.splat(f32::NEG_INFINITY);
                 for_vectors!(I, width, |at, lanes, chain| {
-                    let mut score = isa.mul(load(isa, from.add(at), lanes), scale);
+                    let mut score = isa.mul(unsafe { load(isa, from.add(at), lanes) }, scale);
                     if let Some(addend) = addend {
-                        score = isa.add(score, load(isa, addend.as_ptr().add(at), lanes));
+                        score = isa.add(score, unsafe { load(isa, addend.as_ptr().add(at), lanes) });
                     }
-                    store(isa, to.add(at), score, lanes);
+                    unsafe { store(isa, to.add(at), score, lanes) };
                     if lanes == I::LANES {
                         // NaN in the second place stays; in the first it is lost to the next score, but its own
                         // exponential makes the sum NaN.
                         maxima = isa.max(maxima, score);
                     } else {
                         for &x in &isa.to_lanes(score)[..lanes] {
-                            maximum = maximum.max(x);
+                            *maximum = maximum.max(x);
                         }
                     }
                 });
-                for &x in &isa.to_lanes(maxima)[..I::LANES] {
-                    maximum = maximum.max(x);
-                }
+                *maximum = maximum.max(largest(isa, maxima));
+            }
+            for (row, &maximum) in rows.zip(&offsets) {
+                let to = unsafe { self.to.add(row * width) };
                 let offset = isa.splat(maximum);
                 let mut sums = [isa.zero(); CHAINS];
-                for_vectors!(I, width, |at, lanes, chain| {
-                    let centred = isa.sub(load(isa, to.add(at), lanes), offset);
-                    // None is above the maximum.
+                // A vector for every chain at a time: the sums stay in registers.
+                let whole = width / SUMS * SUMS;
+                for block in (0..whole).step_by(SUMS) {
+                    for chain in 0..SUMS / I::LANES {
+                        let to = unsafe { to.add(block + chain * I::LANES) };
+                        let centred = isa.sub(unsafe { isa.load(to) }, offset);
+                        // None is above the maximum.
+                        let e = vmath::exp_below_one(isa, centred);
+                        unsafe { isa.store(to, if LOGARITHM { centred } else { e }) };
+                        sums[chain] = isa.add(sums[chain], e);
+                    }
+                }
+                for_vectors!(I, width - whole, |at, lanes, chain| {
+                    let to = unsafe { to.add(whole + at) };
+                    let centred = isa.sub(unsafe { load(isa, to, lanes) }, offset);
                     let e = vmath::exp_below_one(isa, centred);
-                    store(isa, to.add(at), if logarithm { centred } else { e }, lanes);
+                    unsafe { store(isa, to, if LOGARITHM { centred } else { e }, lanes) };
                     sums[chain] = isa.add(sums[chain], keep(isa, e, lanes));
                 });
                 let sum = fold(isa, sums);
-                if logarithm {
+                if LOGARITHM {
                     let log = isa.splat(isa.to_lanes(vmath::log(isa, isa.splat(sum)))[0]);
                     for_vectors!(I, width, |at, lanes, chain| {
-                        store(isa, to.add(at), isa.sub(load(isa, to.add(at), lanes), log), lanes);
+                        unsafe { store(isa, to.add(at), isa.sub(load(isa, to.add(at), lanes), log), lanes) };
                     });
                 } else if let Some(inverse) = inverses.as_mut().and_then(Iterator::next) {
                     *inverse = 1.0 / sum;
                 } else {
                     let factor = isa.splat(1.0 / sum);
                     for_vectors!(I, width, |at, lanes, chain| {
-                        store(isa, to.add(at), isa.mul(load(isa, to.add(at), lanes), factor), lanes);
+                        unsafe { store(isa, to.add(at), isa.mul(load(isa, to.add(at), lanes), factor), lanes) };
                     });
                 }
             }
