@@ -185,7 +185,7 @@ fn measure_centred<'r, I: Isa>(
             }
         }
         let [positive, negative] = sum.map(|sum| isa.to_lanes_w(sum)[..I::LANES].iter().sum::<i32>());
-        *start = -128 * (positive - negative);
+        *start = positive.wrapping_sub(negative).wrapping_mul(-128);
     }
     let of = |halves: &[u8; 4]| {
         let [a, b, c, d] = *halves;
@@ -266,6 +266,7 @@ pub(super) unsafe fn multiply<I: Isa, const ROWS: usize, const VECTORS: usize, c
             let at = [word as usize, word as usize + words / 2];
             let [low, high] = at.map(columns);
             for r in 0..ROWS {
+                // Else the compiler reads all rows' values first, for which there are too few registers.
                 compiler_fence(Ordering::SeqCst);
                 let [x, y] = at.map(|word| value(r, word));
                 for v in 0..VECTORS {

@@ -5,7 +5,7 @@ use super::{Epilogue, Form, Product, tile_rows};
 use crate::cpu::{dispatch::Kernel, isa::Isa};
 use std::ops::Range;
 
-/// The sums of a block of gathered rows and a panel's columns. A function of its own: whatever else lives in registers would push sums out of them.
+/// The sums of a block of gathered rows and a panel's columns. All before anything becomes of one: what that takes in registers would push sums out of them.
 pub(super) struct Tiles<'a> {
     pub form: Form,
     /// Whole tiles of rows of so many words.

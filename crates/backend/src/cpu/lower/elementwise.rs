@@ -8,7 +8,7 @@ use crate::cpu::{
 };
 use cutover_graph::{
     Node, ValueId,
-    ops::{Binary, BinaryFunction, Unary, UnaryFunction, Variadic, VariadicFunction},
+    ops::{self, Binary, BinaryFunction, Unary, UnaryFunction, Variadic, VariadicFunction},
 };
 use cutover_kernels::cpu::{Activation, BLOCK, IsaLevel, elementwise, elementwise::Source};
 
@@ -318,6 +318,13 @@ pub(super) fn add_broadcast(
     };
     builder.push(Lowered::Binary(step), &[to, buffer], &[to]);
     Ok(())
+}
+
+/// `to = activation(to)`.
+pub(super) fn activate_in_place(builder: &mut Builder<'_>, to: Buffer, activation: Option<ops::Activation>) {
+    let function = elementwise::Unary::Activation(fused(activation));
+    let step = UnaryStep { function, len: builder.floats(to), input: None, output: to };
+    builder.push(Lowered::Unary(step), &[to], &[to]);
 }
 
 impl UnaryStep {

@@ -20,6 +20,7 @@ pub(super) use windows::{lower_average_pool, lower_global_pool, lower_max_pool};
 
 use super::{
     conv::two_axes,
+    elementwise,
     movement::{self, view},
 };
 use crate::{

@@ -174,21 +174,22 @@ fn push(builder: &mut Builder<'_>, operands: Operands, finish: Finish, output: B
     Ok(())
 }
 
-/// Adds a product of a quantized `x` whose result is `real`: bytes where its only reader quantizes it, floats otherwise. `shape_of` is that of the
-/// output; images are channels-last.
+/// Adds a product of a quantized `x` whose result is `real`: bytes where its only reader quantizes it and the activation is a clamp, floats otherwise.
+/// Images are channels-last.
 fn finish_real(
     builder: &mut Builder<'_>,
     operands: Operands,
     from: Quantization,
     bias: Option<Vec<f32>>,
-    bounds: (f32, f32),
+    activation: Option<Fused>,
     real: ValueId,
     is_image: bool,
 ) -> Result<(), NoPlan> {
+    let bounds = clamps(activation);
     let shape = builder.shape(real);
     let strides = if is_image { channels_last(&shape) } else { shape.strides().to_vec() };
     let scales = operands.weights.scales.iter();
-    if let Some(sink) = sink(builder, real, bounds) {
+    if let Some(sink) = bounds.and_then(|bounds| sink(builder, real, bounds)) {
         let (factors, offsets) = requantization(&operands.weights.scales, from.scale, bias.as_deref(), sink.to.scale);
         let finish = Finish::Bytes {
             factors: constant(builder, factors)?,
@@ -206,20 +207,22 @@ fn finish_real(
     }
     let factors = scales.copied().collect();
     let bias = bias.map(|bias| constant(builder, bias)).transpose()?;
-    let (low, high) = bounds;
+    let (low, high) = bounds.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
     let finish =
         Finish::Floats { scale: Number::Known(from.scale), factors: constant(builder, factors)?, bias, low, high };
     let buffer = builder.new_floats(shape.element_count())?;
     builder.name_kernel(if is_image { "integer convolution" } else { "integer product" });
     push(builder, operands, finish, buffer)?;
+    if bounds.is_none() {
+        elementwise::activate_in_place(builder, buffer, activation);
+    }
     builder.hold_strided(real, Strided { buffer, offset: 0, strides });
     Ok(())
 }
 
 pub(in crate::cpu::lower) fn lower_conv(builder: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool, NoPlan> {
     let (Some(x), Some(w), output) = (input(node, 0), input(node, 1), node.outputs[0]) else { return Ok(false) };
-    let (Some(bounds), None) = (clamps(op.activation), input(node, 3)) else { return Ok(false) };
-    if builder.dequantized(x).is_none() {
+    if builder.dequantized(x).is_none() || input(node, 3).is_some() {
         return Ok(false);
     }
     let w_shape = builder.shape(w);
@@ -235,8 +238,13 @@ pub(in crate::cpu::lower) fn lower_conv(builder: &mut Builder<'_>, node: &Node, 
             None => return Ok(false),
         },
     };
+    let is_depthwise = shape.groups == shape.channels_in && m == shape.channels_in && m > 1;
+    let bounds = clamps(op.activation);
+    if is_depthwise && bounds.is_none() {
+        return Ok(false);
+    }
     let Some((buffer, from)) = image(builder, x)? else { return Ok(false) };
-    if shape.groups == shape.channels_in && m == shape.channels_in && m > 1 {
+    if let Some(bounds) = bounds.filter(|_| is_depthwise) {
         let sink = sink(builder, output, bounds);
         if let Some(sink) = sink.filter(|_| shape.height.kernel * shape.width.kernel <= DEPTHWISE_TERMS) {
             return depthwise(builder, shape, buffer, from, weights, bias, sink).map(|()| true);
@@ -244,7 +252,7 @@ pub(in crate::cpu::lower) fn lower_conv(builder: &mut Builder<'_>, node: &Node, 
     }
     let input = Bytes { buffer, signed: from.signed };
     let operands = Operands { shape, input, zero_point: Number::Known(from.zero_point), weights };
-    finish_real(builder, operands, from, bias, bounds, output, true)?;
+    finish_real(builder, operands, from, bias, op.activation, output, true)?;
     Ok(true)
 }
 
@@ -255,7 +263,7 @@ pub(in crate::cpu::lower) fn lower_gemm(builder: &mut Builder<'_>, node: &Node, 
     }
     let n = builder.shape(output)[1];
     let (axis, order) = if op.transpose_b { (0, Order::Rows) } else { (1, Order::Columns) };
-    lower_product(builder, a, b, input(node, 2), clamps(op.activation), output, n, axis, order)
+    lower_product(builder, a, b, input(node, 2), op.activation, output, n, axis, order)
 }
 
 pub(in crate::cpu::lower) fn lower_matmul(builder: &mut Builder<'_>, node: &Node, op: &MatMul) -> Result<bool, NoPlan> {
@@ -264,7 +272,7 @@ pub(in crate::cpu::lower) fn lower_matmul(builder: &mut Builder<'_>, node: &Node
         return Ok(false);
     }
     let n = builder.shape(b)[1];
-    lower_product(builder, a, b, input(node, 2), clamps(op.activation), output, n, 1, Order::Columns)
+    lower_product(builder, a, b, input(node, 2), op.activation, output, n, 1, Order::Columns)
 }
 
 fn lower_product(
@@ -272,13 +280,13 @@ fn lower_product(
     a: ValueId,
     b: ValueId,
     addend: Option<ValueId>,
-    bounds: Option<(f32, f32)>,
+    activation: Option<Fused>,
     output: ValueId,
     n: usize,
     axis: usize,
     order: Order,
 ) -> Result<bool, NoPlan> {
-    let (Some(held), Some(bounds)) = (builder.dequantized(a), bounds) else { return Ok(false) };
+    let Some(held) = builder.dequantized(a) else { return Ok(false) };
     let a_shape = builder.shape(a);
     let k = a_shape[a_shape.rank() - 1];
     let count = builder.shape(output).element_count();
@@ -301,7 +309,7 @@ fn lower_product(
     let buffer = contiguous(builder, &held.view, &a_shape)?;
     let input = Bytes { buffer, signed: held.from.signed };
     let operands = Operands { shape, input, zero_point: Number::Known(held.from.zero_point), weights };
-    finish_real(builder, operands, held.from, bias, bounds, output, false)?;
+    finish_real(builder, operands, held.from, bias, activation, output, false)?;
     Ok(true)
 }
 
