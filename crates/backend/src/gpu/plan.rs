@@ -170,7 +170,7 @@ pub(crate) struct Builder<'a> {
     evaluated: HashMap<ValueId, Constant>,
     /// Values that are in memory in 16 bits too, for products of such.
     narrowed: HashMap<ValueId, BufferId>,
-    /// Pictures that are in memory in 16 bits by channels.
+    /// Pictures that are in memory by channels: of floats in 16 bits, of bytes as signed ones, four a word.
     by_channels: HashMap<ValueId, BufferId>,
     /// By value: the nodes that read it.
     uses: Vec<Vec<NodeId>>,
@@ -790,12 +790,12 @@ impl Builder<'_> {
         self.narrowed.insert(id, buffer);
     }
 
-    /// The buffer of the picture `id` in 16 bits by channels, where it is there.
+    /// The buffer of the picture `id` by channels, in 16 bits or bytes, where it is there.
     pub fn by_channels(&self, id: ValueId) -> Option<BufferId> {
         self.by_channels.get(&id).copied()
     }
 
-    /// `buffer` holds the picture `id` in 16 bits by channels.
+    /// `buffer` holds the picture `id` by channels, in 16 bits or bytes.
     pub fn keep_by_channels(&mut self, id: ValueId, buffer: BufferId) {
         self.by_channels.insert(id, buffer);
     }
