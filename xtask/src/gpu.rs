@@ -16,12 +16,14 @@ pub fn gpu(folder: &Path, profile: &str) -> Result<()> {
     fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
     let cli = ["--package", "cutover-cli", "--features", "cutover-cli/cuda,cutover-cli/wgpu", "--bin", "cutover"];
     let backend = ["--package", "cutover-backend", "--features", "cutover-backend/cuda,cutover-backend/wgpu"];
-    let tests = [&backend[..], &["--test", "agreement", "--example", "kernels"]].concat();
+    let tests = [&backend[..], &["--test", "agreement"]].concat();
     for (name, path) in built(&cli, profile)?.into_iter().chain(built(&tests, profile)?) {
         let to = bin.join(&name);
         fs::copy(&path, &to).with_context(|| format!("cannot write {}", to.display()))?;
     }
-    fs::copy(root().join("benches/gpu.py"), folder.join("gpu.py"))?;
+    for script in ["gpu.py", "gpu_torch.py"] {
+        fs::copy(root().join("benches").join(script), folder.join(script))?;
+    }
     let libraries = folder.join("lib");
     fs::create_dir_all(&libraries)?;
     match cuda::tools(&root().join("target/cuda"))? {
