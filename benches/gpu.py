@@ -257,6 +257,10 @@ def table(rows):
         ratios += [ratio] if ratio else []
         texts += [f"{kernels_ms:.3f}" if kernels_ms else "-", f"{ratio:.2f}" if ratio else "-"]
         print(f"| {model} | {batch} | {precision} | {' | '.join(texts)} |")
+    for (model, batch, precision), of in sorted(measured.items()):
+        for engine, cell in of.items():
+            if cell.get("elsewhere"):
+                print(f"\n{model}, batch {batch}, {precision}: {cell['elsewhere']} nodes that {engine} leaves to the processor")
     if ratios:
         print(f"\nGeometric mean of cuda / torch over {len(ratios)}: {math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f}")
     for row in rows:

@@ -14,10 +14,11 @@ use std::{
 pub fn gpu(folder: &Path, profile: &str) -> Result<()> {
     let bin = folder.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
-    let cli = ["--package", "cutover-cli", "--features", "cutover-cli/cuda,cutover-cli/wgpu", "--bin", "cutover"];
-    let backend = ["--package", "cutover-backend", "--features", "cutover-backend/cuda,cutover-backend/wgpu"];
-    let tests = [&backend[..], &["--test", "agreement"]].concat();
-    for (name, path) in built(&cli, profile)?.into_iter().chain(built(&tests, profile)?) {
+    // One build, so that both have the same of everything.
+    let packages = ["--package", "cutover-cli", "--package", "cutover-backend"];
+    let features = ["--features", "cutover-cli/cuda,cutover-cli/wgpu,cutover-backend/cuda,cutover-backend/wgpu"];
+    let targets = ["--bin", "cutover", "--test", "agreement"];
+    for (name, path) in built(&[&packages[..], &features, &targets].concat(), profile)? {
         let to = bin.join(&name);
         fs::copy(&path, &to).with_context(|| format!("cannot write {}", to.display()))?;
     }

@@ -26,6 +26,9 @@ const OLDEST: usize = 120_000;
 /// Workspace that a product may have, in bytes: what NVIDIA recommends for devices from compute capability 9.0 on.
 const MOST_WORKSPACE: usize = 32 << 20;
 
+/// Of every address that products are of, in bytes.
+const ALIGNMENT: u64 = 256;
+
 /// The library on a device.
 pub(super) struct Library {
     context: Arc<Context>,
@@ -97,7 +100,9 @@ impl Library {
     /// A product that the library has nothing for.
     pub fn prepare(self: &Arc<Library>, product: &LibraryProduct) -> Result<Prepared, String> {
         self.context.bind().map_err(|error| error.to_string())?;
-        let description = Description::new(product, None).map_err(failed)?;
+        // Where the bias will be, as far as its alignment goes: nothing is read there.
+        let bias = product.has_bias.then_some(ALIGNMENT);
+        let description = Description::new(product, bias).map_err(failed)?;
         let preference = Preference::new().map_err(failed)?;
         let [first, second, to] = description.layouts;
         // SAFETY: all were made above and live until the call is back.

@@ -8,8 +8,8 @@ use super::{
     support::{Random, answers, run, seeds},
 };
 use cutover_backend::{
-    Backend, CompileOptions, Input, Numerics, OpTiming, Output, Precision, Profiler, RunContext, SessionMemory,
-    reference,
+    Backend, CompileOptions, Input, Numerics, OpTiming, Output, Phase, PhaseObserver, Precision, Profiler, RunContext,
+    SessionMemory, reference,
 };
 use cutover_graph::{
     Op, Plan, TensorFact, ValueId,
@@ -24,6 +24,7 @@ use cutover_tensor::{DType, Tensor, Value};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 fn cuda(test: &str) -> Option<Arc<dyn Backend>> {
@@ -63,6 +64,59 @@ fn check_by(gpu: &Arc<dyn Backend>, drawing: Drawing, expected: &[&str], toleran
     let expected: BTreeSet<String> = expected.iter().map(|name| name.to_string()).collect();
     assert_eq!(found, expected, "{}", drawing.said.join("; "));
     check(gpu, drawing, tolerance);
+}
+
+#[derive(Default)]
+struct Times(Mutex<Vec<(Phase, Duration)>>);
+
+impl PhaseObserver for Times {
+    fn record(&self, phase: Phase, duration: Duration) {
+        self.0.lock().unwrap().push((phase, duration));
+    }
+}
+
+/// A run that is watched gives the same answers, from the first to one whose kernels are recorded, and its kernels took some time.
+#[test]
+fn runs_are_timed_on_the_gpu() {
+    let Some(gpu) = cuda("runs_are_timed_on_the_gpu") else { return };
+    let mut d = Drawing::new(12);
+    let (x, w) = (d.input(&[20, 64]), d.weights(&[64, 72]));
+    let y = d.node(MatMul { activation: None }, &[x, w]);
+    let y = d.node(Softmax { function: SoftmaxFunction::Softmax, axis: -1, coerced: false }, &[y]);
+    d.graph.set_outputs(vec![y]);
+    let plan = Plan::new(d.graph).unwrap();
+    let expected = run(&reference(), &plan, &d.inputs, "timed");
+    let mut session =
+        gpu.compile(&plan, &CompileOptions::default()).unwrap().session(SessionMemory::default()).unwrap();
+    let inputs: Vec<Input<'_>> = d.inputs.iter().map(Input::Value).collect();
+    for at in 0..4 {
+        let times = Times::default();
+        // An ordinary run between watched ones.
+        let phases = (at != 2).then_some(&times as &dyn PhaseObserver);
+        let mut outputs = [Output::Allocate(None)];
+        session.run(&inputs, &mut outputs, &RunContext { phases, ..RunContext::default() }).unwrap();
+        let [Output::Allocate(Some(Value::Tensor(answer)))] = &outputs else { panic!("a tensor expected") };
+        near(answer, &expected[0], 1e-5, "timed");
+        let times = times.0.into_inner().unwrap();
+        let seen: Vec<Phase> = times.iter().map(|(phase, _)| *phase).collect();
+        let all = [Phase::CopyIn, Phase::Kernels, Phase::CopyOut];
+        assert_eq!(seen, if at == 2 { &[][..] } else { &all });
+        assert!(times.get(1).is_none_or(|(_, kernels)| !kernels.is_zero()), "{times:?}");
+    }
+}
+
+/// Of the GPU by its name; whoever has none is told so.
+#[cfg(feature = "cuda")]
+#[test]
+fn energy_of_the_gpu_is_counted() {
+    let Some(gpu) = cuda("energy_of_the_gpu_is_counted") else { return };
+    let energy = cutover_backend::GpuEnergy::start(&gpu.describe().device).unwrap();
+    let first = energy.joules().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let second = energy.joules().unwrap();
+    assert!(first >= 0.0 && second > first, "{first} J, then {second} J");
+    let error = cutover_backend::GpuEnergy::start("no such GPU").err().unwrap();
+    assert!(error.contains("no such GPU"), "{error}");
 }
 
 fn window(strides: [usize; 2], dilations: [usize; 2], padding: usize) -> Window {
@@ -445,7 +499,8 @@ fn convolutions_of_bytes_agree() {
         let is_by_hand = |name: &str| name.contains("integer convolution by hand");
         assert!(found.contains("integer convolution by hand"), "{said}: {found:?}");
         assert!(found.contains("depthwise integer convolution by hand"), "{said}: {found:?}");
-        let is_rest = |name: &str| ["packing", "quantization", "elementwise", "view"].contains(&name);
+        // What is convolved and added is packed, and seen otherwise where it is added.
+        let is_rest = |name: &str| ["packing", "quantization", "elementwise"].contains(&name);
         assert!(found.iter().all(|name| is_by_hand(name) || is_rest(name)), "{said}: {found:?}");
         let floats = |values: Vec<Tensor>| values[1].to_vec::<f32>().unwrap();
         let expected = floats(run(&reference(), &plan, &d.inputs, &said));

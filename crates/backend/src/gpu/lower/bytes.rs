@@ -6,6 +6,8 @@
 
 mod channels;
 
+pub(super) use channels::keep_picture;
+
 use super::{
     super::{
         code::{self, Function, Operand, Text, float, stored},

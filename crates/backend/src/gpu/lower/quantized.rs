@@ -62,7 +62,8 @@ pub(super) fn lower_quantize(b: &mut Builder<'_>, node: &Node, op: &QuantizeLine
     let operands = b.operands(&ids)?;
     let zero = if ids.len() > 2 { "i32($2(at))" } else { "0" };
     let text = quantized_text(dtype, "f32($0(i))", "f32($1(at))", zero)?;
-    b.define(output, format!("let at = {index};\n{text}"), operands)
+    b.define(output, format!("let at = {index};\n{text}"), operands)?;
+    bytes::keep_picture(b, output)
 }
 
 /// Statements that return `x` in steps of `scale` from `zero` on, expressions all.

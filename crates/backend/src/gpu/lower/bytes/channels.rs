@@ -118,7 +118,7 @@ pub(super) fn convolve<'a>(
     let constant = b.constant(w).ok_or("filters that a run computes")?;
     let zero = zero_text(b, &mut text, image, "0u")?;
     let (buffer, sums) = (filters_of(b, &constant, of)?, sums_of(b, &constant, of)?);
-    let mut inputs = vec![picture(b, x, image.shift() != 0, of)?, buffer];
+    let mut inputs = vec![picture(b, x, [of.samples, of.channels(), of.plane()])?, buffer];
     let has_zero_point = zero.is_some() && !of.is_inside();
     if has_zero_point {
         inputs.push(outside(b, image)?);
@@ -228,13 +228,32 @@ fn quantizer(b: &Builder<'_>, id: ValueId) -> Option<Quantizer> {
     (is_one && is_known && is_float && is_byte(b.dtype(to))).then_some(Quantizer { node: at, to, scale, zero })
 }
 
-/// The bytes `id` by channels: as they lie there, or turned, once for all who read them so.
-fn picture(b: &mut Builder<'_>, id: ValueId, is_unsigned: bool, of: &Windows) -> Result<BufferId, Unable> {
+/// Packs the quantized picture `id` now, where a convolution reads it and others do too: once for all, who else see it by planes.
+pub(in super::super) fn keep_picture(b: &mut Builder<'_>, id: ValueId) -> Result<(), Unable> {
+    let shape = b.shape(id);
+    if b.gpu.written.is_none() || shape.rank() != 4 || !shape[1].is_multiple_of(4) || !is_byte(b.dtype(id)) {
+        return Ok(());
+    }
+    let widened: Vec<ValueId> =
+        b.readers(id).filter(|node| matches!(node.op, Op::DequantizeLinear(_))).map(|node| node.outputs[0]).collect();
+    let is_convolved =
+        |&of: &ValueId| b.readers(of).any(|node| matches!(node.op, Op::Conv(_)) && given(node, 0) == Some(of));
+    let readers = widened.iter().map(|&of| b.readers(of).count()).sum::<usize>();
+    if readers < 2 || !widened.iter().any(is_convolved) {
+        return Ok(());
+    }
+    let sizes = [shape[0], shape[1], shape[2] * shape[3]];
+    let buffer = picture(b, id, sizes)?;
+    hold(b, id, buffer, sizes, true)
+}
+
+/// The bytes `id`, `[samples, channels, plane]`, by channels: as they lie there, or turned, once for all who read them so.
+fn picture(b: &mut Builder<'_>, id: ValueId, [samples, channels, plane]: [usize; 3]) -> Result<BufferId, Unable> {
     if let Some(buffer) = b.by_channels(id) {
         return Ok(buffer);
     }
-    let (channels, words, plane) = (of.channels(), of.padded() / 4, of.plane());
-    let flip = if is_unsigned { " ^ 0x80u" } else { "" };
+    let words = channels.div_ceil(4);
+    let flip = if b.dtype(id) == DType::U8 { " ^ 0x80u" } else { "" };
     let mut body = format!(
         "let c = i % {words}u * 4u;\nlet begin = (i / {}u * {channels}u + c) * {plane}u + i / {words}u % {plane}u;\nvar packed = 0u;\n",
         words * plane
@@ -249,7 +268,7 @@ fn picture(b: &mut Builder<'_>, id: ValueId, is_unsigned: bool, of: &Windows) ->
     let operand = b.operand(id)?;
     let of_node = std::mem::replace(&mut b.kernel, "packing");
     let function = Function::new(DType::U32, body + "return packed;", vec![operand]);
-    let packed = computed(b, function, of.samples * plane * words)?;
+    let packed = computed(b, function, samples * plane * words)?;
     b.kernel = of_node;
     let Operand::Buffer(buffer, _) = packed else { return Err("a picture in memory".into()) };
     b.keep_by_channels(id, buffer);
