@@ -3,7 +3,8 @@
 // larger maximum came is scaled down. Keys are taken in order, so a result is the same in every run.
 //
 // Before this stand HEADS, GROUP (query heads of a key head), QUERIES, KEYS, D and DV (multiples of 8), strides in elements {Q,K,V,O}_{BATCH,
-// HEAD,ROW}, `SCALE`, `CAUSAL` and `OFFSET` (query q sees keys up to q + OFFSET), and `mask_at(o, batch, head, query, key)`.
+// HEAD,ROW}, `SCALE`, `CAUSAL` and `OFFSET` (query q sees keys up to q + OFFSET), and `mask_at(o, batch, head, query, key)`. `Memory` is what
+// queries, keys, values and results are: `Element`, or f32, which is narrowed while it is read.
 constexpr u32 BLOCK = 64;
 constexpr u32 THREADS = 128;
 // Up to whole instructions; what is beyond is zero.
@@ -17,14 +18,27 @@ constexpr float LOG2_E = 1.44269504088896f;
 
 // Rows from `first` of an array with rows of `LENGTH` elements; what is beyond `COUNT` rows or `LENGTH` elements is zero.
 template <u32 LENGTH, u32 PADDED, u32 COUNT, u32 ROW, u32 PITCH>
-__device__ __forceinline__ void copy_rows(unsigned char* to, const Element* from, u32 first) {
+__device__ __forceinline__ void copy_rows(unsigned char* to, const Memory* from, u32 first) {
     constexpr u32 CHUNKS = PADDED / 8;
 #pragma unroll
     for (u32 begin = 0; begin < BLOCK * CHUNKS; begin += THREADS) {
         const u32 i = begin + threadIdx.x, row = i / CHUNKS, chunk = i % CHUNKS;
         if (BLOCK * CHUNKS % THREADS != 0 && i >= BLOCK * CHUNKS) break;
         const bool inside = first + row < COUNT && chunk * 8 < LENGTH;
-        copy_async<16>(to + row * PITCH + chunk * 16, from + (inside ? size_t(first + row) * ROW + chunk * 8 : 0), inside ? 16 : 0);
+        const Memory* source = from + (inside ? size_t(first + row) * ROW + chunk * 8 : 0);
+        if constexpr (sizeof(Memory) == 2) {
+            copy_async<16>(to + row * PITCH + chunk * 16, source, inside ? 16 : 0);
+        } else {
+            uint4 narrowed = make_uint4(0, 0, 0, 0);
+            if (inside) {
+                float low[4], high[4];
+                unpack(float(), load16(source), low);
+                unpack(float(), load16(source + 4), high);
+                const float x[8] = {low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]};
+                narrowed = pack(Element(), x);
+            }
+            *(uint4*)(to + row * PITCH + chunk * 16) = narrowed;
+        }
     }
 }
 
@@ -33,9 +47,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(const __grid_constan
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     // Blocks that see the most keys begin first.
     const u32 tile = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, batch = blockIdx.z, q0 = tile * BLOCK;
-    const Element* q_head = o.q + size_t(batch) * Q_BATCH + size_t(head) * Q_HEAD;
-    const Element* k_head = o.k + size_t(batch) * K_BATCH + size_t(head / GROUP) * K_HEAD;
-    const Element* v_head = o.v + size_t(batch) * V_BATCH + size_t(head / GROUP) * V_HEAD;
+    const Memory* q_head = o.q + size_t(batch) * Q_BATCH + size_t(head) * Q_HEAD;
+    const Memory* k_head = o.k + size_t(batch) * K_BATCH + size_t(head / GROUP) * K_HEAD;
+    const Memory* v_head = o.v + size_t(batch) * V_BATCH + size_t(head / GROUP) * V_HEAD;
     const u32 seen = CAUSAL && q0 + BLOCK + OFFSET < KEYS ? q0 + BLOCK + OFFSET : KEYS;
     const u32 steps = (seen + BLOCK - 1) / BLOCK;
 

@@ -388,6 +388,10 @@ __device__ __forceinline__ void store4(f16* at, const float (&x)[4]) {
 __device__ __forceinline__ void store4(bf16* at, const float (&x)[4]) {
     *(uint2*)at = make_uint2(narrow2_bf16(x[0], x[1]), narrow2_bf16(x[2], x[3]));
 }
+__device__ __forceinline__ void store4(i32* at, const i32 (&x)[4]) { *(uint4*)at = make_uint4(u32(x[0]), u32(x[1]), u32(x[2]), u32(x[3])); }
+__device__ __forceinline__ u32 bytes4(const i32 (&x)[4]) { return (x[0] & 255) | (x[1] & 255) << 8 | (x[2] & 255) << 16 | u32(x[3]) << 24; }
+__device__ __forceinline__ void store4(i8* at, const i32 (&x)[4]) { *(u32*)at = bytes4(x); }
+__device__ __forceinline__ void store4(u8* at, const i32 (&x)[4]) { *(u32*)at = bytes4(x); }
 // 16 bytes as numbers: 4 of f32, 8 of 16 bits.
 __device__ __forceinline__ void unpack(float, uint4 x, float (&y)[4]) {
     y[0] = __uint_as_float(x.x), y[1] = __uint_as_float(x.y), y[2] = __uint_as_float(x.z), y[3] = __uint_as_float(x.w);

@@ -183,6 +183,17 @@ fn convolutions(sources: &mut Sources) -> std::io::Result<()> {
             [3, 1],
             vec![("ld.global.nc.v4", 12)],
         ),
+        ("depthwise", Element::U8, Precision::Full, Layout::Channels, [96, 96, 96], [3, 1], vec![]),
+        ("depthwise", Element::I8, Precision::Full, Layout::Channels, [96, 96, 96], [3, 2], vec![]),
+        (
+            "3x3",
+            Element::I8,
+            Precision::Full,
+            Layout::Channels,
+            [64, 128, 1],
+            [3, 1],
+            vec![("mma.sync", 8), ("ldmatrix", 2)],
+        ),
     ] {
         let conv = Conv {
             images: 8,
@@ -327,7 +338,8 @@ __device__ void put_last(const Operands& o, u32 d, u32 n, u32 j, float h, float 
 
 fn attentions(sources: &mut Sources) -> std::io::Result<()> {
     let device = sources.device;
-    for element in [Element::F32, Element::F16, Element::BF16] {
+    let f16 = [Element::F16; 2];
+    for [element, memory] in [[Element::F32; 2], f16, [Element::BF16; 2], [Element::F16, Element::F32]] {
         for depth in [32, 64, 80, 96, 128] {
             let strides = [12 * 512 * depth, depth, 12 * depth];
             let attention = Attention {
@@ -344,13 +356,15 @@ fn attentions(sources: &mut Sources) -> std::io::Result<()> {
                 causal_offset: Some(0),
                 has_mask: false,
                 element,
+                memory,
                 functions: Functions::default(),
             };
             let needs = match element {
                 Element::F32 => vec![("fma.rn.f32", 128), ("ld.global.nc.v4", 3)],
                 _ => vec![("mma.sync", depth / 16 * 8 + depth / 8 * 4), ("ldmatrix", depth / 16 * 5 + depth / 16 * 4)],
             };
-            let name = format!("attention-{}-{depth}", element.name());
+            let of = if memory == element { "" } else { "-of-f32" };
+            let name = format!("attention-{}{of}-{depth}", element.name());
             sources.write(&name, attention.kernel(device), &needs)?;
         }
     }

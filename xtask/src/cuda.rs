@@ -104,7 +104,7 @@ pub fn cuda(table: bool) -> Result<bool> {
 }
 
 /// The folder of the compiler's libraries and programs, fetched where it is not there.
-fn tools(folder: &Path) -> Result<Option<PathBuf>> {
+pub fn tools(folder: &Path) -> Result<Option<PathBuf>> {
     let tools = folder.join("nvidia/cu13");
     if tools.join("lib/libnvrtc.so.13").exists() && tools.join("bin/ptxas").exists() {
         return Ok(Some(tools));

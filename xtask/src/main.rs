@@ -6,6 +6,7 @@
 mod check;
 mod cuda;
 mod emulate;
+mod gpu;
 mod rules;
 mod soak;
 mod test;
@@ -49,6 +50,14 @@ enum Task {
         #[arg(long)]
         table: bool,
     },
+    /// Puts what a machine with an NVIDIA GPU runs (`benches/gpu.py` and all that it starts) into a folder: neither Rust nor a compiler is needed there.
+    Gpu {
+        #[arg(default_value = "target/gpu")]
+        folder: PathBuf,
+        /// `dev` builds faster, and is no measurement.
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// Trains a model that the repository ships, and prints its accuracy on held-out data. Example: cargo xtask train digits
     Train {
         /// `digits`.
@@ -89,6 +98,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test => test::test(),
         Task::Soak { name, seed } => soak::soak(name.as_deref(), seed),
         Task::Cuda { table } => cuda::cuda(table).map(|_| ()),
+        Task::Gpu { folder, profile } => gpu::gpu(&folder, &profile),
         Task::Emulate { machine, only } => emulate::emulate(machine, &only),
         Task::Train { model, output } => {
             train::train(&model, &output.unwrap_or_else(|| root().join("models").join(&model)))

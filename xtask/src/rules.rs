@@ -106,6 +106,7 @@ const UNSAFE: &[&str] = &[
     "crates/runtime/src/store/mapping.rs",
     "crates/backend/src/cpu/",
     "crates/backend/src/cuda/api.rs",
+    "crates/backend/src/cuda/energy.rs",
     "crates/backend/src/cuda/library.rs",
     "crates/backend/src/wgpu/gpu.rs",
     "crates/backend/tests/no_alloc.rs",

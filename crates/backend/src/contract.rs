@@ -223,17 +223,28 @@ pub struct OpTiming<'a> {
 /// What a step has to do, counted from its sizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Multiplications and additions of its products; 0 where it has none.
+    /// Multiplications and additions of its products of floats; 0 where it has none.
     pub operations: u64,
+    /// Of its products of bytes, which are exact.
+    pub integer_operations: u64,
     /// What it reads and writes, once each; 0 where nobody counted.
     pub bytes: u64,
+}
+
+impl Work {
+    /// Multiplications and additions of whatever products.
+    pub fn products(&self) -> u64 {
+        self.operations + self.integer_operations
+    }
 }
 
 /// What a device can do at most, on all its threads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Peak {
-    /// Multiplications and additions in registers.
+    /// Multiplications and additions of f32 in registers.
     pub operations_per_second: f64,
+    /// Of bytes, with exact sums.
+    pub integer_operations_per_second: f64,
     /// Read from the caches of the threads' cores.
     pub bytes_per_second: f64,
 }
@@ -242,8 +253,9 @@ impl Peak {
     /// The part of the device's peak that so much work in `seconds` makes use of: of what it computes or of what it reads and writes, whichever is
     /// more. `None` where nothing was counted.
     pub fn share(&self, work: Work, seconds: f64) -> Option<f64> {
-        let least =
-            (work.operations as f64 / self.operations_per_second).max(work.bytes as f64 / self.bytes_per_second);
+        let computing = work.operations as f64 / self.operations_per_second
+            + work.integer_operations as f64 / self.integer_operations_per_second;
+        let least = computing.max(work.bytes as f64 / self.bytes_per_second);
         (least > 0.0 && seconds > 0.0).then(|| least / seconds)
     }
 }

@@ -26,7 +26,7 @@ pub use contract::{
 };
 pub use cpu::{CpuOptions, MemoryUse, cpu};
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaDevice, CudaOptions, cuda, cuda_devices};
+pub use cuda::{CudaDevice, CudaOptions, GpuEnergy, cuda, cuda_devices};
 pub use error::{CompileError, ResourceError, RunError};
 pub use partition::partition;
 pub use reference::reference;

@@ -317,9 +317,12 @@ impl Fastest {
 impl Limits {
     /// The least time of a run whose steps have so much to do.
     fn least(&self, work: &[Work]) -> Duration {
-        let operations: u64 = work.iter().map(|work| work.operations).sum();
         // Steps that a device fuses read less than the CPU counted; products have to be computed anywhere.
-        let total = Work { operations, bytes: 0 };
+        let total = Work {
+            operations: work.iter().map(|work| work.operations).sum(),
+            integer_operations: work.iter().map(|work| work.integer_operations).sum(),
+            bytes: 0,
+        };
         let computing = self.peak.and_then(|peak| peak.share(total, 1.0)).unwrap_or(0.0);
         self.run + Duration::try_from_secs_f64(computing).unwrap_or(Duration::MAX / 4)
     }

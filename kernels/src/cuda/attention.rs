@@ -9,7 +9,7 @@ use std::fmt::Write;
 /// Where element `[batch, head, row, d]` lies: `batch · strides[0] + head · strides[1] + row · strides[2] + d`.
 pub type Strides = [usize; 3];
 
-/// An attention. Its inputs are Q (0), K (1) and V (2), aligned to 16 bytes; of 16 bits on tensor cores, of f32 without.
+/// An attention. Its inputs are Q (0), K (1) and V (2), aligned to 16 bytes.
 #[derive(Clone, Debug)]
 pub struct Attention {
     pub batch: usize,
@@ -18,7 +18,7 @@ pub struct Attention {
     pub key_heads: usize,
     pub queries: usize,
     pub keys: usize,
-    /// Elements of a row of Q and K: at most 128; of 16 bits a multiple of 8.
+    /// Elements of a row of Q and K: at most 128; on tensor cores a multiple of 8, as strides are there.
     pub depth: usize,
     /// Of V and the result; the same limits.
     pub width: usize,
@@ -29,7 +29,10 @@ pub struct Attention {
     pub causal_offset: Option<usize>,
     /// Whether `float mask_at(const Operands& o, u32 batch, u32 head, u32 query, u32 key)` of [`Functions`] is added to scores.
     pub has_mask: bool,
+    /// What is multiplied: 16 bits on tensor cores, f32 without. Scores and sums are f32.
     pub element: Element,
+    /// What Q, K, V and the result are: the same, or F32, which is narrowed as it is read.
+    pub memory: Element,
     /// `finish` gets the index into the result, and d as its channel.
     pub functions: Functions,
 }
@@ -41,7 +44,7 @@ impl Attention {
             Element::F32 | Element::F16 => true,
             Element::BF16 => device.sm >= 80,
             _ => false,
-        };
+        } && [self.element, Element::F32].contains(&self.memory);
         let strides = [&self.strides[..], &[self.output_strides]].concat().concat();
         let fits = |by: usize| [self.depth, self.width].iter().chain(&strides).all(|extent| extent.is_multiple_of(by));
         let limits = [self.depth, self.width].iter().all(|extent| (1..=128).contains(extent));
@@ -63,15 +66,15 @@ impl Attention {
             let count = self.batch * strides[0] + heads * strides[1] + rows * strides[2] + 128;
             check_count("an operand of attention", count)?;
         }
-        let element = self.element.name();
+        let (element, memory) = (self.element.name(), self.memory.name());
         let mut members: Vec<_> = ["q", "k", "v"]
             .into_iter()
             .enumerate()
-            .map(|(at, name)| (name, format!("const {element}*"), Argument::Input(at)))
+            .map(|(at, name)| (name, format!("const {memory}*"), Argument::Input(at)))
             .collect();
-        members.push(("output", format!("{element}*"), Argument::Output(0)));
+        members.push(("output", format!("{memory}*"), Argument::Output(0)));
         let (mut text, arguments) = begin(&members, &self.functions, "float");
-        let _ = writeln!(text, "using Element = {element};");
+        let _ = writeln!(text, "using Element = {element};\nusing Memory = {memory};");
         if !self.has_mask {
             text += "__device__ __forceinline__ float mask_at(const Operands&, u32, u32, u32, u32) { return 0.0f; }\n";
         }
@@ -122,7 +125,8 @@ impl Attention {
                 self.depth
             )));
         }
-        let entry = format!("attention_{element}_{}x{}", self.depth, self.width);
+        let narrows = if self.memory == self.element { "" } else { "_of_f32" };
+        let entry = format!("attention_{element}{narrows}_{}x{}", self.depth, self.width);
         let grid = check_grid([self.queries.div_ceil(queries_each), self.heads, self.batch])?;
         let launch = Launch { entry: entry.clone(), grid, block: block as u32, shared_bytes: shared_bytes as u32 };
         let launches = if grid.contains(&0) { Vec::new() } else { vec![launch] };

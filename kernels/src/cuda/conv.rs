@@ -10,7 +10,7 @@
 //! holds them by channels, and turns at the ends with [`super::Transpose`].
 //!
 //! Filters: by planes as ONNX has them, `[out, in / groups, kernel_y, kernel_x]`; by channels `[out, kernel_y, kernel_x, in / groups]`.
-//! Depthwise ones by channels are `[kernel_y, kernel_x, out]`.
+//! Depthwise ones by channels are `[kernel_y, kernel_x, out]`, of bytes too.
 
 use super::{
     Argument, Device, Element, Functions, Kernel, Launch, Precision, Refused,
@@ -75,13 +75,21 @@ impl Conv {
         self.core()?.kernel(device, tile)
     }
 
-    /// Each input channel has results of its own, and by channels those of 16 bytes are computed together.
+    /// Each input channel has results of its own, and by channels those of 16 bytes, or four of bytes, are computed together.
     fn is_depthwise(&self) -> bool {
-        let wide = 16 / self.element.bytes();
+        let wide = self.together();
         let fits = self.layout == Layout::Planes
             || (self.out_channels == self.channels && self.channels.is_multiple_of(wide) && !self.x_is_function);
         let taps: usize = self.kernel.iter().product();
-        self.groups == self.channels && self.groups > 1 && fits && taps <= 49 && self.element.bytes() > 1
+        self.groups == self.channels && self.groups > 1 && fits && taps <= 49
+    }
+
+    /// Channels that a depthwise kernel computes together where neighbours in memory are channels.
+    fn together(&self) -> usize {
+        match self.element.bytes() {
+            1 => 4,
+            bytes => 16 / bytes,
+        }
     }
 
     fn check(&self) -> Result<(), Refused> {
@@ -216,9 +224,14 @@ __device__ __forceinline__ float {name}_at(const Operands& o, u32 z, {axes}) {{ 
         if !self.x_is_function {
             members.push(("x", format!("const {element}*"), Argument::Input(0)));
         }
-        members.push(("w", format!("const {element}*"), Argument::Input(1)));
-        members.push(("output", format!("{element}*"), Argument::Output(0)));
-        let (mut text, arguments) = begin(&members, &self.functions, "float");
+        let is_bytes = self.element.bytes() == 1;
+        let (of_filters, sum) = if is_bytes { ("i8", "i32") } else { (element, "float") };
+        members.push(("w", format!("const {of_filters}*"), Argument::Input(1)));
+        if self.has_zero_point {
+            members.push(("outside", format!("const {element}*"), Argument::Input(2)));
+        }
+        members.push(("output", format!("{}*", self.result.name()), Argument::Output(0)));
+        let (mut text, arguments) = begin(&members, &self.functions, sum);
         // Beyond a few rows more are read for a strip than its outputs share.
         let axis = if is_planes { 0 } else { 1 };
         let strip = if self.stride[axis] > 2 || self.dilation[axis] > 1 || self.kernel[axis] > 5 { 1 } else { 4 };
@@ -242,19 +255,30 @@ __device__ __forceinline__ float {name}_at(const Operands& o, u32 z, {axes}) {{ 
             ("STRIP", strip),
         ];
         text.extend(numbers.map(|(name, value)| constant(name, value)));
-        let value = if self.x_is_function { "x_at(o, i)" } else { "widen(o.x[i])" };
-        let _ = writeln!(
-            text,
-            "using Element = {element};\n__device__ __forceinline__ float x_value(const Operands& o, u32 i) {{ return {value}; }}"
-        );
+        let _ = writeln!(text, "using Element = {element};");
+        if is_bytes {
+            let outside = if self.has_zero_point { "o.outside" } else { "nullptr" };
+            let _ = writeln!(
+                text,
+                "constexpr bool HAS_OUTSIDE = {};\n__device__ __forceinline__ const Element* x_outside(const Operands& o) {{ return {outside}; }}",
+                self.has_zero_point
+            );
+        } else {
+            let value = if self.x_is_function { "x_at(o, i)" } else { "widen(o.x[i])" };
+            let _ = writeln!(
+                text,
+                "__device__ __forceinline__ float x_value(const Operands& o, u32 i) {{ return {value}; }}"
+            );
+        }
         text += match self.layout {
             Layout::Planes => include_str!("../../cuda/depthwise_planes.cu"),
+            Layout::Channels if is_bytes => include_str!("../../cuda/depthwise_bytes.cu"),
             Layout::Channels => include_str!("../../cuda/depthwise_channels.cu"),
         };
         let [out_h, out_w] = self.output;
         let threads = match self.layout {
             Layout::Planes => self.images * self.out_channels * out_h.div_ceil(strip) * out_w,
-            Layout::Channels => self.images * out_h * out_w.div_ceil(strip) * self.channels * self.element.bytes() / 16,
+            Layout::Channels => self.images * out_h * out_w.div_ceil(strip) * self.channels / self.together(),
         };
         let entry = format!("depthwise_{element}_{}x{}", self.kernel[0], self.kernel[1]);
         let mut launches = Vec::new();

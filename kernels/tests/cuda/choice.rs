@@ -105,6 +105,7 @@ fn what_has_no_kernel_is_refused() {
         causal_offset: None,
         has_mask: false,
         element: Element::F16,
+        memory: Element::F16,
         functions: Functions::default(),
     };
     refused(attention.kernel(Device::H100), "256");

@@ -1,6 +1,6 @@
 //! CUDA without a GPU: the CUDA backend's own code on an imitated driver and compiler, whose kernels the C++ compiler makes for the processor.
 //!
-//! They are shared objects with the names that the backend looks for, cuBLASLt's too, so nothing in it knows that they are not NVIDIA's. What
+//! They are shared objects with the names that the backend looks for, cuBLASLt's and NVML's too, so nothing in it knows that they are not NVIDIA's. What
 //! they check and what they leave out is in `cuda/driver.cpp`.
 
 use super::{SAMPLE, call};
@@ -80,7 +80,12 @@ fn build() -> Result<PathBuf> {
         define("HEADERS", sources.clone()),
         define("HOST_FOLDER", root().join("kernels/cuda")),
     ];
-    let libraries = [("libcuda.so", "driver.cpp"), ("libnvrtc.so", "compiler.cpp"), ("libcublasLt.so", "cublaslt.cpp")];
+    let libraries = [
+        ("libcuda.so", "driver.cpp"),
+        ("libnvrtc.so", "compiler.cpp"),
+        ("libcublasLt.so", "cublaslt.cpp"),
+        ("libnvidia-ml.so.1", "nvml.cpp"),
+    ];
     for (library, source) in libraries {
         // Whole or not at all: another process may have it loaded.
         let part = folder.join(format!("{library}.{}", std::process::id()));

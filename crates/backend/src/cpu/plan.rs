@@ -778,7 +778,8 @@ impl Builder<'_> {
             building.first = building.first.min(step);
         }
         let bytes = reads.iter().chain(writes).map(|b| self.buffers[b.0 as usize].bytes as u64).sum();
-        let work = Work { operations: lowered.operations(), bytes };
+        let (operations, integer_operations) = (lowered.operations(), lowered.integer_operations());
+        let work = Work { operations, integer_operations, bytes };
         self.steps.push(PlannedStep { lowered, node: self.current, kernel: self.kernel, work });
     }
 }

@@ -1,8 +1,8 @@
 //! CUDA's driver and NVRTC, held by values that give back what they hold.
 //!
 //! Nothing is linked: both libraries are looked for when a device is opened, and what is missing is a sentence. Every call binds the
-//! device's context to its thread first. There is no unified memory, and no event: what is freed is idle, since a session waits before it
-//! goes.
+//! device's context to its thread first. There is no unified memory, and no event but for what is timed: what is freed is idle, since a session
+//! waits before it goes.
 #![allow(unsafe_code)] // a foreign interface
 
 use crate::{CompileError, ResourceError, RunError, gpu::lock};
@@ -17,10 +17,14 @@ use std::{
     ffi::{CStr, CString, c_int, c_void},
     ptr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 /// The oldest CUDA whose driver we run on, as the driver tells it: 1000 · major + 10 · minor.
 const OLDEST_DRIVER: i32 = 12000;
+
+/// The oldest that tells how much time passed between two events by the name that the bindings know.
+const OLDEST_CLOCK: i32 = 12080;
 
 /// The oldest compute capability that kernels are compiled for, as `major · 10 + minor`.
 const OLDEST_DEVICE: i32 = 75;
@@ -503,6 +507,12 @@ impl Stream {
         self.context.run(|| unsafe { result::graph::launch(graph.instance, self.stream) })
     }
 
+    /// The moment when all that was asked for before is done.
+    pub fn mark(&self, event: &Event) -> Result<(), RunError> {
+        // SAFETY: both are ours, and of one context.
+        self.context.run(|| unsafe { result::event::record(event.event, self.stream) })
+    }
+
     /// Waits until everything is done.
     pub fn wait(&self) -> Result<(), RunError> {
         // SAFETY: the stream is ours.
@@ -514,6 +524,47 @@ impl Drop for Stream {
     fn drop(&mut self) {
         // SAFETY: made once and destroyed once.
         self.context.release(|| unsafe { result::stream::destroy(self.stream) });
+    }
+}
+
+/// A moment in a stream's order, by the device's clock.
+pub(super) struct Event {
+    context: Arc<Context>,
+    event: sys::CUevent,
+}
+
+// SAFETY: a handle that the driver takes from any thread; one thread has it at a time.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// `None` of a driver that is too old to tell what passed between two.
+    ///
+    /// # Errors
+    /// The device gives no more.
+    pub fn new(context: &Arc<Context>) -> Result<Option<Event>, ResourceError> {
+        if context.facts.driver < OLDEST_CLOCK {
+            return Ok(None);
+        }
+        let event = context.call(|| result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        let event = event.map_err(|error| resource("an event of the GPU", error))?;
+        Ok(Some(Event { context: Arc::clone(context), event }))
+    }
+
+    /// What passed between `earlier` and this, both of which are over.
+    ///
+    /// # Errors
+    /// A lost device.
+    pub fn since(&self, earlier: &Event) -> Result<Duration, RunError> {
+        // SAFETY: both are there, and marked in one stream.
+        let ms = self.context.run(|| unsafe { result::event::elapsed(earlier.event, self.event) })?;
+        Ok(Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default())
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made once and destroyed once.
+        self.context.release(|| unsafe { result::event::destroy(self.event) });
     }
 }
 

@@ -53,6 +53,8 @@ enum Form {
 pub(super) struct Session {
     /// What the run is from its second time on; `Err` where it can't be recorded.
     graph: Option<Result<Graph, ()>>,
+    /// What runs are timed by.
+    clock: Option<Clock>,
     runs: u64,
     /// Something may be on its way.
     is_busy: bool,
@@ -65,6 +67,12 @@ pub(super) struct Session {
     leaving: Pinned,
     /// By step.
     arguments: Vec<Bound>,
+}
+
+/// When copies in begin, kernels, copies out, and when these end; and the kernels alone, recorded as in a run that nobody times.
+struct Clock {
+    events: [api::Event; 4],
+    kernels: Option<Graph>,
 }
 
 /// What a step is called with.
@@ -129,35 +137,12 @@ impl Cuda {
 
     /// Some of a plan's steps, and what goes before the first and after the last, in the session's stream.
     fn enqueue(&self, ready: &Ready<Cuda>, session: &mut Session, steps: Range<usize>) -> Result<(), RunError> {
-        let plan = &ready.plan;
-        let Session { stream, arena, entering, entries, leaving, arguments, .. } = session;
         if steps.start == 0 {
-            stream.clear(arena, FAULT_BYTES as u64)?;
-            for (range, &at) in plan.inputs.iter().zip(entries.iter()) {
-                if let Some(range) = range {
-                    stream.upload(arena, range.offset, &entering.bytes()[at..at + range.bytes as usize])?;
-                }
-            }
+            enter(&ready.plan, session)?;
         }
-        let is_last = steps.end == plan.steps.len();
-        for at in steps {
-            let (step, kernel) = (&plan.steps[at], &ready.pipelines[plan.steps[at].pipeline]);
-            launch(stream, kernel, step.groups, &arguments[at])?;
-        }
-        if is_last {
-            stream.download(leaving, 0, arena, 0, FAULT_BYTES)?;
-            for output in &plan.outputs {
-                if let Source::Device { place, staged_at, bytes } = output.from
-                    && bytes > 0
-                {
-                    let (memory, offset) = match place {
-                        Place::Arena(range) => (&*arena, range.offset),
-                        Place::Weight(at) => (&ready.weights[at].buffer, 0),
-                        Place::PartOfWeight(at, range) => (&ready.weights[at].buffer, range.offset),
-                    };
-                    stream.download(leaving, staged_at as usize, memory, offset, bytes as usize)?;
-                }
-            }
+        launch_all(ready, session, steps.clone())?;
+        if steps.end == ready.plan.steps.len() {
+            leave(ready, session)?;
         }
         Ok(())
     }
@@ -221,6 +206,45 @@ fn seconds(stream: &Stream, count: u32, enqueue: impl Fn() -> Result<(), RunErro
         }
     }
     Some(best)
+}
+
+/// What a run begins with: no fault, and the inputs.
+fn enter(plan: &ShapePlan, session: &mut Session) -> Result<(), RunError> {
+    let Session { stream, arena, entering, entries, .. } = session;
+    stream.clear(arena, FAULT_BYTES as u64)?;
+    for (range, &at) in plan.inputs.iter().zip(entries.iter()) {
+        if let Some(range) = range {
+            stream.upload(arena, range.offset, &entering.bytes()[at..at + range.bytes as usize])?;
+        }
+    }
+    Ok(())
+}
+
+fn launch_all(ready: &Ready<Cuda>, session: &mut Session, steps: Range<usize>) -> Result<(), RunError> {
+    for at in steps {
+        let step = &ready.plan.steps[at];
+        launch(&session.stream, &ready.pipelines[step.pipeline], step.groups, &session.arguments[at])?;
+    }
+    Ok(())
+}
+
+/// What it ends with: the faults and the outputs come back.
+fn leave(ready: &Ready<Cuda>, session: &mut Session) -> Result<(), RunError> {
+    let Session { stream, arena, leaving, .. } = session;
+    stream.download(leaving, 0, arena, 0, FAULT_BYTES)?;
+    for output in &ready.plan.outputs {
+        if let Source::Device { place, staged_at, bytes } = output.from
+            && bytes > 0
+        {
+            let (memory, offset) = match place {
+                Place::Arena(range) => (&*arena, range.offset),
+                Place::Weight(at) => (&ready.weights[at].buffer, 0),
+                Place::PartOfWeight(at, range) => (&ready.weights[at].buffer, range.offset),
+            };
+            stream.download(leaving, staged_at as usize, memory, offset, bytes as usize)?;
+        }
+    }
+    Ok(())
 }
 
 /// Asks for a kernel, or for all that a problem's solution launches, in the stream's order.
@@ -365,6 +389,7 @@ impl Driver for Cuda {
         let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
         Ok(Session {
             graph: None,
+            clock: None,
             runs: 0,
             is_busy: false,
             stream: Stream::new(&self.context)?,
@@ -393,13 +418,58 @@ impl Driver for Cuda {
         session.runs += 1;
         // The first run loads whatever the driver has put off, which no recording may.
         if session.runs > 1 && session.graph.is_none() {
-            session.graph = Some(self.record(ready, session)?.ok_or(()));
+            let all = 0..ready.plan.steps.len();
+            let graph = self.record(session, |session| self.enqueue(ready, session, all))?;
+            session.graph = Some(graph.ok_or(()));
         }
         session.is_busy = true;
         match &session.graph {
             Some(Ok(graph)) => session.stream.replay(graph),
             _ => self.enqueue(ready, session, steps),
         }
+    }
+
+    fn timed(
+        &self,
+        ready: &Ready<Cuda>,
+        session: &mut Session,
+        steps: Range<usize>,
+    ) -> Result<Option<gpu::Times>, RunError> {
+        self.wait(session)?;
+        let (is_first, is_last) = (steps.start == 0, steps.end == ready.plan.steps.len());
+        if session.clock.is_none() {
+            let new = || api::Event::new(&self.context);
+            let (Some(a), Some(b), Some(c), Some(d)) = (new()?, new()?, new()?, new()?) else { return Ok(None) };
+            session.clock = Some(Clock { events: [a, b, c, d], kernels: None });
+        }
+        let mut clock = session.clock.take();
+        let Some(Clock { events: [begin, entered, computed, end], kernels }) = &mut clock else { return Ok(None) };
+        // As in submit: from the second whole run on.
+        if is_first && is_last {
+            if session.runs > 0 && kernels.is_none() && !steps.is_empty() {
+                *kernels = self.record(session, |session| launch_all(ready, session, steps.clone()))?;
+            }
+            session.runs += 1;
+        }
+        session.is_busy = true;
+        session.stream.mark(begin)?;
+        if is_first {
+            enter(&ready.plan, session)?;
+        }
+        session.stream.mark(entered)?;
+        match kernels {
+            Some(graph) if is_first && is_last => session.stream.replay(graph)?,
+            _ => launch_all(ready, session, steps)?,
+        }
+        session.stream.mark(computed)?;
+        if is_last {
+            leave(ready, session)?;
+        }
+        session.stream.mark(end)?;
+        self.wait(session)?;
+        let (copies_in, kernels, copies_out) = (entered.since(begin)?, computed.since(entered)?, end.since(computed)?);
+        session.clock = clock;
+        Ok(Some(gpu::Times { copies_in, kernels, copies_out }))
     }
 
     fn wait(&self, session: &mut Session) -> Result<(), RunError> {
@@ -421,13 +491,17 @@ impl Driver for Cuda {
 }
 
 impl Cuda {
-    /// The whole run, recorded; `None` where that can't be.
+    /// What `enqueue` asks for, recorded; `None` where that can't be.
     ///
     /// # Errors
     /// A lost device.
-    fn record(&self, ready: &Ready<Cuda>, session: &mut Session) -> Result<Option<Graph>, RunError> {
+    fn record(
+        &self,
+        session: &mut Session,
+        enqueue: impl FnOnce(&mut Session) -> Result<(), RunError>,
+    ) -> Result<Option<Graph>, RunError> {
         let recorded = session.stream.begin().and_then(|()| {
-            let enqueued = self.enqueue(ready, session, 0..ready.plan.steps.len());
+            let enqueued = enqueue(session);
             // Ended whatever happened.
             let graph = session.stream.end();
             enqueued.and(graph)

@@ -1,13 +1,17 @@
 //! cuBLASLt's matrix products, where that library is found.
 //!
 //! It counts columns first where we count rows: what is `[m, n]` here is `[n, m]` there, with the same leading extent and the same bytes, so
-//! `C = A · B` is asked for as `Cᵀ = Bᵀ · Aᵀ`. What is added to each column is then added to each row, which is what its epilogues do. A
+//! `C = A · B` is asked for as `Cᵀ = Bᵀ · Aᵀ`. What is added to each column is then added to each row, which is what its epilogues do. Their
+//! GELU is the form with the hyperbolic tangent (XLA asks for it in place of no other), so the one by the error function is never asked of it. A
 //! product is prepared once, with the algorithm that the library's heuristics put first, and what names addresses once a session; a run
 //! allocates nothing, and the workspace is ours, so that it can be recorded.
 #![allow(unsafe_code)] // a foreign interface
 
 use super::api::{Context, Stream};
-use crate::{ResourceError, RunError, gpu::LibraryProduct};
+use crate::{
+    ResourceError, RunError,
+    gpu::{LibraryFunction, LibraryProduct},
+};
 use cudarc::cublaslt::{result as lt, sys};
 use cutover_kernels::cuda::{Element, Order};
 use std::{
@@ -21,6 +25,9 @@ const OLDEST: usize = 120_000;
 
 /// Workspace that a product may have, in bytes: what NVIDIA recommends for devices from compute capability 9.0 on.
 const MOST_WORKSPACE: usize = 32 << 20;
+
+/// Of every address that products are of, in bytes.
+const ALIGNMENT: u64 = 256;
 
 /// The library on a device.
 pub(super) struct Library {
@@ -47,8 +54,11 @@ pub(super) struct Call {
     description: Description,
     algorithm: sys::cublasLtMatmulAlgo_t,
     alpha: f32,
+    beta: f32,
     a: u64,
     b: u64,
+    /// What is added beta times; where nothing is, the result's place.
+    residual: u64,
     to: u64,
     workspace: u64,
     workspace_bytes: usize,
@@ -90,7 +100,9 @@ impl Library {
     /// A product that the library has nothing for.
     pub fn prepare(self: &Arc<Library>, product: &LibraryProduct) -> Result<Prepared, String> {
         self.context.bind().map_err(|error| error.to_string())?;
-        let description = Description::new(product, None).map_err(failed)?;
+        // Where the bias will be, as far as its alignment goes: nothing is read there.
+        let bias = product.has_bias.then_some(ALIGNMENT);
+        let description = Description::new(product, bias).map_err(failed)?;
         let preference = Preference::new().map_err(failed)?;
         let [first, second, to] = description.layouts;
         // SAFETY: all were made above and live until the call is back.
@@ -125,7 +137,8 @@ impl Prepared {
     /// # Errors
     /// The library has no memory left.
     pub fn bind(&self, addresses: &[u64]) -> Result<Call, ResourceError> {
-        let &[a, b, to, workspace, ref bias @ ..] = addresses else { unreachable!("four arguments, or five") };
+        let &[a, b, to, workspace, ref more @ ..] = addresses else { unreachable!("four arguments, or more") };
+        let (bias, residual) = more.split_at(usize::from(self.product.has_bias));
         let refused = |error| ResourceError::System {
             what: "a product of cuBLASLt",
             message: lt::CublasError::to_string(&error),
@@ -135,8 +148,10 @@ impl Prepared {
             description: Description::new(&self.product, bias.first().copied()).map_err(refused)?,
             algorithm: self.algorithm,
             alpha: self.product.alpha,
+            beta: self.product.beta,
             a,
             b,
+            residual: residual.first().copied().unwrap_or(to),
             to,
             workspace,
             workspace_bytes: self.workspace_bytes,
@@ -153,7 +168,7 @@ impl Call {
         let refused = |message: String| RunError::Resource(ResourceError::System { what: "the GPU", message });
         self.library.context.bind().map_err(|error| refused(error.to_string()))?;
         let [first, second, to] = self.description.layouts;
-        let (alpha, beta) = (self.alpha, 0.0f32);
+        let (alpha, beta) = (self.alpha, self.beta);
         // SAFETY: the addresses are of device memory of the layouts' extents, which the caller keeps until the stream is idle; the workspace
         // is as large as the algorithm wants it, and this stream's alone.
         let done = unsafe {
@@ -166,7 +181,7 @@ impl Call {
                 first,
                 self.a as *const c_void,
                 second,
-                self.to as *const c_void,
+                self.residual as *const c_void,
                 to,
                 self.to as *mut c_void,
                 to,
@@ -194,11 +209,13 @@ impl Description {
         let compute = if product.tf32 { Compute::CUBLAS_COMPUTE_32F_FAST_TF32 } else { Compute::CUBLAS_COMPUTE_32F };
         let operation = lt::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?;
         let mut made = Description { operation, layouts: [ptr::null_mut(); 3] };
-        let epilogue = match (product.has_bias, product.relu) {
-            (false, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
-            (false, true) => Epilogue::CUBLASLT_EPILOGUE_RELU,
-            (true, false) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
-            (true, true) => Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS,
+        let epilogue = match (product.has_bias, product.function) {
+            (false, LibraryFunction::None) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
+            (false, LibraryFunction::Relu) => Epilogue::CUBLASLT_EPILOGUE_RELU,
+            (false, LibraryFunction::GeluTanh) => Epilogue::CUBLASLT_EPILOGUE_GELU,
+            (true, LibraryFunction::None) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
+            (true, LibraryFunction::Relu) => Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS,
+            (true, LibraryFunction::GeluTanh) => Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
         };
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         // Our second factor `[k, n]` by rows is `[n, k]` by columns, as it is wanted; `[n, k]` by rows is that transposed. Of the first likewise.

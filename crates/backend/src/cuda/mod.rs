@@ -7,11 +7,13 @@ mod api;
 mod cache;
 mod devices;
 mod driver;
+mod energy;
 mod library;
 mod write;
 
 use crate::{Backend, CompileError, gpu::Gpu};
 pub use devices::{CudaDevice, cuda_devices};
+pub use energy::GpuEnergy;
 use std::{path::PathBuf, sync::Arc};
 
 /// How the GPU is chosen, and where what was compiled for it is kept.

@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 /// Pipelines that are kept though nothing uses them.
@@ -107,6 +108,19 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
     /// A lost device.
     fn submit(&self, plan: &Ready<Self>, memory: &mut Self::Memory, steps: Range<usize>) -> Result<(), RunError>;
 
+    /// Runs steps as [`Driver::submit`] does, waits, and says what that took by the device's own clock; `None`, and nothing done, where it has none.
+    ///
+    /// # Errors
+    /// As [`Driver::wait`].
+    fn timed(
+        &self,
+        _plan: &Ready<Self>,
+        _memory: &mut Self::Memory,
+        _steps: Range<usize>,
+    ) -> Result<Option<Times>, RunError> {
+        Ok(None)
+    }
+
     /// Waits until everything that was submitted with `memory` is done.
     ///
     /// # Errors
@@ -122,6 +136,14 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
         memory: &mut Self::Memory,
         hand_out: &mut dyn FnMut(&[u8]) -> Result<(), RunError>,
     ) -> Result<(), RunError>;
+}
+
+/// What some of a plan's steps took, and the copies before the first and after the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Times {
+    pub copies_in: Duration,
+    pub kernels: Duration,
+    pub copies_out: Duration,
 }
 
 /// One way to solve a problem that is not for generated kernels.
@@ -141,7 +163,7 @@ impl Solution {
     }
 }
 
-/// A matrix product as libraries take it: `C[z, m, n] = max?(alpha · Σ_k A[z, m, k] · B[z, k, n] + bias?[n], 0)`.
+/// A matrix product as libraries take it: `C[z, m, n] = function(alpha · Σ_k A[z, m, k] · B[z, k, n] + beta · residual[z, m, n] + bias?[n])`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LibraryProduct {
     pub m: usize,
@@ -153,12 +175,23 @@ pub(crate) struct LibraryProduct {
     pub b: LibraryFactor,
     /// Of A and B.
     pub element: Element,
-    /// Of C and the bias.
+    /// Of C, the residual and the bias.
     pub result: Element,
     pub tf32: bool,
     pub alpha: f32,
+    /// There is no residual where it is 0.
+    pub beta: f32,
     pub has_bias: bool,
-    pub relu: bool,
+    pub function: LibraryFunction,
+}
+
+/// What libraries do to a sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LibraryFunction {
+    None,
+    Relu,
+    /// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³)))`.
+    GeluTanh,
 }
 
 /// Where a factor's elements lie: rows or columns `leading` elements apart, matrices `stride`.
@@ -170,11 +203,16 @@ pub(crate) struct LibraryFactor {
 }
 
 impl LibraryProduct {
-    /// A, B, C, a workspace, and the bias (input 2) if there is one.
+    pub fn has_residual(&self) -> bool {
+        self.beta != 0.0
+    }
+
+    /// A, B, C, a workspace, and the bias and the residual as far as there are such (inputs from 2 on).
     pub fn arguments(&self) -> Vec<Argument> {
-        let all =
-            [Argument::Input(0), Argument::Input(1), Argument::Output(0), Argument::Workspace, Argument::Input(2)];
-        all[..if self.has_bias { 5 } else { 4 }].to_vec()
+        let mut all = vec![Argument::Input(0), Argument::Input(1), Argument::Output(0), Argument::Workspace];
+        let more = usize::from(self.has_bias) + usize::from(self.has_residual());
+        all.extend((2..2 + more).map(Argument::Input));
+        all
     }
 }
 

@@ -21,7 +21,7 @@ use cutover_graph::{Graph, Node, Plan};
 pub(crate) use device::{Beside, Candidate};
 pub(crate) use device::{Device, Driver, Limits, lock};
 #[cfg(feature = "cuda")]
-pub(crate) use device::{LibraryProduct, Solution};
+pub(crate) use device::{LibraryFunction, LibraryProduct, Solution, Times};
 pub(crate) use peak::peak;
 #[cfg(feature = "wgpu")]
 pub(crate) use plan::Step;

@@ -11,7 +11,7 @@ use crate::{
     attention::{Attention, Known},
 };
 use cutover_graph::{
-    Constant, Fact, Graph, Node, NodeId, Plan, TensorFact, ValueId,
+    Constant, Fact, Graph, Node, NodeId, Op, Plan, TensorFact, ValueId,
     ops::{Facts, InferContext},
     plan::arena::{Interval, place},
 };
@@ -170,7 +170,7 @@ pub(crate) struct Builder<'a> {
     evaluated: HashMap<ValueId, Constant>,
     /// Values that are in memory in 16 bits too, for products of such.
     narrowed: HashMap<ValueId, BufferId>,
-    /// Pictures that are in memory in 16 bits by channels.
+    /// Pictures that are in memory by channels: of floats in 16 bits, of bytes as signed ones, four a word.
     by_channels: HashMap<ValueId, BufferId>,
     /// By value: the nodes that read it.
     uses: Vec<Vec<NodeId>>,
@@ -332,12 +332,19 @@ impl Builder<'_> {
         for &output in &node.outputs {
             let is_function = matches!(self.held[output.index()], Some(Operand::Function(_)));
             // Computed once where several read it, but for what is only seen otherwise than it lies.
-            let is_read_twice = self.uses[output.index()].len() > 1 && !self.by_channels.contains_key(&output);
+            let is_read_twice = self.uses[output.index()].len() > 1 && !self.is_view_by_channels(node, output);
             if is_function && (is_read_twice || self.is_output[output.index()]) {
                 self.buffer(output)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether `output` lies by channels, or is widened from what does.
+    fn is_view_by_channels(&self, node: &Node, output: ValueId) -> bool {
+        let is_widened = matches!(node.op, Op::DequantizeLinear(_));
+        let from = node.inputs.first().copied().flatten().filter(|_| is_widened).unwrap_or(output);
+        self.by_channels.contains_key(&from)
     }
 
     fn is_read(&self, id: ValueId) -> bool {
@@ -519,6 +526,11 @@ impl Builder<'_> {
             DType::I32 => Some(tensor.to_vec::<i32>().ok()?.into_iter().map(i64::from).collect()),
             _ => None,
         }
+    }
+
+    /// The nodes that read `id`.
+    pub fn readers(&self, id: ValueId) -> impl Iterator<Item = &Node> {
+        self.uses[id.index()].iter().map(|&node| self.graph.node(node))
     }
 
     /// Notes that the current node's steps, or those of one to come, give these nodes' results too.
@@ -790,12 +802,12 @@ impl Builder<'_> {
         self.narrowed.insert(id, buffer);
     }
 
-    /// The buffer of the picture `id` in 16 bits by channels, where it is there.
+    /// The buffer of the picture `id` by channels, in 16 bits or bytes, where it is there.
     pub fn by_channels(&self, id: ValueId) -> Option<BufferId> {
         self.by_channels.get(&id).copied()
     }
 
-    /// `buffer` holds the picture `id` in 16 bits by channels.
+    /// `buffer` holds the picture `id` by channels, in 16 bits or bytes.
     pub fn keep_by_channels(&mut self, id: ValueId, buffer: BufferId) {
         self.by_channels.insert(id, buffer);
     }

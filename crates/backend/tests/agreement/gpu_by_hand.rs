@@ -8,21 +8,23 @@ use super::{
     support::{Random, answers, run, seeds},
 };
 use cutover_backend::{
-    Backend, CompileOptions, Input, Numerics, OpTiming, Output, Precision, Profiler, RunContext, SessionMemory,
-    reference,
+    Backend, CompileOptions, Input, Numerics, OpTiming, Output, Phase, PhaseObserver, Precision, Profiler, RunContext,
+    SessionMemory, reference,
 };
 use cutover_graph::{
     Op, Plan, TensorFact, ValueId,
     ops::{
-        Activation, Binary, BinaryFunction, Cell, CellActivation, Conv, Direction, Gemm, GlobalPool,
-        GlobalPoolFunction, InstanceNorm, LayerNorm, MatMul, MatMulInteger, MatMulNBits, Padding, Recurrent, Reduce,
-        ReduceFunction, Softmax, SoftmaxFunction, Transpose, Unary, UnaryFunction, Window,
+        Activation, Binary, BinaryFunction, Cell, CellActivation, Conv, ConvInteger, DequantizeLinear, Direction, Gemm,
+        GlobalPool, GlobalPoolFunction, Granularity, InstanceNorm, LayerNorm, MatMul, MatMulInteger, MatMulNBits,
+        Padding, QuantizeLinear, Recurrent, Reduce, ReduceFunction, Softmax, SoftmaxFunction, Transpose, Unary,
+        UnaryFunction, Window,
     },
 };
 use cutover_tensor::{DType, Tensor, Value};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 fn cuda(test: &str) -> Option<Arc<dyn Backend>> {
@@ -62,6 +64,59 @@ fn check_by(gpu: &Arc<dyn Backend>, drawing: Drawing, expected: &[&str], toleran
     let expected: BTreeSet<String> = expected.iter().map(|name| name.to_string()).collect();
     assert_eq!(found, expected, "{}", drawing.said.join("; "));
     check(gpu, drawing, tolerance);
+}
+
+#[derive(Default)]
+struct Times(Mutex<Vec<(Phase, Duration)>>);
+
+impl PhaseObserver for Times {
+    fn record(&self, phase: Phase, duration: Duration) {
+        self.0.lock().unwrap().push((phase, duration));
+    }
+}
+
+/// A run that is watched gives the same answers, from the first to one whose kernels are recorded, and its kernels took some time.
+#[test]
+fn runs_are_timed_on_the_gpu() {
+    let Some(gpu) = cuda("runs_are_timed_on_the_gpu") else { return };
+    let mut d = Drawing::new(12);
+    let (x, w) = (d.input(&[20, 64]), d.weights(&[64, 72]));
+    let y = d.node(MatMul { activation: None }, &[x, w]);
+    let y = d.node(Softmax { function: SoftmaxFunction::Softmax, axis: -1, coerced: false }, &[y]);
+    d.graph.set_outputs(vec![y]);
+    let plan = Plan::new(d.graph).unwrap();
+    let expected = run(&reference(), &plan, &d.inputs, "timed");
+    let mut session =
+        gpu.compile(&plan, &CompileOptions::default()).unwrap().session(SessionMemory::default()).unwrap();
+    let inputs: Vec<Input<'_>> = d.inputs.iter().map(Input::Value).collect();
+    for at in 0..4 {
+        let times = Times::default();
+        // An ordinary run between watched ones.
+        let phases = (at != 2).then_some(&times as &dyn PhaseObserver);
+        let mut outputs = [Output::Allocate(None)];
+        session.run(&inputs, &mut outputs, &RunContext { phases, ..RunContext::default() }).unwrap();
+        let [Output::Allocate(Some(Value::Tensor(answer)))] = &outputs else { panic!("a tensor expected") };
+        near(answer, &expected[0], 1e-5, "timed");
+        let times = times.0.into_inner().unwrap();
+        let seen: Vec<Phase> = times.iter().map(|(phase, _)| *phase).collect();
+        let all = [Phase::CopyIn, Phase::Kernels, Phase::CopyOut];
+        assert_eq!(seen, if at == 2 { &[][..] } else { &all });
+        assert!(times.get(1).is_none_or(|(_, kernels)| !kernels.is_zero()), "{times:?}");
+    }
+}
+
+/// Of the GPU by its name; whoever has none is told so.
+#[cfg(feature = "cuda")]
+#[test]
+fn energy_of_the_gpu_is_counted() {
+    let Some(gpu) = cuda("energy_of_the_gpu_is_counted") else { return };
+    let energy = cutover_backend::GpuEnergy::start(&gpu.describe().device).unwrap();
+    let first = energy.joules().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let second = energy.joules().unwrap();
+    assert!(first >= 0.0 && second > first, "{first} J, then {second} J");
+    let error = cutover_backend::GpuEnergy::start("no such GPU").err().unwrap();
+    assert!(error.contains("no such GPU"), "{error}");
 }
 
 fn window(strides: [usize; 2], dilations: [usize; 2], padding: usize) -> Window {
@@ -259,10 +314,16 @@ fn recurrences_agree() {
 #[test]
 fn attentions_agree() {
     let Some(gpu) = cuda("attentions_agree") else { return };
-    for (at, [batch, heads, queries, keys, depth, width]) in
-        [[1, 1, 1, 1, 1, 1], [2, 3, 33, 65, 16, 20], [1, 2, 64, 64, 64, 64], [2, 1, 5, 130, 7, 128]]
-            .into_iter()
-            .enumerate()
+    for (at, [batch, heads, queries, keys, depth, width]) in [
+        [1, 1, 1, 1, 1, 1],
+        [2, 3, 33, 65, 16, 20],
+        [1, 2, 64, 64, 64, 64],
+        [2, 1, 5, 130, 7, 128],
+        [2, 2, 33, 65, 16, 24],
+        [1, 3, 70, 129, 40, 8],
+    ]
+    .into_iter()
+    .enumerate()
     {
         let mut d = Drawing::new(at as u64);
         let q = d.input(&[batch, heads, queries, depth]);
@@ -278,7 +339,19 @@ fn attentions_agree() {
         let y = d.node(MatMul { activation: None }, &[p, v]);
         let y = turn(&mut d, y, [0, 2, 1, 3]);
         d.graph.set_outputs(vec![y]);
+        let (plan, inputs, said) = (Plan::new(d.graph.clone()).unwrap(), d.inputs.clone(), d.said.join("; "));
         check_by(&gpu, d, &["attention by hand"], 1e-5);
+        // On tensor cores, where rows fill 16 bytes.
+        let fills = depth % 8 == 0 && width % 8 == 0;
+        for (precision, name, tolerance) in [(Precision::F16, ", f16", 2e-3), (Precision::BF16, ", bf16", 2e-2)] {
+            let options = CompileOptions { precision, ..CompileOptions::default() };
+            let found = kernels(&gpu, &plan, &inputs, &options);
+            let kernel = format!("attention by hand{}", if fills { name } else { "" });
+            assert!(found.contains(&kernel), "{said} in {precision:?}: {found:?}");
+            let expected = run(&reference(), &plan, &inputs, &said);
+            let actual = answers(gpu.compile(&plan, &options).unwrap(), &inputs, &said);
+            near(&actual[0], &expected[0], tolerance, &said);
+        }
     }
 }
 
@@ -291,6 +364,9 @@ fn blocks_of_few_bits_agree() {
         (8, 33, 256, 8, 128, true),
         (5, 9, 96, 2, 16, true),
         (9, 20, 64, 4, 32, true),
+        (33, 70, 150, 4, 64, false),
+        (70, 40, 96, 8, 32, true),
+        (17, 24, 100, 2, 16, true),
     ]
     .into_iter()
     .enumerate()
@@ -309,8 +385,20 @@ fn blocks_of_few_bits_agree() {
         }
         let y = d.node(MatMulNBits { n, k, bits, block_size, accuracy_level: 0 }, &inputs);
         d.graph.set_outputs(vec![y]);
-        let kernel = if m <= 8 { "blocked product by hand" } else { "blocked product" };
-        check_by(&gpu, d, &[kernel], 1e-5);
+        let (plan, inputs, said) = (Plan::new(d.graph.clone()).unwrap(), d.inputs.clone(), d.said.join("; "));
+        check_by(&gpu, d, &["blocked product by hand"], 1e-5);
+        // Of more rows on tensor cores.
+        for (precision, name, tolerance) in
+            [(Precision::F16, ", f16", 2e-3), (Precision::BF16, ", bf16", 2e-2), (Precision::Tf32, ", tf32", 2e-3)]
+        {
+            let options = CompileOptions { precision, ..CompileOptions::default() };
+            let found = kernels(&gpu, &plan, &inputs, &options);
+            let kernel = format!("blocked product by hand{}", if m > 8 { name } else { "" });
+            assert!(found.contains(&kernel), "{said} in {precision:?}: {found:?}");
+            let expected = run(&reference(), &plan, &inputs, &said);
+            let actual = answers(gpu.compile(&plan, &options).unwrap(), &inputs, &said);
+            near(&actual[0], &expected[0], tolerance, &said);
+        }
     }
 }
 
@@ -341,6 +429,109 @@ fn products_of_bytes_agree() {
         assert!(found.contains("integer product by hand"), "{found:?}");
         check(&gpu, d, 0.0);
     }
+}
+
+/// Bytes stay bytes from one convolution to the next: what quantizes a sum is the kernel's epilogue, whatever the activation and the residual.
+#[test]
+fn convolutions_of_bytes_agree() {
+    let Some(gpu) = cuda("convolutions_of_bytes_agree") else { return };
+    let per_tensor = Granularity { axis: 1, block_size: 0 };
+    // Channels in, between and out; of the image.
+    for (at, ([first, middle, last], size)) in
+        [([3, 16, 24], [9, 7]), ([16, 32, 8], [6, 11]), ([5, 12, 6], [5, 5]), ([64, 64, 130], [7, 7])]
+            .into_iter()
+            .enumerate()
+    {
+        let mut d = Drawing::new(at as u64 + 40);
+        let shape = [1 + at % 2, first, size[0], size[1]];
+        let (of_image, of_filters) = if at % 2 == 0 { (DType::U8, DType::I8) } else { (DType::I8, DType::U8) };
+        let bytes = |d: &mut Drawing, dtype: DType, shape: &[usize]| {
+            let bytes: Vec<u8> = (0..shape.iter().product()).map(|_| d.random.below(256) as u8).collect();
+            Tensor::from_bytes(dtype, shape, &bytes).unwrap()
+        };
+        let image = bytes(&mut d, of_image, &shape);
+        let id = d.graph.add_input("x", TensorFact::of_constant_shape(of_image, &shape));
+        d.inputs.push(Value::Tensor(image));
+        let step = d.constant(Tensor::scalar(0.05f32));
+        let zero = match of_image {
+            DType::U8 => d.constant(Tensor::scalar(131u8)),
+            _ => d.constant(Tensor::scalar(-3i8)),
+        };
+        let dequantized = |d: &mut Drawing, id| {
+            d.node(DequantizeLinear { granularity: per_tensor, output_dtype: None }, &[id, step, zero])
+        };
+        let quantized = |d: &mut Drawing, id| {
+            let op = QuantizeLinear { granularity: per_tensor, output_dtype: None, saturate: true, precision: None };
+            d.node(op, &[id, step, zero])
+        };
+        let conv = |d: &mut Drawing, of: &[ValueId], filters: [usize; 4], stride: usize, group: usize, activation| {
+            let w = bytes(d, of_filters, &filters);
+            let w = d.constant(w);
+            let scales = (0..filters[0]).map(|c| 0.0004 * (1 + c % 5) as f32).collect::<Vec<_>>();
+            let scales = d.constant(Tensor::from_vec([filters[0]], scales).unwrap());
+            let middle = if of_filters == DType::U8 { 128 } else { 0 };
+            let zeros = Tensor::from_bytes(of_filters, [filters[0]], &vec![middle; filters[0]]).unwrap();
+            let zeros = d.constant(zeros);
+            let op = DequantizeLinear { granularity: Granularity { axis: 0, block_size: 0 }, output_dtype: None };
+            let w = d.node(op, &[w, scales, zeros]);
+            let bias = d.weights(&[filters[0]]);
+            let window = window([stride; 2], [1, 1], filters[2] / 2);
+            d.node(Conv { window, group, activation }, &[&[of[0], w, bias], &of[1..]].concat())
+        };
+        let x = dequantized(&mut d, id);
+        let a = conv(&mut d, &[x], [middle, first, 3, 3], 1, 1, Some(Activation::Relu));
+        let a = quantized(&mut d, a);
+        let a = dequantized(&mut d, a);
+        let b = conv(&mut d, &[a], [middle, 1, 3, 3], 1, middle, Some(Activation::Clip { low: 0.0, high: 6.0 }));
+        let b = quantized(&mut d, b);
+        let b = dequantized(&mut d, b);
+        // Added to what was read before.
+        let c = conv(&mut d, &[b, a], [middle, middle, 1, 1], 1, 1, None);
+        let c = quantized(&mut d, c);
+        let c = dequantized(&mut d, c);
+        let grouped = if middle % 8 == 0 { 2 } else { 1 };
+        let e = conv(&mut d, &[c], [last, middle / grouped, 3, 3], 2, grouped, None);
+        let f = quantized(&mut d, e);
+        let g = dequantized(&mut d, f);
+        d.graph.set_outputs(vec![f, g]);
+        let (plan, said) = (Plan::new(d.graph).unwrap(), d.said.join("; "));
+        let found = kernels(&gpu, &plan, &d.inputs, &CompileOptions::default());
+        let is_by_hand = |name: &str| name.contains("integer convolution by hand");
+        assert!(found.contains("integer convolution by hand"), "{said}: {found:?}");
+        assert!(found.contains("depthwise integer convolution by hand"), "{said}: {found:?}");
+        // What is convolved and added is packed, and seen otherwise where it is added.
+        let is_rest = |name: &str| ["packing", "quantization", "elementwise"].contains(&name);
+        assert!(found.iter().all(|name| is_by_hand(name) || is_rest(name)), "{said}: {found:?}");
+        let floats = |values: Vec<Tensor>| values[1].to_vec::<f32>().unwrap();
+        let expected = floats(run(&reference(), &plan, &d.inputs, &said));
+        let actual = floats(run(&gpu, &plan, &d.inputs, &said));
+        // A sum between two steps may go either way, and what follows from it.
+        let differ = actual.iter().zip(&expected).filter(|(a, e)| a != e).count();
+        assert!(
+            differ * 50 <= expected.len() && near_by(&actual, &expected, 0.051),
+            "{differ} of {}: {said}",
+            expected.len()
+        );
+    }
+    // Sums themselves, of a picture whose zero point comes with it: exact.
+    let mut d = Drawing::new(50);
+    let shape = [2, 6, 7, 5];
+    let x: Vec<u8> = (0..420).map(|_| d.random.below(256) as u8).collect();
+    let w: Vec<i8> = (0..8 * 6 * 9).map(|_| d.random.below(256) as u8 as i8).collect();
+    let id = d.graph.add_input("x", TensorFact::of_constant_shape(DType::U8, &shape));
+    d.inputs.push(Value::Tensor(Tensor::from_vec(shape, x).unwrap()));
+    let zero = d.graph.add_input("zero", TensorFact::of_constant_shape(DType::U8, &[]));
+    d.inputs.push(Value::Tensor(Tensor::scalar(77u8)));
+    let w = d.constant(Tensor::from_vec([8, 6, 3, 3], w).unwrap());
+    let y = d.node(ConvInteger { window: window([1, 2], [1, 1], 1), group: 1 }, &[id, w, zero]);
+    d.graph.set_outputs(vec![y]);
+    let found = kernels(&gpu, &Plan::new(d.graph.clone()).unwrap(), &d.inputs, &CompileOptions::default());
+    assert!(found.contains("integer convolution by hand"), "{found:?}");
+    check(&gpu, d, 0.0);
+}
+
+fn near_by(actual: &[f32], expected: &[f32], most: f32) -> bool {
+    actual.iter().zip(expected).all(|(a, e)| (a - e).abs() <= most)
 }
 
 /// `op` of `input`, in `precision`: by `kernel`, near what the reference makes of rounded operands, and how many bytes of weights there are.
@@ -431,10 +622,19 @@ fn large_products_agree() {
         check_precision(&gpu, matmul(Some(Activation::Relu)), &x, &[w.clone(), bias.clone()], precision, &by(name));
         check_precision(&gpu, gemm(1.0, false, true), &x, &[r.tensor(&[n, k]), bias.clone()], precision, &by(name));
     }
+    // Its GELU is that of the hyperbolic tangent; and a residual.
+    check_precision(&gpu, matmul(Some(Activation::GeluTanh)), &x, &[w.clone(), bias.clone()], full, &by(""));
+    check_precision(&gpu, matmul(Some(Activation::GeluTanh)), &x, std::slice::from_ref(&w), full, &by(""));
+    let residual = r.tensor(&[m, n]);
+    check_precision(&gpu, matmul(Some(Activation::Relu)), &x, &[w.clone(), residual.clone()], full, &by(""));
+    let scaled = Gemm { alpha: 0.5, beta: -0.75, transpose_a: false, transpose_b: false, activation: None };
+    check_precision(&gpu, scaled, &x, &[w.clone(), residual.clone()], full, &by(""));
+    check_precision(&gpu, matmul(None), &x, &[w.clone(), residual], Precision::F16, &by(", f16"));
     // What it has no epilogue for is ours anyway.
     let hand = "matrix product by hand";
-    check_precision(&gpu, matmul(Some(Activation::Gelu)), &x, &[w.clone(), bias], full, hand);
-    check_precision(&gpu, matmul(None), &x, &[w, r.tensor(&[m, n])], full, hand);
+    check_precision(&gpu, matmul(Some(Activation::Gelu)), &x, &[w.clone(), bias.clone()], full, hand);
+    let scaled = Gemm { alpha: 1.0, beta: 2.0, transpose_a: false, transpose_b: false, activation: None };
+    check_precision(&gpu, scaled, &x, &[w, bias], full, hand);
 }
 
 /// Which of several tiles is fastest is measured where compiled kernels are kept, and kept with them; a choice that is torn is made again.

@@ -133,6 +133,7 @@ impl Listed {
             "limits": { "buffer_bytes": self.largest_bytes, "binding_bytes": self.bound_bytes },
             "details": self.more,
             "gflop_per_second": peak.map(|peak| peak.operations_per_second / 1e9),
+            "integer_gop_per_second": peak.map(|peak| peak.integer_operations_per_second / 1e9),
             "gb_per_second": peak.map(|peak| peak.bytes_per_second / 1e9),
             "error": self.peak.as_ref().and_then(|peak| peak.as_ref().err()).map(ToString::to_string),
         })

@@ -51,7 +51,12 @@ impl Backend for Fake {
     }
 
     fn measure_peak(&self) -> Option<Peak> {
-        Some(Peak { operations_per_second: self.gflops * 1e9, bytes_per_second: 1e12 })
+        let operations_per_second = self.gflops * 1e9;
+        Some(Peak {
+            operations_per_second,
+            integer_operations_per_second: operations_per_second,
+            bytes_per_second: 1e12,
+        })
     }
 
     fn driver(&self) -> Option<String> {
@@ -106,7 +111,8 @@ impl Session for FakeSession {
         }
         clock.0.fetch_add(*micros, Ordering::Relaxed);
         if let Some(profiler) = context.profiler {
-            let (duration, work) = (Duration::from_micros(*micros), Work { operations: *operations, bytes: 0 });
+            let (duration, work) =
+                (Duration::from_micros(*micros), Work { operations: *operations, ..Work::default() });
             profiler.record(OpTiming { node: "n", op: "Exp", kernel: name, duration, work });
         }
         Ok(())

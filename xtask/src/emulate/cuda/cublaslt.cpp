@@ -1,7 +1,8 @@
 // libcublasLt as far as Cutover calls it, for machines without a GPU: products of matrices that count columns first, computed on the processor
-// in the order of the imitated driver's streams, their factors rounded to TF32 where that was asked for. Layouts that do not fit together or
+// in the order of the imitated driver's streams, their factors rounded to TF32 where that was asked for, and what its epilogues do to sums. Layouts that do not fit together or
 // reach beyond device memory stop the process, as does a handle that goes with anything left. IMITATED_CUDA may hold `no-products` (no handle)
 // and `refused-products` (the heuristics find nothing).
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -17,6 +18,7 @@ namespace {
 enum Status { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 enum Type { F32 = 0, F16 = 2, BF16 = 14 };
 enum Compute { COMPUTE_F32 = 68, COMPUTE_TF32 = 77 };
+enum Epilogue { DEFAULT = 1, RELU = 2, BIAS = 4, GELU = 32 };
 
 const uint64_t MAGIC = 0x6375744f76657221;
 const size_t WORKSPACE = 4096;
@@ -121,9 +123,18 @@ Status check(const Operation& operation, const Layout& a, const Layout& b, const
     if (operation.compute == COMPUTE_TF32 && a.type != F32) return NOT_SUPPORTED;
     if (operation.scale != F32 || (operation.compute != COMPUTE_F32 && operation.compute != COMPUTE_TF32)) return NOT_SUPPORTED;
     if (c.type != F32 && c.type != a.type) return NOT_SUPPORTED;
-    if (operation.epilogue != 1 && operation.epilogue != 2 && operation.epilogue != 4 && operation.epilogue != 6) return NOT_SUPPORTED;
-    return SUCCESS;
+    switch (operation.epilogue) {
+        case DEFAULT:
+        case RELU:
+        case GELU:
+        case BIAS:
+        case BIAS | RELU:
+        case BIAS | GELU: return SUCCESS;
+        default: return NOT_SUPPORTED;
+    }
 }
+
+float gelu(float x) { return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x))); }
 
 template <typename T>
 int create(T** to, T value) {
@@ -213,18 +224,20 @@ int cublasLtMatmul(void* handle, const Operation* operation, const void* alpha, 
                    const void* beta, const void* c, const Layout* of_c, void* d, const Layout* of_d, const Algorithm* algorithm, void* workspace,
                    size_t workspace_bytes, void* stream) {
     if (handle != &handles || algorithm->data[0] != MAGIC || workspace_bytes < WORKSPACE) return INVALID_VALUE;
-    if (c != d || of_c != of_d || *(const float*)beta != 0.0f) return NOT_SUPPORTED;
+    const float times = *(const float*)beta;
+    if (of_c != of_d) return NOT_SUPPORTED;
     if (Status status = check(*operation, *of_a, *of_b, *of_d)) return status;
     auto* is_on_device = of_driver<bool(const void*, size_t)>("imitated_is_on_device");
-    const bool has_bias = operation->epilogue & 4;
+    const bool has_bias = operation->epilogue & BIAS;
     if (!is_on_device(a, last(*of_a) * size(of_a->type)) || !is_on_device(b, last(*of_b) * size(of_b->type)) ||
-        !is_on_device(d, last(*of_d) * size(of_d->type)) || !is_on_device(workspace, workspace_bytes) ||
+        !is_on_device(d, last(*of_d) * size(of_d->type)) || (times != 0.0f && !is_on_device(c, last(*of_d) * size(of_d->type))) || !is_on_device(workspace, workspace_bytes) ||
         (has_bias && !is_on_device((const void*)operation->bias, of_d->rows * size(of_d->type))))
         fail("a product reaches beyond device memory");
     const Operation what = *operation;
     const Layout la = *of_a, lb = *of_b, ld = *of_d;
     const float scale = *(const float*)alpha;
     const char *from_a = (const char*)a, *from_b = (const char*)b;
+    const char* from_c = (const char*)c;
     char* to = (char*)d;
     auto* run = new std::function<void()>([=] {
         const bool rounds = what.compute == COMPUTE_TF32;
@@ -239,8 +252,11 @@ int cublasLtMatmul(void* handle, const Operation* operation, const void* alpha, 
                         sum += rounds ? tf32(x) * tf32(y) : x * y;
                     }
                     sum *= scale;
+                    // What is not added is not read.
+                    if (times != 0.0f) sum += times * at(from_c, ld.type, z * ld.stride + j * ld.leading + i);
                     if (has_bias) sum += at((const char*)what.bias, ld.type, i);
-                    if (what.epilogue & 2) sum = sum > 0 ? sum : 0;
+                    if (what.epilogue & RELU) sum = sum > 0 ? sum : 0;
+                    if (what.epilogue & GELU) sum = gelu(sum);
                     put(to, ld.type, z * ld.stride + j * ld.leading + i, sum);
                 }
     });

@@ -6,6 +6,7 @@
 // When the context goes with anything left on it, the process stops and says what. IMITATED_CUDA may hold, separated by commas:
 // `driver:N` (the version told), `none` (no device), `no-graphs`, `memory:N` (bytes), `lost:N` (the Nth launch fails, and all after it).
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -31,6 +32,7 @@ enum Result {
     INVALID_CONTEXT = 201,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
+    NOT_READY = 600,
     LAUNCH_FAILED = 719,
     NOT_SUPPORTED = 801,
     CAPTURE_UNSUPPORTED = 900,
@@ -53,12 +55,19 @@ struct Module {
     std::map<std::string, Function> functions;
 };
 
+// When it is passed, in seconds; before that, 0.
+struct Event {
+    double time = 0;
+    bool is_asked_for = false;
+};
+
 struct Operation {
-    enum Kind { COPY, CLEAR, LAUNCH, CALL } kind;
+    enum Kind { COPY, CLEAR, LAUNCH, CALL, MARK } kind;
     char* to = nullptr;
     const char* from = nullptr;
     size_t bytes = 0;
     Function* function = nullptr;
+    Event* event = nullptr;
     // Of a library.
     void (*call)(void*) = nullptr;
     std::shared_ptr<void> arguments;
@@ -90,6 +99,7 @@ std::map<char*, size_t> host_memory;
 std::set<Module*> modules;
 std::set<Stream*> streams;
 std::set<Graph*> graphs, instances;
+std::set<Event*> events;
 
 long long told(const char* name, long long otherwise) {
     const char* all = getenv("IMITATED_CUDA");
@@ -145,6 +155,7 @@ void run(std::vector<Operation>& operations) {
         if (is_lost) return;
         switch (operation.kind) {
             case Operation::COPY: memcpy(operation.to, operation.from, operation.bytes); break;
+            case Operation::MARK: operation.event->time = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); break;
             case Operation::CLEAR: memset(operation.to, 0, operation.bytes); break;
             case Operation::LAUNCH:
             case Operation::CALL:
@@ -250,6 +261,7 @@ int cuDevicePrimaryCtxRelease_v2(int) {
     if (!host_memory.empty()) fail("pinned memory is left on a context that goes");
     if (!modules.empty()) fail("a module is left on a context that goes");
     if (!streams.empty()) fail("a stream is left on a context that goes");
+    if (!events.empty()) fail("an event is left on a context that goes");
     if (!graphs.empty() || !instances.empty()) fail("a graph is left on a context that goes");
     is_lost = false;
     return SUCCESS;
@@ -419,6 +431,41 @@ int cuStreamSynchronize(Stream* stream) {
     }
     run(stream->waiting);
     return is_lost ? LAUNCH_FAILED : SUCCESS;
+}
+
+int cuEventCreate(Event** event, unsigned flags) {
+    LOCKED;
+    if (Result result = check_apart()) return result;
+    // Those that time nothing are nothing we ask for.
+    if (flags != 0) return NOT_SUPPORTED;
+    *event = new Event;
+    events.insert(*event);
+    return SUCCESS;
+}
+int cuEventDestroy_v2(Event* event) {
+    LOCKED;
+    run_all();
+    if (events.erase(event) == 0) fail("an event is destroyed that is not there");
+    delete event;
+    return SUCCESS;
+}
+int cuEventRecord(Event* event, Stream* stream) {
+    LOCKED;
+    if (events.count(event) == 0) return INVALID_HANDLE;
+    // What is recorded tells no time afterwards.
+    if (stream != nullptr && stream->recording) fail("an event is marked in a recording");
+    event->time = 0, event->is_asked_for = true;
+    Operation operation{Operation::MARK};
+    operation.event = event;
+    return enqueue(stream, operation);
+}
+int cuEventElapsedTime_v2(float* ms, Event* start, Event* end) {
+    LOCKED;
+    if (Result result = check()) return result;
+    if (events.count(start) == 0 || events.count(end) == 0 || !start->is_asked_for || !end->is_asked_for) return INVALID_HANDLE;
+    if (start->time == 0 || end->time == 0) return NOT_READY;
+    *ms = (float)(1e3 * (end->time - start->time));
+    return SUCCESS;
 }
 
 int cuStreamBeginCapture_v2(Stream* stream, int mode) {

@@ -102,6 +102,16 @@ impl Lowered {
             Lowered::Expanded(step) => step.operations(),
             Lowered::Attention(step) => step.operations(),
             Lowered::Product(step) => step.operations(),
+            Lowered::NBits(step) => step.operations(),
+            _ => 0,
+        }
+    }
+
+    /// The same of products of bytes.
+    pub fn integer_operations(&self) -> u64 {
+        match self {
+            Lowered::IntegerProduct(step) => step.operations(),
+            Lowered::IntegerWindow(step) => step.operations(),
             _ => 0,
         }
     }

@@ -21,6 +21,12 @@ pub(in crate::cpu) struct NBitsStep {
     output: Buffer,
 }
 
+impl NBitsStep {
+    pub fn operations(&self) -> u64 {
+        2 * (self.shape.rows * self.shape.n * self.shape.k) as u64
+    }
+}
+
 /// Takes f32 by constant weights whose blocks follow each other.
 pub(super) fn lower(builder: &mut Builder<'_>, node: &Node, op: &MatMulNBits) -> Result<bool, NoPlan> {
     let input = |index: usize| node.inputs.get(index).copied().flatten();

@@ -175,7 +175,8 @@ fn end(b: &mut Builder<'_>, node: &Node, attention: &Attention) -> Result<(), Un
     let heads = batch.iter().product::<usize>();
     let bytes =
         [queries, keys, values, output].map(|id| b.count(id) * code::storage_bytes(dtype)).iter().sum::<usize>();
-    let work = Work { operations: 2 * (heads * s * t * (depth + width)) as u64, bytes: bytes as u64 };
+    let work =
+        Work { operations: 2 * (heads * s * t * (depth + width)) as u64, bytes: bytes as u64, ..Work::default() };
     let is_by_hand = [&q, &k, &v].iter().all(|matrices| matrices.column == 1) && {
         // A mask's rows are as long as the scores'.
         let of = written::Attention {

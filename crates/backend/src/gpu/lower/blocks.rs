@@ -41,10 +41,10 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &MatMulNBits) -> Resul
     let epilogue = Epilogue { alpha: 1.0, bias: None, added, function: "x".to_string() };
     let m = b.count(output) / n;
     let bytes = 4 * (m * k + m * n + n * blocks) + n * blocks * block_size * bits / 8;
-    let work = Work { operations: 2 * (m * n * k) as u64, bytes: bytes as u64 };
+    let work = Work { operations: 2 * (m * n * k) as u64, bytes: bytes as u64, ..Work::default() };
     let (operand, to) = (b.reread(a)?, b.output(output)?);
     let by_hand = (to, &epilogue, work);
-    if written::blocked_product(b, op, (&operand, m), [&elements, &scales], points.as_ref(), by_hand)? {
+    if written::blocked_product(b, op, (a, m), [&elements, &scales], points.as_ref(), by_hand)? {
         return Ok(());
     }
     let points = points.map(|constant| {

@@ -4,6 +4,10 @@
 //! taken. With these `a` and `b`, `Σ (a − p)(b − q) = Σ a·b − p Σ b − q Σ a + k·p·q`; the sums of one factor are made once. A dequantized
 //! value (`DequantizeLinear`, whatever shape it is seen under) is a factor too, so a network of quantizations multiplies bytes.
 
+mod channels;
+
+pub(super) use channels::keep_picture;
+
 use super::{
     super::{
         code::{self, Function, Operand, Text, float, stored},
@@ -243,6 +247,22 @@ pub(super) struct Lines {
     pub batch: (Vec<usize>, Vec<usize>),
 }
 
+/// What is stored, as an expression of `total`, `i`, `row` and `n`.
+fn value_text(finish: &Finish<'_>, dtype: DType) -> Result<String, Unable> {
+    Ok(match finish {
+        Finish::Sums => "total".to_string(),
+        Finish::Floats { factor, .. } => stored(dtype, &format!("element(i, bias_of(row), f32(total) * ({factor}))")),
+        Finish::Bytes { factor, zero, added } => {
+            let (low, high) = bounds(dtype)?;
+            let of = code::value_type(dtype).unwrap_or("i32");
+            let added = added.as_ref().map_or(String::new(), |added| format!(" + {added}"));
+            format!(
+                "{of}(clamp(i32(clamp(round(f32(total{added}) * ({factor})), -1000000000.0, 1000000000.0)) + {zero}, {low}, {high}))"
+            )
+        }
+    })
+}
+
 fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unable> {
     let &Sums { sizes: [m, n, words], terms, matrices, ref factors, ref zeros, to, dtype, .. } = sums;
     let mut corrected = "sum".to_string();
@@ -254,18 +274,7 @@ fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unab
     if let [Some(a), Some(b)] = zeros {
         corrected += &format!(" + {a} * {b} * {terms}");
     }
-    let value = match &sums.finish {
-        Finish::Sums => "total".to_string(),
-        Finish::Floats { factor, .. } => stored(dtype, &format!("element(i, bias_of(row), f32(total) * ({factor}))")),
-        Finish::Bytes { factor, zero, added } => {
-            let (low, high) = bounds(dtype)?;
-            let of = code::value_type(dtype).unwrap_or("i32");
-            let added = added.as_ref().map_or(String::new(), |added| format!(" + {added}"));
-            format!(
-                "{of}(clamp(i32(clamp(round(f32(total{added}) * ({factor})), -1000000000.0, 1000000000.0)) + {zero}, {low}, {high}))"
-            )
-        }
-    };
+    let value = value_text(&sums.finish, dtype)?;
     let mut kernel = match &sums.finish {
         Finish::Floats { epilogue, .. } => element(&mut text, dtype, epilogue),
         _ => String::new(),
@@ -379,7 +388,8 @@ pub(super) fn multiply<'a>(
     let finish = finish(b, &mut text)?;
     let to = b.output(output)?;
     let bytes = (a.extents.outer + w.extents.outer * w.extents.inner) * k + 4 * b.count(output);
-    let work = Work { operations: 2 * (matrices * m * n * k) as u64, bytes: bytes as u64 };
+    let integer_operations = 2 * (matrices * m * n * k) as u64;
+    let work = Work { integer_operations, bytes: bytes as u64, ..Work::default() };
     let (sizes, dtype) = ([m, n, words], b.dtype(output));
     let lines = match (&a.operand, &w.operand) {
         (&Operand::Buffer(a, _), &Operand::Buffer(w, _)) if has_lines => {
@@ -421,8 +431,8 @@ fn parts(shape: &[usize]) -> (&[usize], [usize; 2]) {
     (lead, [matrix[0], matrix[1]])
 }
 
-/// A convolution of an image of bytes by constant filters of bytes. As [`multiply`]; groups of one channel are left to others, and
-/// filters whose zero points are not in the middle of their range.
+/// A convolution of an image of bytes by constant filters of bytes. As [`multiply`]; filters whose zero points are not in the middle of their range
+/// are left to others, and groups of one channel where no kernel was written for them.
 pub(super) fn convolve<'a>(
     b: &mut Builder<'_>,
     [x, w]: [(ValueId, Option<ValueId>); 2],
@@ -443,7 +453,17 @@ pub(super) fn convolve<'a>(
     let (channels, per_group, taps) = (filters[1], filters[0] / groups, down.kernel * right.kernel);
     let (plane, pixels) = (down.input * right.input, down.output * right.output);
     let has_zeros = image.has_zeros(b, 1) && constant.has_zeros(b, filters[0]);
-    if channels < 2 || channels * taps > MOST_TERMS || !has_zeros {
+    if channels * taps > MOST_TERMS || !has_zeros {
+        return Ok(false);
+    }
+    let integer_operations = 2 * (b.count(output) * channels * taps) as u64;
+    let bytes = (b.count(x.0) + b.count(w.0) + 4 * b.count(output)) as u64;
+    let work = Work { integer_operations, bytes, ..Work::default() };
+    let windows = channels::Windows { samples: shape[0], groups, inner: channels, per_group, down, right };
+    if channels::is_there(b, &windows, b.dtype(output)) {
+        return channels::convolve(b, [&image, &constant], [x.0, w.0], &windows, (output, work), finish);
+    }
+    if channels < 2 {
         return Ok(false);
     }
     let mut text = Text::default();
@@ -501,8 +521,6 @@ pub(super) fn convolve<'a>(
     let finish = finish(b, &mut text)?;
     let to = b.output(output)?;
     let matrices = shape[0] * groups;
-    let operations = 2 * (b.count(output) * channels * taps) as u64;
-    let bytes = (b.count(x.0) + b.count(w.0) + 4 * b.count(output)) as u64;
     let of = Sums {
         sizes: [per_group, pixels, words * taps],
         terms: channels * taps,
@@ -514,7 +532,7 @@ pub(super) fn convolve<'a>(
         finish,
         to,
         dtype: b.dtype(output),
-        work: Work { operations, bytes },
+        work,
     };
     push(b, text, &of).map(|()| true)
 }

@@ -112,7 +112,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
         to: b.output(output)?,
         dtype,
         epilogue,
-        work: Work { operations, bytes },
+        work: Work { operations, bytes, ..Work::default() },
     };
     if written::convolution_by_channels(b, &problem, [x, output])? {
         return Ok(true);

@@ -110,7 +110,8 @@ impl Product<'_> {
 
     pub fn work(&self) -> Work {
         let ([m, n, k], count) = (self.sizes, self.count());
-        Work { operations: 2 * (count * m * n * k) as u64, bytes: 4 * (count * (m * k + k * n + m * n)) as u64 }
+        let bytes = 4 * (count * (m * k + k * n + m * n)) as u64;
+        Work { operations: 2 * (count * m * n * k) as u64, bytes, ..Work::default() }
     }
 }
 

@@ -53,7 +53,6 @@ fn scale_index(b: &Builder<'_>, granularity: Granularity, x: ValueId, scale: Val
 pub(super) fn lower_quantize(b: &mut Builder<'_>, node: &Node, op: &QuantizeLinear) -> Result<(), Unable> {
     let (x, scale, output) = (super::input(node, 0)?, super::input(node, 1)?, node.outputs[0]);
     let dtype = b.dtype(output);
-    let (low, high) = bounds(dtype)?;
     if !matches!(op.precision, None | Some(DType::F32)) || b.dtype(x) == DType::F64 {
         return Err("a precision other than f32".into());
     }
@@ -62,12 +61,19 @@ pub(super) fn lower_quantize(b: &mut Builder<'_>, node: &Node, op: &QuantizeLine
     ids.extend(given(node, 2));
     let operands = b.operands(&ids)?;
     let zero = if ids.len() > 2 { "i32($2(at))" } else { "0" };
+    let text = quantized_text(dtype, "f32($0(i))", "f32($1(at))", zero)?;
+    b.define(output, format!("let at = {index};\n{text}"), operands)?;
+    bytes::keep_picture(b, output)
+}
+
+/// Statements that return `x` in steps of `scale` from `zero` on, expressions all.
+pub(super) fn quantized_text(dtype: DType, x: &str, scale: &str, zero: &str) -> Result<String, Unable> {
+    let (low, high) = bounds(dtype)?;
     let of = code::value_type(dtype).unwrap_or("i32");
     // Far beyond any bound, and still exact in 32 bits.
-    let body = format!(
-        "let at = {index};\nlet y = quotient_of(f32($0(i)), f32($1(at)));\nlet steps = i32(clamp(round(select(y, 0.0, is_nan(y))), -1000000000.0, 1000000000.0));\nreturn {of}(clamp(steps + {zero}, {low}, {high}));"
-    );
-    b.define(output, body, operands)
+    Ok(format!(
+        "let y = quotient_of({x}, {scale});\nlet steps = i32(clamp(round(select(y, 0.0, is_nan(y))), -1000000000.0, 1000000000.0));\nreturn {of}(clamp(steps + {zero}, {low}, {high}));"
+    ))
 }
 
 pub(super) fn lower_dequantize(b: &mut Builder<'_>, node: &Node, op: &DequantizeLinear) -> Result<(), Unable> {

@@ -132,7 +132,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Recurrent) -> Result<
         }
         shared
     };
-    let work = Work { operations: 2 * (directions * count * rows * hidden) as u64, bytes: 0 };
+    let work = Work { operations: 2 * (directions * count * rows * hidden) as u64, ..Work::default() };
 
     let mut text = Text::default();
     let mut functions = shared(&mut text);

@@ -2,7 +2,7 @@
 
 use super::{
     document::{Arrivals, Measured, Phases, Round, WorkDone},
-    machine::Energy,
+    machine::{self, Energy},
     one::{LADDER, peak_rss_bytes, views},
     profile::Profile,
     requests::{Wall, schedule, serve},
@@ -98,7 +98,8 @@ impl Spec {
         let round = Duration::from_secs_f64(self.seconds);
         let warmed = warm_up(round, &mut run)?;
 
-        let energy = Energy::start();
+        let device = crate::commands::device_of(&model, &*backend);
+        let (energy, gpu_energy) = (Energy::start(), machine::gpu_energy(&device));
         let start = Instant::now();
         let (mut latencies_ms, mut unanswered) = (Vec::new(), 0);
         let mut seconds = None;
@@ -119,19 +120,28 @@ impl Spec {
         }
         let seconds = seconds.unwrap_or_else(|| start.elapsed().as_secs_f64());
         let energy_j = energy.and_then(|energy| energy.joules());
+        let (gpu_energy_j, no_gpu_energy) = match gpu_energy.map(|energy| energy.map(|energy| energy())) {
+            Some(Ok(joules)) => (joules, None),
+            Some(Err(reason)) => (None, Some(format!("energy of the GPU: {reason}"))),
+            None => (None, None),
+        };
         let peak_rss_bytes = peak_rss_bytes();
         let (work, phases) = match self.detail {
             true => (work(&*backend, &mut session, &inputs)?, phases(&mut session, &inputs)?),
             false => (None, None),
         };
-        let info = crate::commands::device_of(&model, &*backend);
         let (nodes, nodes_elsewhere) = placed(&model, &self.backend);
         let chosen = model.choice().map(|choice| format!("chosen: {}", choice.device.backend));
-        let notes = made_up.note(&signature.inputs).into_iter().chain(elsewhere(nodes_elsewhere, nodes)).chain(chosen);
+        let notes = made_up
+            .note(&signature.inputs)
+            .into_iter()
+            .chain(elsewhere(nodes_elsewhere, nodes))
+            .chain(chosen)
+            .chain(no_gpu_energy);
         let shapes = made_up.inputs.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec()));
         Ok(Measured {
-            device: info.device,
-            isa: info.isa,
+            device: device.device,
+            isa: device.isa,
             batch,
             inputs: shapes.collect::<BTreeMap<_, _>>(),
             notes: notes.collect(),
@@ -148,6 +158,7 @@ impl Spec {
                 seconds,
                 peak_rss_bytes,
                 energy_j,
+                gpu_energy_j,
                 unanswered,
             },
             latencies_ms,
@@ -180,12 +191,12 @@ fn work(backend: &dyn Backend, session: &mut Session, inputs: &Views<'_>) -> Res
     let context = RunContext { profiler: Some(&profile), ..RunContext::default() };
     session.run_with(inputs.iter().copied(), &context)?;
     let steps = profile.work();
-    let (operations, bytes) = steps.iter().fold((0, 0), |(o, b), work| (o + work.operations, b + work.bytes));
+    let (operations, bytes) = steps.iter().fold((0, 0), |(o, b), work| (o + work.products(), b + work.bytes));
     if operations == 0 && bytes == 0 {
         return Ok(None);
     }
     let peak = backend.measure_peak();
-    // What has no counted products is bound by what nobody counted, as integers' are.
+    // What has no counted products is bound by what nobody counted.
     let least =
         peak.filter(|_| operations > 0).map(|peak| steps.iter().filter_map(|work| peak.share(*work, 1.0)).sum());
     Ok(Some(WorkDone {

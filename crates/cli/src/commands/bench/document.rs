@@ -122,6 +122,9 @@ pub(super) struct Round {
     pub peak_rss_bytes: u64,
     /// Of the whole processor package while measuring, others' work included.
     pub energy_j: Option<f64>,
+    /// Of the GPU that the cell ran on, others' work included.
+    #[serde(default)]
+    pub gpu_energy_j: Option<f64>,
     /// Requests that came by the clock and had no answer when the round was given up.
     pub unanswered: usize,
 }
@@ -144,6 +147,8 @@ pub(super) struct Figures {
     pub peak_rss_bytes: u64,
     /// Of the package, for an item; `None` where the system does not tell.
     pub energy_j_per_item: Option<f64>,
+    #[serde(default)]
+    pub gpu_energy_j_per_item: Option<f64>,
     pub unanswered: usize,
     pub work: Option<Rates>,
     pub phases: Option<Phases>,
@@ -249,9 +254,7 @@ impl Cell {
                 self.notes.push(note);
             }
         }
-        // Products of integers are not counted: what is, would be a part that looks like the whole.
-        let counted = measured.work.filter(|_| self.key.precision != "int8");
-        self.work = self.work.take().or(counted);
+        self.work = self.work.take().or(measured.work);
         let phases = self.figures.take().and_then(|figures| figures.phases).or(measured.phases);
         let latency = Latency::of(&self.latencies_ms, &self.rounds);
         let of_rounds = |value: &dyn Fn(&Round) -> f64| median(&self.rounds.iter().map(value).collect::<Vec<_>>());
@@ -259,6 +262,7 @@ impl Cell {
         let seconds: f64 = self.rounds.iter().map(|r| r.seconds).sum();
         let items = (runs * measured.batch) as f64;
         let energy: Option<f64> = self.rounds.iter().map(|r| r.energy_j).sum();
+        let gpu_energy: Option<f64> = self.rounds.iter().map(|r| r.gpu_energy_j).sum();
         let work = self.work.as_ref().map(|work| Rates::of(work, latency.median));
         self.figures = Some(Figures {
             device: measured.device,
@@ -272,6 +276,7 @@ impl Cell {
             first_ms: of_rounds(&|r| r.first_ms),
             peak_rss_bytes: of_rounds(&|r| r.peak_rss_bytes as f64) as u64,
             energy_j_per_item: energy.map(|energy| energy / items.max(1.0)),
+            gpu_energy_j_per_item: gpu_energy.map(|energy| energy / items.max(1.0)),
             unanswered: self.rounds.iter().map(|r| r.unanswered).sum(),
             work,
             phases,

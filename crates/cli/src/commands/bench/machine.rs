@@ -1,5 +1,6 @@
 //! Which machine measured, as far as the system tells, and the energy it counts.
 
+use cutover::backend::DeviceInfo;
 use serde::{Deserialize, Serialize};
 use std::{fs, path::Path};
 
@@ -147,6 +148,25 @@ fn adapters() -> Vec<Adapter> {
 #[cfg(not(feature = "wgpu"))]
 fn adapters() -> Vec<Adapter> {
     Vec::new()
+}
+
+/// Joules since it was made, `None` where they can't be read any more.
+pub(super) type GpuEnergy = Box<dyn Fn() -> Option<f64>>;
+
+/// The energy counter of the GPU `device` is, or why there is none; `None` of what is no GPU.
+#[cfg(feature = "cuda")]
+pub(super) fn gpu_energy(device: &DeviceInfo) -> Option<Result<GpuEnergy, String>> {
+    if !matches!(device.backend, "cuda" | "wgpu") {
+        return None;
+    }
+    let energy = cutover::backend::GpuEnergy::start(&device.device);
+    Some(energy.map(|energy| Box::new(move || energy.joules()) as GpuEnergy))
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn gpu_energy(device: &DeviceInfo) -> Option<Result<GpuEnergy, String>> {
+    (device.backend == "wgpu")
+        .then(|| Err("this program was built without the feature cuda, which reads NVIDIA's".to_string()))
 }
 
 /// The counters of all processor packages (Linux's powercap, RAPL), from when it was made.

@@ -81,6 +81,7 @@ const METRICS: &[Metric<Cell>] = &[
     Metric { name: "roofline", unit: Unit::Share, of: |c| c.figures.as_ref()?.work.as_ref()?.of_roofline },
     Metric { name: "memory", unit: Unit::Bytes, of: |c| Some(c.figures.as_ref()?.peak_rss_bytes as f64) },
     Metric { name: "energy", unit: Unit::Joules, of: |c| c.figures.as_ref()?.energy_j_per_item },
+    Metric { name: "gpu-energy", unit: Unit::Joules, of: |c| c.figures.as_ref()?.gpu_energy_j_per_item },
     Metric { name: "unanswered", unit: Unit::Count, of: |c| Some(c.figures.as_ref()?.unanswered as f64) },
     Metric { name: "elsewhere", unit: Unit::Count, of: |c| Some(c.figures.as_ref()?.nodes_elsewhere as f64) },
 ];

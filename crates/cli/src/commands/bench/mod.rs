@@ -108,7 +108,7 @@ struct Matrix {
     #[arg(long, default_value_t = 120.0, requires = "matrix", value_name = "SECONDS")]
     timeout: f64,
     /// Fails where a cell breaks it, e.g. 'p50<=10ms'; 'p99<20ms and memory<=100MB where backend=cpu, batch=1'. May be given again. Metrics: min, p25, p50,
-    /// p75, p90, p99, p999, max, mean, open, compile, first, throughput, gflops, gbytes, roofline, memory, energy, unanswered, elsewhere.
+    /// p75, p90, p99, p999, max, mean, open, compile, first, throughput, gflops, gbytes, roofline, memory, energy, gpu-energy, unanswered, elsewhere.
     #[arg(long = "assert", requires = "matrix", value_name = "BOUND")]
     assertions: Vec<String>,
     /// Writes the table as CSV.

@@ -39,6 +39,7 @@ impl Profiler for Profile {
         let steps = nodes.entry(key).or_default();
         steps.durations.push(timing.duration);
         steps.work.operations += timing.work.operations;
+        steps.work.integer_operations += timing.work.integer_operations;
         steps.work.bytes += timing.work.bytes;
     }
 }
@@ -58,7 +59,7 @@ struct Line {
 impl Line {
     /// Billions of operations, and of bytes, in a second.
     fn rates(&self) -> [Option<f64>; 2] {
-        [self.work.operations, self.work.bytes].map(|count| (count > 0).then(|| count as f64 / self.ms.max(1e-9) / 1e6))
+        [self.work.products(), self.work.bytes].map(|count| (count > 0).then(|| count as f64 / self.ms.max(1e-9) / 1e6))
     }
 
     fn share_of_peak(&self, peak: Option<Peak>) -> Option<f64> {
@@ -82,7 +83,11 @@ impl Profile {
             kernel: kernel.clone(),
             nodes: 1,
             ms: median_of_runs(&steps.durations, runs),
-            work: Work { operations: steps.work.operations / runs as u64, bytes: steps.work.bytes / runs as u64 },
+            work: Work {
+                operations: steps.work.operations / runs as u64,
+                integer_operations: steps.work.integer_operations / runs as u64,
+                bytes: steps.work.bytes / runs as u64,
+            },
         };
         let mut nodes: Vec<_> = nodes.iter().map(one).collect();
         nodes.sort_by(|a, b| b.ms.total_cmp(&a.ms));
@@ -100,6 +105,7 @@ impl Profile {
                     op.nodes += 1;
                     op.ms += node.ms;
                     op.work.operations += node.work.operations;
+                    op.work.integer_operations += node.work.integer_operations;
                     op.work.bytes += node.work.bytes;
                 }
             }
@@ -120,6 +126,7 @@ impl Profile {
         json!({
             "peak": peak.map(|peak| json!({
                 "gflops_per_second": peak.operations_per_second / 1e9,
+                "integer_gops_per_second": peak.integer_operations_per_second / 1e9,
                 "gbytes_per_second": peak.bytes_per_second / 1e9,
             })),
             "ops": self.ops(runs).into_iter().map(line).collect::<Vec<_>>(),
@@ -154,7 +161,8 @@ impl Profile {
         let nodes = table(&header, nodes.collect(), true);
         let peak = peak.map_or(String::new(), |peak| {
             let (gflops, gbytes) = (peak.operations_per_second / 1e9, peak.bytes_per_second / 1e9);
-            format!("\nAt most {gflops:.0} GFLOP/s in registers and {gbytes:.0} GB/s from the cores' caches, measured now.\n")
+            let integers = peak.integer_operations_per_second / 1e9;
+            format!("\nAt most {gflops:.0} GFLOP/s in registers, {integers:.0} of bytes, and {gbytes:.0} GB/s from the cores' caches, measured now.\n")
         });
         format!("\n{ops}\n\n{nodes}\n{peak}")
     }

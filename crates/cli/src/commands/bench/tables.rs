@@ -34,6 +34,7 @@ const COLUMNS: &[Column] = &[
     ("of roofline", |c| of(c, |f| f.work.as_ref()?.of_roofline.map(|share| format!("{:.0} %", 100.0 * share)))),
     ("memory", |c| of(c, |f| Some(bytes(f.peak_rss_bytes)))),
     ("J/item", |c| of(c, |f| f.energy_j_per_item.map(significant))),
+    ("GPU J/item", |c| of(c, |f| f.gpu_energy_j_per_item.map(significant))),
     ("steady", |c| {
         of(c, |f| (f.steady_rounds < c.rounds.len()).then(|| format!("{}/{}", f.steady_rounds, c.rounds.len())))
     }),
@@ -130,7 +131,7 @@ pub(super) fn method(document: &Document) -> Vec<String> {
     }
     lines.extend(document.machine.was_busy());
     if !document.machine.counts_energy {
-        lines.push("energy: the system does not tell".to_string());
+        lines.push("energy of the processor: the system does not tell".to_string());
     }
     lines
 }
@@ -222,6 +223,7 @@ pub(super) fn csv(document: &Document) -> Result<Vec<u8>> {
         "host_ms",
         "peak_rss_bytes",
         "energy_j_per_item",
+        "gpu_energy_j_per_item",
         "steady_rounds",
         "gap",
     ])?;
@@ -233,7 +235,7 @@ pub(super) fn csv(document: &Document) -> Result<Vec<u8>> {
         let figures = cell.figures.as_ref();
         record.extend([whole(figures.map(|f| f.batch).or(key.batch)), whole(key.threads)]);
         match figures {
-            None => record.extend(std::iter::repeat_n(String::new(), 31)),
+            None => record.extend(std::iter::repeat_n(String::new(), 32)),
             Some(f) => {
                 let (l, work, phases) = (&f.latency_ms, f.work.as_ref(), f.phases.as_ref());
                 record.extend([f.device.clone(), f.isa.clone(), cell.rounds.len().to_string(), f.runs.to_string()]);
@@ -264,6 +266,7 @@ pub(super) fn csv(document: &Document) -> Result<Vec<u8>> {
                     float(phases.and_then(|p| p.host_ms)),
                     f.peak_rss_bytes.to_string(),
                     float(f.energy_j_per_item),
+                    float(f.gpu_energy_j_per_item),
                     f.steady_rounds.to_string(),
                 ]);
             }

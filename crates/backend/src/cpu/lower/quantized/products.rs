@@ -19,6 +19,12 @@ pub(in crate::cpu) struct ProductStep {
     output: Buffer,
 }
 
+impl ProductStep {
+    pub fn operations(&self) -> u64 {
+        2 * (self.shape.rows() * self.shape.channels_out * self.shape.depth()) as u64
+    }
+}
+
 enum Finish {
     Sums,
     Floats { scale: Number<f32>, factors: Buffer, bias: Option<Buffer>, low: f32, high: f32 },

@@ -10,6 +10,19 @@ pub(in crate::cpu) struct WindowStep {
     output: Buffer,
 }
 
+impl WindowStep {
+    /// Of products; pools have none.
+    pub fn operations(&self) -> u64 {
+        match self.op {
+            WindowKind::Depthwise { .. } => {
+                2 * (self.shape.rows() * self.shape.channels_out * self.shape.height.kernel * self.shape.width.kernel)
+                    as u64
+            }
+            _ => 0,
+        }
+    }
+}
+
 enum WindowKind {
     Depthwise { weights: Buffer, factors: Buffer, offsets: Buffer, low: f32, high: f32, zero_point: i32 },
     Max,

@@ -5,11 +5,18 @@ use super::{
         code::{self, Operand, Text},
         plan::{BufferId, Builder, Written},
     },
-    only, stored,
+    Names, only, stored,
 };
-use crate::Work;
-use cutover_kernels::cuda;
+use crate::{Precision, Work};
+use cutover_kernels::cuda::{self, Element};
 use cutover_tensor::DType;
+
+const ATTENTION: Names = Names {
+    full: "attention by hand",
+    tf32: "attention by hand",
+    f16: "attention by hand, f16",
+    bf16: "attention by hand, bf16",
+};
 
 /// An attention over `batch`, at most two axes of it.
 pub(in super::super) struct Attention<'a> {
@@ -51,7 +58,7 @@ fn strides(batch: &[usize], row: usize) -> cuda::Strides {
 
 pub(in super::super) fn attention(b: &mut Builder<'_>, of: &Attention<'_>) -> bool {
     let &Attention { batch, queries, keys, depth, width, scale, ref factors, mask, to, .. } = of;
-    let (Some(device), Some(element)) = (b.gpu.written, stored(of.dtype)) else { return false };
+    let (Some(device), Some(memory)) = (b.gpu.written, stored(of.dtype)) else { return false };
     let extents = match *batch {
         [] => [1, 1],
         [heads] => [1, heads],
@@ -75,27 +82,34 @@ pub(in super::super) fn attention(b: &mut Builder<'_>, of: &Attention<'_>) -> bo
             text.function(mask.operand)
         );
     }
-    let solutions = |functions: cuda::Functions, _: usize| {
-        let kernel = cuda::Attention {
-            batch: extents[0],
-            heads: extents[1],
-            // Heads that share keys have them at the same place.
-            key_heads: extents[1],
-            queries,
-            keys,
-            depth,
-            width,
-            strides: factors.map(|rows| strides(rows.batch, rows.row)),
-            output_strides: strides(of.strides.0, of.strides.1),
-            scale,
-            causal_offset: None,
-            has_mask: mask.is_some(),
-            element,
-            functions,
-        };
-        only(kernel.kernel(device))
+    let kernel = |element: Element, functions: cuda::Functions| cuda::Attention {
+        batch: extents[0],
+        heads: extents[1],
+        // Heads that share keys have them at the same place.
+        key_heads: extents[1],
+        queries,
+        keys,
+        depth,
+        width,
+        strides: factors.map(|rows| strides(rows.batch, rows.row)),
+        output_strides: strides(of.strides.0, of.strides.1),
+        scale,
+        causal_offset: None,
+        has_mask: mask.is_some(),
+        element,
+        memory,
+        functions,
     };
+    // On tensor cores where less than f32 is asked for, and rows fill 16 bytes.
+    let element = match b.precision {
+        Precision::F16 if of.dtype == DType::F32 => Element::F16,
+        Precision::BF16 if of.dtype == DType::F32 => Element::BF16,
+        _ => memory,
+    };
+    let is_there = kernel(element, cuda::Functions::default()).kernel(device).is_ok();
+    let element = if is_there { element } else { memory };
+    let solutions = |functions: cuda::Functions, _: usize| only(kernel(element, functions).kernel(device));
     let (functions, inputs, work) = (&functions, &inputs, of.work);
-    let (name, solutions) = (&|_: &_| "attention by hand", &solutions);
+    let (name, solutions) = (&|solution: &_| ATTENTION.of(element, solution), &solutions);
     b.push_written(Written { text, functions, inputs, more: &[], output: to, solutions, name, work })
 }

@@ -1,4 +1,4 @@
-//! Products of bytes.
+//! Products and convolutions of bytes.
 
 use super::{
     super::{
@@ -9,10 +9,10 @@ use super::{
         },
         bytes::Lines,
     },
-    worth_trying,
+    conv, worth_trying,
 };
 use crate::Work;
-use cutover_kernels::cuda::{self, Element, Functions, Order, Precision};
+use cutover_kernels::cuda::{self, Conv, Element, Functions, Order, Precision};
 
 /// `[m, n, words]` of a product, and its factors, of signed bytes.
 fn product(sizes: [usize; 3], lines: &[Lines; 2], functions: Functions) -> cuda::Product {
@@ -63,6 +63,37 @@ pub(in super::super) fn product_of_bytes(
     };
     let inputs = &[lines[0].buffer, lines[1].buffer];
     let (solutions, name) = (&solutions, &|_: &_| "integer product by hand");
+    match b.push_written(Written { text, functions, inputs, more: &[], output, solutions, name, work }) {
+        true => Ok(()),
+        false => Err("its kernel does not compile".into()),
+    }
+}
+
+/// Whether there is a kernel for `conv`.
+pub(in super::super) fn has_convolution_of_bytes(conv: &Conv, device: cuda::Device) -> bool {
+    conv::solutions(conv, device, 1).is_ok()
+}
+
+/// The convolution of pictures, by filters, with 16 bytes of the zero point if it has one; `functions` has
+/// `fn finish(i: u32, channel: u32, sum: i32) -> i32`, as of products.
+///
+/// # Errors
+/// A kernel that does not compile.
+pub(in super::super) fn convolution_of_bytes(
+    b: &mut Builder<'_>,
+    text: Text,
+    functions: &str,
+    conv: Conv,
+    (inputs, output, work): (&[BufferId], BufferId, Work),
+) -> Result<(), Unable> {
+    let Some(device) = b.gpu.written else { return Err("no kernels are written for this device".into()) };
+    let solutions =
+        |functions: Functions, most: usize| conv::solutions(&Conv { functions, ..conv.clone() }, device, most);
+    let name = match conv.groups == conv.channels && conv.groups > 1 {
+        true => "depthwise integer convolution by hand",
+        false => "integer convolution by hand",
+    };
+    let (solutions, name) = (&solutions, &|_: &_| name);
     match b.push_written(Written { text, functions, inputs, more: &[], output, solutions, name, work }) {
         true => Ok(()),
         false => Err("its kernel does not compile".into()),

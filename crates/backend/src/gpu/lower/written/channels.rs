@@ -56,7 +56,7 @@ impl Channels {
         let solutions = |functions: Functions, _: usize| {
             only(Transpose { batch, rows, columns, elements, x_is_function, functions }.kernel(device))
         };
-        let work = Work { operations: 0, bytes: (6 * batch * rows * columns) as u64 };
+        let work = Work { bytes: (6 * batch * rows * columns) as u64, ..Work::default() };
         let (functions, inputs, solutions) = (&functions, &inputs, &solutions);
         let (output, name) = (turned.buffer, &|_: &_| "transposition by hand");
         if !b.push_written(Written { text, functions, inputs, more: &[], output, solutions, name, work }) {

@@ -173,7 +173,7 @@ pub(in super::super) fn convolution_by_channels(
 }
 
 /// The kernels that are worth a measurement, best first.
-fn solutions(conv: &Conv, device: cuda::Device, most: usize) -> Result<Vec<Solution>, Refused> {
+pub(super) fn solutions(conv: &Conv, device: cuda::Device, most: usize) -> Result<Vec<Solution>, Refused> {
     let candidates = conv.candidates(device)?;
     if candidates.is_empty() {
         return only(conv.kernel(device));

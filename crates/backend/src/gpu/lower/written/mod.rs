@@ -16,7 +16,7 @@ mod rows;
 use super::{
     super::{
         code::{Function, Operand, Text},
-        device::{LibraryFactor, LibraryProduct, Solution},
+        device::{LibraryFactor, LibraryFunction, LibraryProduct, Solution},
         plan::{BufferId, Builder, Unable, Written},
     },
     elementwise::activation_text,
@@ -30,7 +30,7 @@ use std::rc::Rc;
 
 pub(super) use attention::{Attention, Rows as AttentionRows, attention};
 pub(super) use blocks::blocked_product;
-pub(super) use bytes::{has_product_of_bytes, product_of_bytes};
+pub(super) use bytes::{convolution_of_bytes, has_convolution_of_bytes, has_product_of_bytes, product_of_bytes};
 pub(super) use conv::{convolution, convolution_by_channels};
 pub(super) use recurrent::{Recurrence, recurrence};
 pub(in super::super) use rows::transposed;
@@ -206,7 +206,7 @@ fn multiply(b: &mut Builder<'_>, product: &Product<'_>, factors: [BufferId; 2], 
     let (Some(first), Some(second)) = (first, array(right.row, right.column, right)) else { return false };
     let precision = if elements[0] == Element::F32 { precision(b) } else { cuda::Precision::Full };
     let library = by_library(product, [&first, &second], elements[0], result, precision);
-    let (library, bias) = library.map_or((None, None), |(library, bias)| (Some(library), bias));
+    let (library, added) = library.map_or((None, Vec::new()), |(library, added)| (Some(library), added));
     let solutions = |functions: cuda::Functions, most: usize| {
         let product = cuda::Product {
             m,
@@ -234,7 +234,7 @@ fn multiply(b: &mut Builder<'_>, product: &Product<'_>, factors: [BufferId; 2], 
         Solution::Written(_) => PRODUCT.of(elements[0], solution),
         Solution::Library(_) => LIBRARY.of(elements[0], solution),
     };
-    let inputs: Vec<BufferId> = factors.into_iter().chain(bias).collect();
+    let inputs: Vec<BufferId> = factors.into_iter().chain(added).collect();
     b.push_written(Written {
         text,
         functions: &functions,
@@ -250,14 +250,14 @@ fn multiply(b: &mut Builder<'_>, product: &Product<'_>, factors: [BufferId; 2], 
 /// Multiplications from which on a library is asked first.
 const LIBRARY_WORK: usize = 1 << 26;
 
-/// The product as a library takes it, and its bias: where it is large, and what is done to its sums is no more than libraries do.
+/// The product as a library takes it, its bias and its residual: where it is large, and what is done to its sums is no more than libraries do.
 fn by_library(
     product: &Product<'_>,
     factors: [&cuda::Operand; 2],
     element: Element,
     result: Element,
     precision: cuda::Precision,
-) -> Option<(LibraryProduct, Option<BufferId>)> {
+) -> Option<(LibraryProduct, Vec<BufferId>)> {
     let &Product { sizes: [m, n, k], batch, epilogue, .. } = product;
     let count = match *batch {
         [] => 1,
@@ -270,22 +270,27 @@ fn by_library(
         }
         cuda::Operand::Function { .. } => None,
     };
-    let relu = match epilogue.function.as_str() {
-        "x" => false,
-        function if function == activation_text(Some(Activation::Relu), "x") => true,
+    let is = |activation| epilogue.function == activation_text(Some(activation), "x");
+    let function = match epilogue.function.as_str() {
+        "x" => LibraryFunction::None,
+        _ if is(Activation::Relu) => LibraryFunction::Relu,
+        _ if is(Activation::GeluTanh) => LibraryFunction::GeluTanh,
         _ => return None,
     };
-    let bias = match epilogue.added.as_slice() {
-        [] => None,
-        [Added { statements, index, factor: 1.0, operand: Operand::Buffer(bias, DType::F32) }]
-            if statements.is_empty() && *index == format!("i % {n}u") =>
-        {
-            Some(*bias)
+    // For each column, and for each element of the result.
+    let (mut bias, mut residual) = (None, None);
+    for Added { statements, index, factor, operand } in &epilogue.added {
+        match operand {
+            Operand::Buffer(buffer, of) if *of == product.dtype && statements.is_empty() => match index.as_str() {
+                "i" if residual.is_none() => residual = Some((*buffer, *factor)),
+                index if bias.is_none() && *factor == 1.0 && index == format!("i % {n}u") => bias = Some(*buffer),
+                _ => return None,
+            },
+            _ => return None,
         }
-        _ => return None,
-    };
-    // Of what is in 16 bits its results are, too, but for those of weights.
-    let is_known = result == Element::F32 && epilogue.bias.is_none() && product.dtype == DType::F32;
+    }
+    // What the device holds as something else is rounded by our own kernels.
+    let is_known = matches!((product.dtype, result), (DType::F32, Element::F32) | (DType::F16, Element::F16));
     let is_large = m.min(n).min(k) >= 16 && count * m * n * k >= LIBRARY_WORK;
     let [a, b] = factors.map(factor);
     let library = LibraryProduct {
@@ -299,8 +304,10 @@ fn by_library(
         result,
         tf32: precision == cuda::Precision::Tf32,
         alpha: epilogue.alpha,
+        beta: residual.map_or(0.0, |(_, factor)| factor),
         has_bias: bias.is_some(),
-        relu,
+        function,
     };
-    (is_known && is_large).then_some((library, bias))
+    let residual = residual.map(|(buffer, _)| buffer);
+    (is_known && is_large && epilogue.bias.is_none()).then_some((library, bias.into_iter().chain(residual).collect()))
 }

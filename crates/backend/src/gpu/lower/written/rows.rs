@@ -43,7 +43,7 @@ pub(in super::super) fn rows(b: &mut Builder<'_>, of: &Rows<'_>, finish: impl Fn
         let x_is_function = inputs.is_empty();
         only(cuda::Rows { rows, length, function, element, x_is_function, functions }.kernel(device))
     };
-    let work = Work { operations: 0, bytes: (rows * length * element.bytes()) as u64 };
+    let work = Work { bytes: (rows * length * element.bytes()) as u64, ..Work::default() };
     let (functions, inputs) = (&functions, &inputs);
     b.push_written(Written {
         text,
@@ -83,7 +83,8 @@ pub(in super::super::super) fn transposed(b: &mut Builder<'_>, function: &Functi
         let x_is_function = inputs.is_empty();
         only(cuda::Transpose { batch, rows, columns, elements: [element; 2], x_is_function, functions }.kernel(device))
     };
-    let work = Work { operations: 0, bytes: (2 * batch * rows * columns * code::storage_bytes(function.dtype)) as u64 };
+    let work =
+        Work { bytes: (2 * batch * rows * columns * code::storage_bytes(function.dtype)) as u64, ..Work::default() };
     let (functions, inputs, name) = (&functions, &inputs, "transposition by hand");
     b.push_written(Written {
         text,
