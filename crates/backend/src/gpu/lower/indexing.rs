@@ -170,5 +170,5 @@ pub(super) fn lower_resize(b: &mut Builder<'_>, node: &Node, op: &Resize) -> Res
         code::wrapped(dtype, "total")
     );
     b.define(output, text, operands)?;
-    b.buffer(output).map(drop)
+    b.in_memory(output).map(drop)
 }

@@ -169,13 +169,12 @@ pub(super) fn lower_reduce(b: &mut Builder<'_>, node: &Node, op: &Reduce) -> Res
 /// `id` is `function`, computed now: nobody should go through its loop twice.
 pub(super) fn finish(b: &mut Builder<'_>, id: ValueId, function: Function) -> Result<(), Unable> {
     b.define(id, function.body, function.operands)?;
-    b.buffer(id).map(drop)
+    b.in_memory(id).map(drop)
 }
 
 /// `function` of `count` results, computed now.
 pub(super) fn computed(b: &mut Builder<'_>, function: Function, count: usize) -> Result<Operand, Unable> {
-    let dtype = function.dtype;
-    Ok(Operand::Buffer(b.materialise(&Operand::Function(Rc::new(function)), count)?, dtype))
+    b.placed(&Operand::Function(Rc::new(function)), count)
 }
 
 /// Outer elements, the extent of an axis, and the elements behind it.
