@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 /// Pipelines that are kept though nothing uses them.
@@ -107,6 +108,19 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
     /// A lost device.
     fn submit(&self, plan: &Ready<Self>, memory: &mut Self::Memory, steps: Range<usize>) -> Result<(), RunError>;
 
+    /// Runs steps as [`Driver::submit`] does, waits, and says what that took by the device's own clock; `None`, and nothing done, where it has none.
+    ///
+    /// # Errors
+    /// As [`Driver::wait`].
+    fn timed(
+        &self,
+        _plan: &Ready<Self>,
+        _memory: &mut Self::Memory,
+        _steps: Range<usize>,
+    ) -> Result<Option<Times>, RunError> {
+        Ok(None)
+    }
+
     /// Waits until everything that was submitted with `memory` is done.
     ///
     /// # Errors
@@ -122,6 +136,14 @@ pub(crate) trait Driver: Send + Sync + Sized + 'static {
         memory: &mut Self::Memory,
         hand_out: &mut dyn FnMut(&[u8]) -> Result<(), RunError>,
     ) -> Result<(), RunError>;
+}
+
+/// What some of a plan's steps took, and the copies before the first and after the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Times {
+    pub copies_in: Duration,
+    pub kernels: Duration,
+    pub copies_out: Duration,
 }
 
 /// One way to solve a problem that is not for generated kernels.

@@ -253,6 +253,17 @@ impl<D: Driver> Session for GpuSession<D> {
                 driver.write(plan, memory, at, &bytes)?;
             }
         }
+        let all = 0..plan.steps.len();
+        if let (Some(observer), None) = (context.phases, context.profiler)
+            && let Some(times) = driver.timed(&ready, memory, all.clone())?
+        {
+            for (phase, duration) in
+                [(Phase::CopyIn, times.copies_in), (Phase::Kernels, times.kernels), (Phase::CopyOut, times.copies_out)]
+            {
+                observer.record(phase, duration);
+            }
+            return driver.read(memory, &mut |staged| hand_out(&executable, plan, staged, outputs));
+        }
         if clock.is_watched() {
             // Some drivers copy with the next submission: one of no steps.
             driver.submit(&ready, memory, 0..0)?;
@@ -260,16 +271,22 @@ impl<D: Driver> Session for GpuSession<D> {
             clock.end(Phase::CopyIn);
         }
         match context.profiler {
-            None => driver.submit(&ready, memory, 0..plan.steps.len())?,
+            None => driver.submit(&ready, memory, all)?,
             // One at a time, waited for.
             Some(profiler) => {
                 for (at, step) in plan.steps.iter().enumerate() {
                     driver.wait(memory)?;
                     let start = Instant::now();
-                    driver.submit(&ready, memory, at..at + 1)?;
-                    driver.wait(memory)?;
+                    let duration = match driver.timed(&ready, memory, at..at + 1)? {
+                        Some(times) => times.kernels,
+                        None => {
+                            driver.submit(&ready, memory, at..at + 1)?;
+                            driver.wait(memory)?;
+                            start.elapsed()
+                        }
+                    };
                     let Step { node, op, kernel, work, .. } = step;
-                    profiler.record(OpTiming { node, op, kernel, duration: start.elapsed(), work: *work });
+                    profiler.record(OpTiming { node, op, kernel, duration, work: *work });
                 }
                 if plan.steps.is_empty() {
                     driver.submit(&ready, memory, 0..0)?;

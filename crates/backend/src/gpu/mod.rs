@@ -19,7 +19,7 @@ pub(crate) use code::TEXELS_IN_ROW;
 use cutover_graph::{Graph, Node, Plan};
 #[cfg(feature = "wgpu")]
 pub(crate) use device::{Beside, Candidate};
-pub(crate) use device::{Device, Driver, Limits, lock};
+pub(crate) use device::{Device, Driver, Limits, Times, lock};
 #[cfg(feature = "cuda")]
 pub(crate) use device::{LibraryProduct, Solution};
 pub(crate) use peak::peak;

@@ -368,7 +368,7 @@ impl Builder<'_> {
         for &id in &outputs {
             let in_memory = match self.constant(id) {
                 Some(constant) => Err(constant.tensor),
-                None => Ok(self.in_memory(id).map_err(|unable| match unable {
+                None => Ok(self.whole(id).map_err(|unable| match unable {
                     Unable::Because(reason) | Unable::Unknown(reason) => NoPlan::Refused { node: self.current, reason },
                     Unable::Error(error) => NoPlan::Error(error.into()),
                 })?),
@@ -631,7 +631,7 @@ impl Builder<'_> {
             return Ok(operand);
         }
         let count = self.count(id);
-        let placed = self.placed(&operand, count)?;
+        let placed = self.placed(&converted(operand, self.stored_as(id)), count)?;
         self.held[id.index()] = Some(placed.clone());
         Ok(placed)
     }
@@ -657,6 +657,12 @@ impl Builder<'_> {
         let kernel_name = if self.kernel.is_empty() { "elementwise" } else { self.kernel };
         self.push(text, &kernel, groups, kernel_name, Work::default())?;
         Ok(Operand::Bytes(buffer, dtype))
+    }
+
+    /// The first `count` elements of `operand`, of the value `id`, in memory as what the graph says, none in less than half a word.
+    pub fn copied(&mut self, id: ValueId, operand: Operand) -> Result<BufferId, Unable> {
+        let (dtype, count) = (self.dtype(id), self.count(id));
+        self.materialise(&converted(operand, dtype), count)
     }
 
     /// The first `count` elements of `operand` in memory, none in less than half a word.
@@ -741,6 +747,32 @@ impl Builder<'_> {
         let buffer = self.add(bytes);
         self.held[id.index()] = Some(Operand::Buffer(buffer, self.dtype(id)));
         Ok(buffer)
+    }
+
+    /// What elements of `id` are in memory: what the graph says, or 16 bits for 32 where that is asked for. Outputs are what the graph says, and
+    /// kernels that were written by hand choose what they read themselves.
+    pub fn stored_as(&self, id: ValueId) -> DType {
+        let is_wanted = self.precision == Precision::F16 && self.gpu.written.is_none() && !self.is_output[id.index()];
+        match self.dtype(id) {
+            DType::F32 if is_wanted => DType::F16,
+            dtype => dtype,
+        }
+    }
+
+    /// As [`Builder::output`], of such elements.
+    pub fn output_stored(&mut self, id: ValueId) -> Result<(BufferId, DType), Unable> {
+        self.byte_len(id)?;
+        let dtype = self.stored_as(id);
+        let buffer = self.add(self.count(id) * code::storage_bytes(dtype));
+        self.held[id.index()] = Some(Operand::Buffer(buffer, dtype));
+        Ok((buffer, dtype))
+    }
+
+    /// `id` in memory as what the graph says.
+    fn whole(&mut self, id: ValueId) -> Result<Operand, Unable> {
+        let operand = self.in_memory(id)?;
+        let dtype = self.dtype(id);
+        if operand.dtype() == dtype { Ok(operand) } else { self.placed(&converted(operand, dtype), self.count(id)) }
     }
 
     /// As [`Builder::output`], an element a byte.
@@ -926,6 +958,14 @@ impl Known for Builder<'_> {
             &[only] if !self.is_output[id.index()] => Some((only, self.graph.node(only))),
             _ => None,
         }
+    }
+}
+
+/// `operand`, a float in memory of `dtype`.
+fn converted(operand: Operand, dtype: DType) -> Operand {
+    match operand.dtype() == dtype {
+        true => operand,
+        false => Operand::Function(Rc::new(Function::new(dtype, "return $0(i);", vec![operand]))),
     }
 }
 

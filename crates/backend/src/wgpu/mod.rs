@@ -1,5 +1,6 @@
 //! Any GPU, through Vulkan, Metal, DX12 or GL.
 
+mod clock;
 mod devices;
 mod driver;
 mod gpu;

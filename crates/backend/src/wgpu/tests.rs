@@ -1,5 +1,8 @@
 use super::*;
-use crate::{CompileOptions, Input, Numerics, Output, Precision, RunContext, RunError, SessionMemory, reference};
+use crate::{
+    CompileOptions, Input, Numerics, OpTiming, Output, Phase, PhaseObserver, Precision, Profiler, RunContext, RunError,
+    SessionMemory, reference,
+};
 use cutover_graph::{
     Constant, Graph, Plan, TensorFact, ValueId,
     ops::{
@@ -8,6 +11,10 @@ use cutover_graph::{
     },
 };
 use cutover_tensor::{DType, Tensor, Value};
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 /// `y = e^x` of `count` elements.
 fn exponential(count: usize) -> Plan {
@@ -528,6 +535,106 @@ fn quantized_layers_agree_on_either_kind_of_device() {
             let (most, differ) = (steps.clone().max().unwrap(), steps.filter(|&step| step > 0).count());
             let (count, said) = (expected.element_count(), format!("{inner} to {outer}, real {is_real}"));
             assert!(most <= 1 && differ * 100 <= count, "{differ} of {count} differ, by {most} at most: {said}");
+        }
+    }
+}
+
+/// What the device says that its steps took is something, and no more than passed meanwhile.
+#[test]
+fn steps_are_timed_by_the_devices_clock() {
+    let Some(gpu) = device("steps_are_timed_by_the_devices_clock", false) else { return };
+    if !gpu.driver().has_clock {
+        return println!("skipped: steps_are_timed_by_the_devices_clock needs a GPU that tells the time");
+    }
+    #[derive(Default)]
+    struct Told(Mutex<Vec<(String, Duration)>>);
+    impl PhaseObserver for Told {
+        fn record(&self, phase: Phase, duration: Duration) {
+            self.0.lock().unwrap().push((format!("{phase:?}"), duration));
+        }
+    }
+    impl Profiler for Told {
+        fn record(&self, timing: OpTiming<'_>) {
+            self.0.lock().unwrap().push((timing.kernel.to_string(), timing.duration));
+        }
+    }
+    let count = 1 << 20;
+    let executable = gpu.compile(&exponential(count), &CompileOptions::default()).unwrap();
+    let mut session = executable.session(SessionMemory::default()).unwrap();
+    let x = Value::Tensor(Tensor::from_vec([count], vec![0.5f32; count]).unwrap());
+    for (is_profiled, expected) in [(false, vec!["CopyIn", "Kernels", "CopyOut"]), (true, vec!["elementwise"])] {
+        let told = Told::default();
+        let context = match is_profiled {
+            true => RunContext { profiler: Some(&told), ..RunContext::default() },
+            false => RunContext { phases: Some(&told), ..RunContext::default() },
+        };
+        let mut outputs = [Output::Allocate(None)];
+        let start = Instant::now();
+        session.run(&[Input::Value(&x)], &mut outputs, &context).unwrap();
+        let passed = start.elapsed();
+        let told = told.0.into_inner().unwrap();
+        assert_eq!(told.iter().map(|(what, _)| what.as_str()).collect::<Vec<_>>(), expected);
+        let kernels = told[told.len() / 2].1;
+        // A million exponentials are no matter of nanoseconds, whoever computes them.
+        assert!(kernels > Duration::from_micros(1) && kernels <= passed, "{told:?} of {passed:?}");
+        let [Output::Allocate(Some(Value::Tensor(y)))] = outputs else { panic!("a tensor expected") };
+        assert!((y.to_vec::<f32>().unwrap()[count - 1] - 0.5f32.exp()).abs() < 1e-6);
+    }
+}
+
+/// With precision f16 what layers hand on is in 16 bits, and what comes out is near what 32 give.
+#[test]
+fn activations_are_held_in_16_bits() {
+    for is_real in [false, true] {
+        let Some(gpu) = device("activations_are_held_in_16_bits", is_real) else { return };
+        if !gpu.driver().limits.has_f16 {
+            return println!("skipped: activations_are_held_in_16_bits needs a GPU with numbers of 16 bits");
+        }
+        let mut random = Random(23);
+        // Two convolutions, odd in size, whose first result is read twice.
+        let mut graph = Graph::new("halves");
+        let shape = [1, 16, 15, 33];
+        let x = graph.add_input("x", TensorFact::of_constant_shape(DType::F32, &shape));
+        let node = |graph: &mut Graph, op: cutover_graph::Op, inputs: Vec<ValueId>, name: &str| {
+            let inputs = inputs.into_iter().map(Some).collect();
+            let node = graph.add_node(name, op, inputs, vec![format!("{name}.y")]).unwrap();
+            graph.node(node).outputs[0]
+        };
+        let conv = |kernel: usize| {
+            let padding = Padding::Explicit { begin: vec![kernel / 2; 2], end: vec![kernel / 2; 2] };
+            let window =
+                Window { kernel_shape: None, strides: vec![1; 2], dilations: vec![1; 2], padding, ceil_mode: false };
+            Conv { window, group: 1, activation: Some(Activation::Relu) }.into()
+        };
+        let (narrow, wide) = ([64, 16, 1, 1], [16, 64, 3, 3]);
+        let first = graph.add_constant("first", Constant::new(random.tensor(&narrow)));
+        let second = graph.add_constant("second", Constant::new(random.tensor(&wide)));
+        let a = node(&mut graph, conv(1), vec![x, first], "a");
+        let b = node(&mut graph, Unary { function: UnaryFunction::Tanh }.into(), vec![a], "b");
+        let c = node(&mut graph, Binary { function: BinaryFunction::Add }.into(), vec![a, b], "c");
+        let y = node(&mut graph, conv(3), vec![c, second], "d");
+        graph.set_outputs(vec![y]);
+        let plan = Plan::new(graph).unwrap();
+        let inputs = [Value::Tensor(random.tensor(&shape))];
+        let expected = answer(&*reference(), &plan, Numerics::Default, &inputs);
+        let compiled = |precision: Precision| {
+            let options = CompileOptions { precision, numerics: Numerics::Strict, ..CompileOptions::default() };
+            gpu.compile(&plan, &options).unwrap()
+        };
+        let (halved, whole) = (compiled(Precision::F16), compiled(Precision::F32));
+        if is_real {
+            // Of the arena, two tensors of 64 channels at a time; the rest is input, output, and what is read back.
+            let of_wide = 64 * 15 * 33;
+            let saved = whole.footprint().session_bytes - halved.footprint().session_bytes;
+            assert!(saved.abs_diff(2 * 2 * of_wide) <= 1024, "{saved}");
+        }
+        let mut session = halved.session(SessionMemory::default()).unwrap();
+        let mut outputs = [Output::Allocate(None)];
+        session.run(&[Input::Value(&inputs[0])], &mut outputs, &RunContext::default()).unwrap();
+        let [Output::Allocate(Some(Value::Tensor(actual)))] = outputs else { panic!("a tensor expected") };
+        let scale = expected.iter().fold(1.0f32, |most, value| most.max(value.abs()));
+        for (a, e) in actual.to_vec::<f32>().unwrap().iter().zip(&expected) {
+            assert!((a - e).abs() <= 2e-3 * scale, "{a}, expected {e}, real {is_real}");
         }
     }
 }

@@ -244,7 +244,7 @@ pub(super) struct Lines {
 
 fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unable> {
     let &Sums { sizes: [m, n, words], terms, matrices, ref factors, ref zeros, output, .. } = sums;
-    let dtype = b.dtype(output);
+    let dtype = b.stored_as(output);
     let mut corrected = "sum".to_string();
     for (zero, of_other) in [(&zeros[0], &sums.sums[1]), (&zeros[1], &sums.sums[0])] {
         if let (Some(zero), Some(of_other)) = (zero, of_other) {
@@ -299,7 +299,7 @@ fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unab
             format!("{store}(i / 4u, {x} | ({y} << 8u) | ({z} << 16u) | ({w} << 24u));")
         }
         _ => {
-            let store = text.store(b.output(output)?, of);
+            let store = text.store(b.output_stored(output)?.0, of);
             let one =
                 |(j, result): (usize, &String)| format!("if (n + {j}u < {n}u) {{ {store}(i + {j}u, {result}); }}");
             results.iter().enumerate().map(one).collect::<Vec<_>>().join("\n")

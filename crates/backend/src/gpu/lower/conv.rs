@@ -42,6 +42,7 @@ pub(super) struct Problem {
     pub vertical: WindowAxis,
     pub horizontal: WindowAxis,
     pub to: BufferId,
+    /// Of the results in memory.
     pub dtype: DType,
     pub epilogue: Epilogue,
     pub work: Work,
@@ -99,6 +100,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if constant.is_none() && b.gpu.written.is_none() {
         return Ok(false);
     }
+    let (to, stored_as) = b.output_stored(output)?;
     let mut problem = Problem {
         x: b.operand(x)?,
         filters: w,
@@ -109,8 +111,8 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
         per_group,
         vertical,
         horizontal,
-        to: b.output(output)?,
-        dtype,
+        to,
+        dtype: stored_as,
         epilogue,
         work: Work { operations, bytes },
     };

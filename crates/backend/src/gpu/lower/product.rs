@@ -229,9 +229,9 @@ fn multiply(
     let is_one = second.batch.iter().all(|&stride| stride == 0) && !transposed[0];
     let is_dense = of_left == &batch[..];
     let (m, batch) = if is_one && is_dense { (m * batch.iter().product::<usize>(), Vec::new()) } else { (m, batch) };
-    let to = b.output(output)?;
+    let (to, stored_as) = b.output_stored(output)?;
     let sizes = [m, n, k];
-    let product = Product { to, dtype, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue };
+    let product = Product { to, dtype: stored_as, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue };
     if written::product_of_weights(b, &product, ids)? {
         return Ok(());
     }
@@ -252,7 +252,8 @@ fn multiply(
         }
         _ => b.reread(ids[1])?,
     };
-    multiply_by_any(b, &Product { to, dtype, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue })
+    let (left, right) = (&a, &second);
+    multiply_by_any(b, &Product { to, dtype: stored_as, sizes, batch: &batch, left, right, epilogue: &epilogue })
 }
 
 /// The product by a kernel written by hand, or else a generated one.
