@@ -6,8 +6,9 @@ use crate::{
 use cutover_graph::{
     Constant, Graph, Plan, TensorFact, ValueId,
     ops::{
-        Activation, Binary, BinaryFunction, Cast, Conv, ConvInteger, DequantizeLinear, Granularity, MatMul,
-        MatMulInteger, MatMulNBits, Padding, QuantizeLinear, Softmax, SoftmaxFunction, Unary, UnaryFunction, Window,
+        Activation, Binary, BinaryFunction, Cast, Conv, ConvInteger, Cumulate, DequantizeLinear, Granularity, MatMul,
+        MatMulInteger, MatMulNBits, Padding, QuantizeLinear, Scatter, ScatterPlace, ScatterReduction, Softmax,
+        SoftmaxFunction, TopK, Unary, UnaryFunction, Window,
     },
 };
 use cutover_tensor::{DType, Tensor, Value};
@@ -336,6 +337,30 @@ fn tensors_larger_than_a_binding_are_bound_in_parts() {
             let node = graph.add_node("weighted", op(), ids, vec!["y".into()]).unwrap();
             graph.set_outputs(vec![graph.node(node).outputs[0]]);
             check(&gpu, graph, Numerics::Default, &values, &format!("{m} by {k} by {n}, real {is_real}"));
+        }
+
+        // What has loops of its own, and puts its elements where they come to lie.
+        let along = |extent: i32| Constant::new(Tensor::from_vec([1], vec![i64::from(extent)]).unwrap());
+        let axis = Constant::new(Tensor::from_vec([], vec![1i64]).unwrap());
+        let places = Tensor::from_vec([1100], (0..1100).map(|at| at * 7 % 1500).collect::<Vec<i32>>()).unwrap();
+        let scatter = Scatter { place: ScatterPlace::Elements { axis: 0 }, reduction: ScatterReduction::Add };
+        let cases: [(cutover_graph::Op, &[&[usize]], Constant); 3] = [
+            (Cumulate { product: false, exclusive: false, reverse: true }.into(), &[&[2, 700]], axis),
+            (TopK { axis: 1, largest: true, sorted: true }.into(), &[&[2, 700]], along(600)),
+            (scatter.into(), &[&[1500], &[1100]], Constant::new(places)),
+        ];
+        for (op, shapes, constant) in cases {
+            let mut graph = Graph::new("lines");
+            let (mut ids, values) = inputs(&mut graph, shapes, &mut random);
+            ids.insert(1, Some(graph.add_constant("constant", constant)));
+            let mut names = vec!["y".to_string()];
+            if matches!(op, cutover_graph::Op::TopK(_)) {
+                names.push("places".to_string());
+            }
+            let said = format!("{}, real {is_real}", op.name());
+            let node = graph.add_node("node", op, ids, names).unwrap();
+            graph.set_outputs(vec![graph.node(node).outputs[0]]);
+            check(&gpu, graph, Numerics::Default, &values, &said);
         }
     }
 }
