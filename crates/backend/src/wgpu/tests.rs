@@ -643,7 +643,7 @@ fn activations_are_held_in_16_bits() {
         let inputs = [Value::Tensor(random.tensor(&shape))];
         let expected = answer(&*reference(), &plan, Numerics::Default, &inputs);
         let compiled = |precision: Precision| {
-            let options = CompileOptions { precision, numerics: Numerics::Strict, ..CompileOptions::default() };
+            let options = CompileOptions { precision, numerics: Numerics::Strict };
             gpu.compile(&plan, &options).unwrap()
         };
         let (halved, whole) = (compiled(Precision::F16), compiled(Precision::F32));
