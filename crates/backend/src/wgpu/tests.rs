@@ -663,3 +663,37 @@ fn activations_are_held_in_16_bits() {
         }
     }
 }
+
+/// A channel a group: rows that are read by fours and that are not, several filters a channel, taps that lie apart, padding on one side alone.
+#[test]
+fn depthwise_convolutions_agree_on_either_kind_of_device() {
+    for is_real in [false, true] {
+        let Some(gpu) = device("depthwise_convolutions_agree_on_either_kind_of_device", is_real) else { return };
+        let mut random = Random(29);
+        for ([channels, each], size, kernel, [stride, dilation], [begin, end]) in [
+            ([5, 1], [6, 8], [3, 3], [1, 1], [1, 1]),
+            ([3, 2], [9, 16], [3, 3], [2, 1], [1, 0]),
+            ([4, 1], [7, 7], [3, 3], [1, 1], [1, 1]),
+            ([2, 3], [10, 11], [5, 4], [2, 2], [4, 4]),
+            ([3, 1], [5, 24], [1, 7], [1, 1], [0, 6]),
+            ([6, 1], [12, 12], [3, 3], [1, 2], [2, 2]),
+            ([1, 1], [70, 70], [9, 9], [1, 1], [4, 4]),
+        ] {
+            let said =
+                format!("{channels} by {each} of {size:?}, {kernel:?} by {stride}, dilated {dilation}, real {is_real}");
+            let mut graph = Graph::new("depthwise");
+            let shape = [2, channels, size[0], size[1]];
+            let x = graph.add_input("x", TensorFact::of_constant_shape(DType::F32, &shape));
+            let filters = [channels * each, 1, kernel[0], kernel[1]];
+            let w = graph.add_constant("w", Constant::new(random.tensor(&filters)));
+            let bias = graph.add_constant("b", Constant::new(random.tensor(&filters[..1])));
+            let padding = Padding::Explicit { begin: vec![begin; 2], end: vec![end; 2] };
+            let (strides, dilations) = (vec![stride; 2], vec![dilation; 2]);
+            let window = Window { kernel_shape: None, strides, dilations, padding, ceil_mode: false };
+            let op = Conv { window, group: channels, activation: Some(Activation::Relu) };
+            let node = graph.add_node("conv", op.into(), vec![Some(x), Some(w), Some(bias)], vec!["y".into()]).unwrap();
+            graph.set_outputs(vec![graph.node(node).outputs[0]]);
+            check(&gpu, graph, Numerics::Default, &[Value::Tensor(random.tensor(&shape))], &said);
+        }
+    }
+}

@@ -5,7 +5,7 @@ use super::{
         code::{Operand, Text},
         plan::{BufferId, Builder, Unable},
     },
-    bytes,
+    bytes, depthwise,
     elementwise::{activation_text, is_float},
     product::{
         Added, Epilogue, Factor, LOAD_FOUR, LOAD_QUAD, Lanes, Product, columns_in_blocks, element, finish, group_size,
@@ -143,7 +143,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
         return Ok(true);
     }
     if is_few
-        && problem.pixels().is_multiple_of(4)
+        && problem.horizontal.output.is_multiple_of(4)
         && let Some(quantized) = bytes::quantized(b, output)?
     {
         problem.epilogue = quantized.after(&problem.epilogue);
@@ -152,6 +152,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
         b.fuse([quantized.node]);
     }
     match b.gpu.has_lanes {
+        true if is_few && depthwise::fits(&problem) => depthwise::convolve(b, &problem, &filters),
         true if is_few => direct_few(b, &problem, &filters),
         true => direct_lanes(b, &problem, &filters),
         false => direct(b, &problem, &filters),
@@ -486,7 +487,7 @@ fn by_fours(filters: &Tensor, shape: &Shape) -> Vec<u8> {
 }
 
 /// Filters `[rows, …]` as f32, rows filled up to fours with zeros.
-fn rows_by_fours(filters: &Tensor, rows: usize) -> Vec<u8> {
+pub(super) fn rows_by_fours(filters: &Tensor, rows: usize) -> Vec<u8> {
     let values = floats(filters);
     let depth = values.len() / rows;
     let mut packed = vec![0.0f32; rows * depth.next_multiple_of(4)];
