@@ -94,12 +94,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id
 @for e 8
     {
         let sum = subgroupAdd(total{e});
-        let inverse = select(not_a_number(), 1.0 / sum, sum > 0.0);
+        let whole = select(not_a_number(), sum, sum > 0.0);
         if (first + {e}u < {QUERIES}u) {
 @for c COLUMNS
             {
                 let d = {c}u * 32u + slot * 4u;
-                if (d < {WIDTH}u) { finish(y_begin + (first + {e}u) * {Y_ROW}u + d, d, y{e}_{c} * inverse); }
+                if (d < {WIDTH}u) { finish(y_begin + (first + {e}u) * {Y_ROW}u + d, d, y{e}_{c} / whole); }
             }
 @end
         }

@@ -310,6 +310,9 @@ fn quotient_of(x: f32, y: f32) -> f32 {
     return select(nearer, q, is_nan(nearer) || is_infinite(q));
 }
 
+// The steps of a quantization that `y`, a quotient, is: far beyond any bound they end.
+fn steps_of(y: f32) -> f32 { return clamp(round(select(y, 0.0, is_nan(y))), -1000000000.0, 1000000000.0); }
+
 // To the nearest of bfloat16.
 fn to_bf16(x: f32) -> f32 {
     if (is_nan(x)) { return x; }

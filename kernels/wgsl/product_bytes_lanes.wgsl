@@ -36,11 +36,13 @@ fn main(
 @end
 @end
     }
+    if (n < {N}u) {
 @for o OCTETS
 @for e 8
-@for c 4
-    if (n + {c}u < {N}u && m + {o}u * 8u + {e}u < {M}u) { finish(z, m + {o}u * 8u + {e}u, n + {c}u, t{o}_{e}_{c}); }
+        if (m + {o}u * 8u + {e}u < {M}u) {
+            finish(z, m + {o}u * 8u + {e}u, n, t{o}_{e}_0, t{o}_{e}_1, t{o}_{e}_2, t{o}_{e}_3);
+        }
 @end
 @end
-@end
+    }
 }

@@ -1,25 +1,36 @@
-// What the taps of a convolution meet, as the second factor of a product with its filters: [sample][input channel, tap][pixel], 4 pixels an
-// invocation, both axes of the matrix filled up to fours with zeros. Before this stands `x_at(i)`.
-fn x_of(plane: u32, y: u32, x: u32, is_row: bool) -> f32 {
-    // What lies above or left of the input wraps around and is beyond its other edge.
-    let is_inside = is_row && y < {IN_H}u && x < {IN_W}u;
-    return select(0.0, x_at(select(0u, plane + y * {IN_W}u + x, is_inside)), is_inside);
-}
-
+// What the taps of a convolution meet, as the second factor of a product with its filters: [sample][pixel / 32][input channel, tap][32], terms
+// filled up to fours with zeros; all taps of 4 pixels of a channel an invocation. Before this stands `x_at(i)`.
 @compute @workgroup_size({GROUP})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let quad = group.x * {GROUP}u + lane;
     if (quad >= {QUADS}u) { return; }
-    let row = group.y;
-    let channel = row / {TAPS}u;
-    let tap = row % {TAPS}u;
-    let plane = (group.z * {INNER}u + channel) * {IN_H}u * {IN_W}u;
-    let down = tap / {KERNEL_X}u * {DILATION_Y}u - {PAD_Y}u;
-    let right = tap % {KERNEL_X}u * {DILATION_X}u - {PAD_X}u;
+    let plane = (group.z * {INNER}u + group.y) * {IN_H}u * {IN_W}u;
+    var to = (group.z * {QUADS}u + quad / 8u * 8u) * {DEPTH}u + group.y * {TAPS}u * 8u + quad % 8u;
+    // What lies above or left of the input wraps around and is beyond its other edge.
 @for p 4
-    let y{p} = (quad * 4u + {p}u) / {OUT_W}u * {STRIDE_Y}u + down;
-    let x{p} = (quad * 4u + {p}u) % {OUT_W}u * {STRIDE_X}u + right;
-    let v{p} = x_of(plane, y{p}, x{p}, channel < {INNER}u);
+    let top{p} = (quad * 4u + {p}u) / {OUT_W}u * {STRIDE_Y}u - {PAD_Y}u;
+    let left{p} = (quad * 4u + {p}u) % {OUT_W}u * {STRIDE_X}u - {PAD_X}u;
 @end
-    patches[(group.z * {DEPTH}u + row) * {QUADS}u + quad] = vec4<f32>(v0, v1, v2, v3);
+    for (var q = 0u; q < {KERNEL_Y}u; q = q + 1u) {
+@for p 4
+        let y{p} = top{p} + q * {DILATION_Y}u;
+        let row{p} = plane + y{p} * {IN_W}u;
+@end
+@for s KERNEL_X
+        {
+@for p 4
+            let x{p} = left{p} + {s}u * {DILATION_X}u;
+            let is_inside{p} = y{p} < {IN_H}u && x{p} < {IN_W}u;
+            let v{p} = select(0.0, x_at(select(0u, row{p} + x{p}, is_inside{p})), is_inside{p});
+@end
+            patches[to + {s}u * 8u] = vec4<f32>(v0, v1, v2, v3);
+        }
+@end
+        to = to + {KERNEL_X}u * 8u;
+    }
+    if (group.y == {INNER}u - 1u) {
+@for r REST
+        patches[to + {r}u * 8u] = vec4<f32>(0.0);
+@end
+    }
 }

@@ -1,5 +1,5 @@
-// The coefficients of a tile of the input, of 4 channels an invocation, as [coefficient][tile][channel]. Before this stand `forward` and
-// `x_at(i)`.
+// The coefficients of a tile of the input, of 4 channels an invocation, as [coefficient][tile / 8][channel / 4][8][4]. Before this stand
+// `forward` and `x_at(i)`.
 fn x_of(plane: u32, y: u32, x: u32) -> f32 {
     // What lies above or left of the input wraps around and is beyond its other edge.
     let is_inside = y < {IN_H}u && x < {IN_W}u;
@@ -18,9 +18,9 @@ fn x_at4(plane: u32, y: u32, x: u32) -> vec4<f32> {
 @compute @workgroup_size({GROUP})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = group.x * {GROUP}u + lane;
-    if (i >= {TILES}u * {QUADS}u) { return; }
-    let tile = i / {QUADS}u;
-    let plane = (tile / {TILES_OF_SAMPLE}u * {CHANNELS}u + i % {QUADS}u * 4u) * {IN_H}u * {IN_W}u;
+    let tile = i / (8u * {QUADS}u) * 8u + i % 8u;
+    if (tile >= {TILES}u) { return; }
+    let plane = (tile / {TILES_OF_SAMPLE}u * {CHANNELS}u + i / 8u % {QUADS}u * 4u) * {IN_H}u * {IN_W}u;
     let top = tile % {TILES_OF_SAMPLE}u / {TILES_OF_ROW}u * {SIDE}u - {PAD_Y}u;
     let left = tile % {TILES_OF_ROW}u * {SIDE}u - {PAD_X}u;
 @for y POINTS
@@ -37,7 +37,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 @end
     let s{x} = forward(c{x});
 @for y POINTS
-    coefficients[({y}u * {POINTS}u + {x}u) * {TILES}u * {QUADS}u + i] = s{x}[{y}];
+    coefficients[({y}u * {POINTS}u + {x}u) * {ROWS}u * {QUADS}u + i] = s{x}[{y}];
 @end
 @end
 }

@@ -1,11 +1,11 @@
-// A tile of 4 output channels an invocation, from its coefficients as [coefficient][tile][channel]. Before this stand `backward`, `m_at(i)`
-// with 4 channels of a coefficient, and `finish(row, y, x, values)`, which puts {SIDE} pixels of channel `row` of all samples where they belong.
+// A tile of 4 output channels an invocation, from its coefficients as [coefficient][channel / 4][tile][4]. Before this stand `backward`,
+// `m_at(i)` with 4 channels of a coefficient, and `finish(row, y, x, values)`, which puts {SIDE} pixels of channel `row` of all samples where they belong.
 @compute @workgroup_size({GROUP})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = group.x * {GROUP}u + lane;
     if (i >= {TILES}u * {QUADS}u) { return; }
-    let tile = i / {QUADS}u;
-    let row = tile / {TILES_OF_SAMPLE}u * {CHANNELS}u + i % {QUADS}u * 4u;
+    let tile = i % {TILES}u;
+    let row = tile / {TILES_OF_SAMPLE}u * {CHANNELS}u + i / {TILES}u * 4u;
     let top = tile % {TILES_OF_SAMPLE}u / {TILES_OF_ROW}u * {SIDE}u;
     let left = tile % {TILES_OF_ROW}u * {SIDE}u;
 @for y POINTS

@@ -48,6 +48,19 @@ pub(super) fn storage_bytes(dtype: DType) -> usize {
     }
 }
 
+/// Whether elements of `dtype` may lie four to a word, see [`Operand::Bytes`].
+pub(super) fn is_byte(dtype: DType) -> bool {
+    matches!(dtype, DType::U8 | DType::I8 | DType::Bool)
+}
+
+/// The byte that `value`, an element of `dtype` as functions give it, is, as a `u32`.
+pub(super) fn byte(dtype: DType, value: &str) -> String {
+    match dtype {
+        DType::Bool => format!("select(0u, 1u, {value})"),
+        _ => format!("(u32({value}) & 0xffu)"),
+    }
+}
+
 /// `value` of the type that functions give, as an element in memory.
 pub(super) fn stored(dtype: DType, value: &str) -> String {
     match dtype {
@@ -109,7 +122,10 @@ pub(super) struct Function {
 
 #[derive(Clone)]
 pub(super) enum Operand {
+    /// In memory, an element in a word or two, or half a word.
     Buffer(BufferId, DType),
+    /// In memory, an element a byte.
+    Bytes(BufferId, DType),
     /// The same element everywhere.
     Literal(String, DType),
     Function(Rc<Function>),
@@ -118,7 +134,7 @@ pub(super) enum Operand {
 impl Operand {
     pub fn dtype(&self) -> DType {
         match self {
-            Operand::Buffer(_, dtype) | Operand::Literal(_, dtype) => *dtype,
+            Operand::Buffer(_, dtype) | Operand::Bytes(_, dtype) | Operand::Literal(_, dtype) => *dtype,
             Operand::Function(function) => function.dtype,
         }
     }
@@ -134,7 +150,7 @@ impl Function {
 
 fn collect(operand: &Operand, seen: &mut HashSet<BufferId>) -> usize {
     match operand {
-        Operand::Buffer(buffer, _) => {
+        Operand::Buffer(buffer, _) | Operand::Bytes(buffer, _) => {
             seen.insert(*buffer);
             0
         }
@@ -251,6 +267,20 @@ impl Text {
                     self.loads.push((at, *dtype));
                 }
                 format!("load_b{at}_{dtype}")
+            }
+            Operand::Bytes(buffer, dtype) => {
+                let word = self.function(&Operand::Buffer(*buffer, DType::U32));
+                let name = format!("{word}_{dtype}");
+                if !self.functions.contains(&format!("fn {name}(")) {
+                    let of = code_type(*dtype);
+                    let value = match dtype {
+                        DType::I8 => format!("bitcast<i32>({word}(i / 4u) << (24u - i % 4u * 8u)) >> 24u"),
+                        DType::Bool => format!("({word}(i / 4u) >> (i % 4u * 8u) & 0xffu) != 0u"),
+                        _ => format!("{word}(i / 4u) >> (i % 4u * 8u) & 0xffu"),
+                    };
+                    let _ = writeln!(self.functions, "fn {name}(i: u32) -> {of} {{ return {value}; }}");
+                }
+                name
             }
             Operand::Literal(value, dtype) => {
                 let name = format!("f{}", self.functions.matches("fn ").count());

@@ -243,7 +243,8 @@ impl<D: Driver> Session for GpuSession<D> {
             if range.is_none() {
                 continue;
             }
-            let mut bytes = view_to_device(*view);
+            let mut bytes =
+                if code::is_byte(view.dtype()) { Cow::Borrowed(view.bytes()) } else { view_to_device(*view) };
             if !bytes.len().is_multiple_of(4) {
                 let whole = bytes.len().next_multiple_of(4);
                 bytes.to_mut().resize(whole, 0);
@@ -364,12 +365,15 @@ fn hand_out<D: Driver>(
         });
     }
     for ((output, planned), binding) in outputs.iter_mut().zip(&plan.outputs).zip(&executable.signature.outputs) {
-        let PlannedOutput { dtype, shape, from } = planned;
+        let PlannedOutput { dtype, shape, from, is_bytes } = planned;
         let bytes = || match from {
             Source::Host(tensor) => Cow::Borrowed(tensor.bytes()),
             Source::Device { staged_at, bytes, .. } => {
                 let staged = &staged[*staged_at as usize..(*staged_at + *bytes) as usize];
-                from_device(*dtype, shape.element_count(), staged)
+                match is_bytes {
+                    true => Cow::Borrowed(&staged[..shape.element_count()]),
+                    false => from_device(*dtype, shape.element_count(), staged),
+                }
             }
         };
         match output {

@@ -18,10 +18,10 @@ use crate::{Backend, CompileError, CompileOptions, DeviceInfo, Executable, Peak,
 pub(crate) use code::TEXELS_IN_ROW;
 use cutover_graph::{Graph, Node, Plan};
 #[cfg(feature = "wgpu")]
-pub(crate) use device::{Beside, Candidate};
+pub(crate) use device::{Beside, Candidate, Times};
 pub(crate) use device::{Device, Driver, Limits, lock};
 #[cfg(feature = "cuda")]
-pub(crate) use device::{LibraryFunction, LibraryProduct, Solution, Times};
+pub(crate) use device::{LibraryFunction, LibraryProduct, Solution};
 pub(crate) use peak::peak;
 #[cfg(feature = "wgpu")]
 pub(crate) use plan::Step;

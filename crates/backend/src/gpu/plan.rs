@@ -63,6 +63,8 @@ pub(crate) struct PlannedOutput {
     pub dtype: DType,
     pub shape: Shape,
     pub from: Source,
+    /// Whether an element is a byte there, of types that may also be a word.
+    pub is_bytes: bool,
 }
 
 /// Where an output is.
@@ -255,9 +257,13 @@ fn build_from(
     };
     let mut entering = Vec::new();
     for &id in graph.inputs() {
-        let bytes = builder.byte_len(id)?;
+        let dtype = builder.dtype(id);
+        let (bytes, held): (usize, fn(BufferId, DType) -> Operand) = match code::is_byte(dtype) {
+            true => (builder.count(id), Operand::Bytes),
+            false => (builder.byte_len(id)?, Operand::Buffer),
+        };
         let buffer = builder.add(bytes);
-        builder.held[id.index()] = Some(Operand::Buffer(buffer, builder.dtype(id)));
+        builder.held[id.index()] = Some(held(buffer, dtype));
         entering.push(buffer);
     }
     for &id in plan.order() {
@@ -334,7 +340,7 @@ impl Builder<'_> {
             // Computed once where several read it, but for what is only seen otherwise than it lies.
             let is_read_twice = self.uses[output.index()].len() > 1 && !self.is_view_by_channels(node, output);
             if is_function && (is_read_twice || self.is_output[output.index()]) {
-                self.buffer(output)?;
+                self.in_memory(output)?;
             }
         }
         Ok(())
@@ -365,13 +371,20 @@ impl Builder<'_> {
     fn finish(mut self, inputs: &[TensorFact], entering: &[BufferId]) -> Result<ShapePlan, NoPlan> {
         let outputs: Vec<ValueId> = self.graph.outputs().to_vec();
         let mut from: Vec<Result<Tensor, BufferId>> = Vec::new();
+        let mut are_bytes = Vec::new();
         for &id in &outputs {
-            from.push(match self.constant(id) {
-                Some(constant) => Ok(constant.tensor),
-                None => Err(self.buffer(id).map_err(|unable| match unable {
+            let in_memory = match self.constant(id) {
+                Some(constant) => Err(constant.tensor),
+                None => Ok(self.whole(id).map_err(|unable| match unable {
                     Unable::Because(reason) | Unable::Unknown(reason) => NoPlan::Refused { node: self.current, reason },
                     Unable::Error(error) => NoPlan::Error(error.into()),
                 })?),
+            };
+            are_bytes.push(matches!(in_memory, Ok(Operand::Bytes(..))));
+            from.push(match in_memory {
+                Err(constant) => Ok(constant),
+                Ok(Operand::Buffer(buffer, _) | Operand::Bytes(buffer, _)) => Err(buffer),
+                Ok(_) => unreachable!("what is in memory is in a buffer"),
             });
         }
         let end = self.steps.len();
@@ -421,7 +434,8 @@ impl Builder<'_> {
             }
         };
         let mut staged = FAULT_BYTES as u64;
-        let planned = outputs.iter().zip(from).map(|(&id, from)| PlannedOutput {
+        let planned = outputs.iter().zip(from).zip(are_bytes).map(|((&id, from), is_bytes)| PlannedOutput {
+            is_bytes,
             dtype: self.dtype(id),
             shape: self.shape(id),
             from: match from {
@@ -550,7 +564,7 @@ impl Builder<'_> {
 
     /// Whether `id` lies in memory, row-major.
     pub fn is_in_memory(&self, id: ValueId) -> bool {
-        matches!(self.held[id.index()], Some(Operand::Buffer(..)))
+        matches!(self.held[id.index()], Some(Operand::Buffer(..) | Operand::Bytes(..)))
     }
 
     /// The value of `id` is `tensor`, whatever the inputs hold.
@@ -567,6 +581,17 @@ impl Builder<'_> {
         let constant = self.constant(id).ok_or_else(|| Unable::Because(format!("'{}' is not computed", name())))?;
         let operand = match uniform(&constant.tensor) {
             Some(literal) => Operand::Literal(literal, constant.tensor.dtype()),
+            None if code::is_byte(constant.tensor.dtype()) => {
+                let bytes = |tensor: &Tensor| {
+                    let mut bytes = tensor.bytes().to_vec();
+                    bytes.resize(bytes.len().next_multiple_of(4), 0);
+                    bytes
+                };
+                match self.upload(&constant, "bytes", bytes)? {
+                    Operand::Buffer(buffer, dtype) => Operand::Bytes(buffer, dtype),
+                    other => other,
+                }
+            }
             None => self.upload(&constant, "plain", super::executable::to_device)?,
         };
         self.held[id.index()] = Some(operand.clone());
@@ -612,18 +637,47 @@ impl Builder<'_> {
     }
 
     /// `id` in memory, row-major: computed now if nobody has.
-    pub fn buffer(&mut self, id: ValueId) -> Result<BufferId, Unable> {
+    pub fn in_memory(&mut self, id: ValueId) -> Result<Operand, Unable> {
         let operand = self.operand(id)?;
-        if let Operand::Buffer(buffer, _) = operand {
-            return Ok(buffer);
+        if let Operand::Buffer(..) | Operand::Bytes(..) = operand {
+            return Ok(operand);
         }
         let count = self.count(id);
-        let buffer = self.materialise(&operand, count)?;
-        self.held[id.index()] = Some(Operand::Buffer(buffer, operand.dtype()));
-        Ok(buffer)
+        let placed = self.placed(&converted(operand, self.stored_as(id)), count)?;
+        self.held[id.index()] = Some(placed.clone());
+        Ok(placed)
     }
 
-    /// The first `count` elements of `operand` in memory.
+    /// The first `count` elements of `operand` in memory, bytes as such.
+    pub fn placed(&mut self, operand: &Operand, count: usize) -> Result<Operand, Unable> {
+        let dtype = operand.dtype();
+        if !code::is_byte(dtype) {
+            return Ok(Operand::Buffer(self.materialise(operand, count)?, dtype));
+        }
+        let buffer = self.add(count);
+        if count == 0 {
+            return Ok(Operand::Bytes(buffer, dtype));
+        }
+        let mut text = Text::default();
+        let function = text.function(operand);
+        let store = text.store(buffer, "u32");
+        let (groups, index) = code::grid(count.div_ceil(4), GROUP);
+        let byte = code::byte(dtype, &format!("{function}(min(i * 4u + j, {}u))", count - 1));
+        let kernel = format!(
+            "@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\nvar word = 0u;\nfor (var j = 0u; j < 4u; j = j + 1u) {{ word = word | ({byte} << (j * 8u)); }}\n{store}(i, word);\n}}\n"
+        );
+        let kernel_name = if self.kernel.is_empty() { "elementwise" } else { self.kernel };
+        self.push(text, &kernel, groups, kernel_name, Work::default())?;
+        Ok(Operand::Bytes(buffer, dtype))
+    }
+
+    /// The first `count` elements of `operand`, of the value `id`, in memory as what the graph says, none in less than half a word.
+    pub fn copied(&mut self, id: ValueId, operand: Operand) -> Result<BufferId, Unable> {
+        let (dtype, count) = (self.dtype(id), self.count(id));
+        self.materialise(&converted(operand, dtype), count)
+    }
+
+    /// The first `count` elements of `operand` in memory, none in less than half a word.
     pub fn materialise(&mut self, operand: &Operand, count: usize) -> Result<BufferId, Unable> {
         let dtype = operand.dtype();
         let buffer = self.add(count * code::storage_bytes(dtype));
@@ -678,8 +732,7 @@ impl Builder<'_> {
             let largest =
                 (0..operands.len()).max_by_key(|&at| size(&operands[at])).filter(|&at| size(&operands[at]) > 0);
             let Some(at) = largest else { return Ok(operands) };
-            let buffer = self.buffer(ids[at])?;
-            let operand = Operand::Buffer(buffer, operands[at].dtype());
+            let operand = self.in_memory(ids[at])?;
             // The same value may be there twice.
             (0..ids.len()).filter(|&other| ids[other] == ids[at]).for_each(|other| operands[other] = operand.clone());
         }
@@ -692,9 +745,9 @@ impl Builder<'_> {
             Operand::Function(_) => {
                 // It is what another operator defines, not the kernel of the one that is lowered.
                 let of_node = std::mem::replace(&mut self.kernel, "elementwise");
-                let buffer = self.buffer(id);
+                let operand = self.in_memory(id);
                 self.kernel = of_node;
-                Ok(Operand::Buffer(buffer?, self.dtype(id)))
+                operand
             }
             other => Ok(other),
         }
@@ -706,6 +759,39 @@ impl Builder<'_> {
         let buffer = self.add(bytes);
         self.held[id.index()] = Some(Operand::Buffer(buffer, self.dtype(id)));
         Ok(buffer)
+    }
+
+    /// What elements of `id` are in memory: what the graph says, or 16 bits for 32 where that is asked for. Outputs are what the graph says, and
+    /// kernels that were written by hand choose what they read themselves.
+    pub fn stored_as(&self, id: ValueId) -> DType {
+        let is_wanted = self.precision == Precision::F16 && self.gpu.written.is_none() && !self.is_output[id.index()];
+        match self.dtype(id) {
+            DType::F32 if is_wanted => DType::F16,
+            dtype => dtype,
+        }
+    }
+
+    /// As [`Builder::output`], of such elements.
+    pub fn output_stored(&mut self, id: ValueId) -> Result<(BufferId, DType), Unable> {
+        self.byte_len(id)?;
+        let dtype = self.stored_as(id);
+        let buffer = self.add(self.count(id) * code::storage_bytes(dtype));
+        self.held[id.index()] = Some(Operand::Buffer(buffer, dtype));
+        Ok((buffer, dtype))
+    }
+
+    /// `id` in memory as what the graph says.
+    fn whole(&mut self, id: ValueId) -> Result<Operand, Unable> {
+        let operand = self.in_memory(id)?;
+        let dtype = self.dtype(id);
+        if operand.dtype() == dtype { Ok(operand) } else { self.placed(&converted(operand, dtype), self.count(id)) }
+    }
+
+    /// As [`Builder::output`], an element a byte.
+    pub fn output_bytes(&mut self, id: ValueId) -> BufferId {
+        let buffer = self.add(self.count(id));
+        self.held[id.index()] = Some(Operand::Bytes(buffer, self.dtype(id)));
+        buffer
     }
 
     /// A buffer for `count` floats that the node's own kernels hand on.
@@ -884,6 +970,14 @@ impl Known for Builder<'_> {
             &[only] if !self.is_output[id.index()] => Some((only, self.graph.node(only))),
             _ => None,
         }
+    }
+}
+
+/// `operand`, a float in memory of `dtype`.
+fn converted(operand: Operand, dtype: DType) -> Operand {
+    match operand.dtype() == dtype {
+        true => operand,
+        false => Operand::Function(Rc::new(Function::new(dtype, "return $0(i);", vec![operand]))),
     }
 }
 

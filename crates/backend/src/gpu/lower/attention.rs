@@ -147,7 +147,6 @@ fn view(b: &mut Builder<'_>, id: ValueId) -> Result<(Operand, Vec<usize>), Unabl
 fn end(b: &mut Builder<'_>, node: &Node, attention: &Attention) -> Result<(), Unable> {
     let &Attention { queries, keys, values, scale, mask, .. } = attention;
     let output = node.outputs[0];
-    let dtype = b.dtype(output);
     let lead = |id: ValueId| {
         let shape = b.shape(id);
         shape[..shape.rank() - 2].to_vec()
@@ -165,12 +164,14 @@ fn end(b: &mut Builder<'_>, node: &Node, attention: &Attention) -> Result<(), Un
         }
         _ => None,
     };
-    let (to, of_batch, y_row) = match turned {
+    let ((to, dtype), of_batch, y_row) = match turned {
         Some((id, turned)) => {
             b.fuse([id]);
-            (b.output(turned)?, vec![s * batch[1] * width, width], batch[1] * width)
+            (b.output_stored(turned)?, vec![s * batch[1] * width, width], batch[1] * width)
         }
-        None => (b.output(output)?, code::strides(&batch).iter().map(|stride| stride * s * width).collect(), width),
+        None => {
+            (b.output_stored(output)?, code::strides(&batch).iter().map(|stride| stride * s * width).collect(), width)
+        }
     };
     let heads = batch.iter().product::<usize>();
     let bytes =

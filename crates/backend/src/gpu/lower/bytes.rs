@@ -10,17 +10,17 @@ pub(super) use channels::keep_picture;
 
 use super::{
     super::{
-        code::{self, Function, Operand, Text, float, stored},
+        code::{self, Function, Operand, Text, float},
         plan::{BufferId, Builder, Unable},
     },
-    product::{Epilogue, LOAD_FOUR, Lanes, batch_of, element, group_size, rows},
+    product::{Epilogue, LOAD_FOUR, Lanes, batch_of, element, group_size, stored_float},
     quantized::{bounds, given, is_byte},
     reduce::computed,
     written,
 };
-use crate::Work;
+use crate::{Work, attention::Known};
 use cutover_graph::{
-    Constant, Node, Op, ValueId,
+    Constant, Node, NodeId, Op, ValueId,
     ops::{Window, WindowAxis, normalize_axis},
 };
 use cutover_kernels::wgsl;
@@ -235,8 +235,7 @@ struct Sums<'a> {
     /// Of a row's terms, and of a column's; asked for only where the other one's zero points are not 0.
     sums: [Option<String>; 2],
     finish: Finish<'a>,
-    to: BufferId,
-    dtype: DType,
+    output: ValueId,
     work: Work,
 }
 
@@ -251,7 +250,9 @@ pub(super) struct Lines {
 fn value_text(finish: &Finish<'_>, dtype: DType) -> Result<String, Unable> {
     Ok(match finish {
         Finish::Sums => "total".to_string(),
-        Finish::Floats { factor, .. } => stored(dtype, &format!("element(i, bias_of(row), f32(total) * ({factor}))")),
+        Finish::Floats { factor, .. } => {
+            stored_float(dtype, &format!("element(i, bias_of(row), f32(total) * ({factor}))"))
+        }
         Finish::Bytes { factor, zero, added } => {
             let (low, high) = bounds(dtype)?;
             let of = code::value_type(dtype).unwrap_or("i32");
@@ -264,7 +265,8 @@ fn value_text(finish: &Finish<'_>, dtype: DType) -> Result<String, Unable> {
 }
 
 fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unable> {
-    let &Sums { sizes: [m, n, words], terms, matrices, ref factors, ref zeros, to, dtype, .. } = sums;
+    let &Sums { sizes: [m, n, words], terms, matrices, ref factors, ref zeros, output, .. } = sums;
+    let dtype = b.stored_as(output);
     let mut corrected = "sum".to_string();
     for (zero, of_other) in [(&zeros[0], &sums.sums[1]), (&zeros[1], &sums.sums[0])] {
         if let (Some(zero), Some(of_other)) = (zero, of_other) {
@@ -285,19 +287,42 @@ fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unab
         );
         let is_word = code::storage_bytes(dtype) == 4;
         if is_word && written::has_product_of_bytes(b, [m, n, words], lines) {
+            let to = b.output(output)?;
             return written::product_of_bytes(b, text, &element, [m, n, words], lines, (to, sums.work));
         }
     }
-    let store = text.store(to, code::storage_type(dtype));
+    let of = code::storage_type(dtype);
     kernel += &format!(
-        "fn a_at(z: u32, m: u32, k: u32) -> u32 {{\n{}\n}}\nfn b_at(z: u32, k: u32, n: u32) -> u32 {{\n{}\n}}\nfn finish(z: u32, m: u32, n: u32, sum: i32) {{\nlet row = z * {m}u + m;\nlet i = row * {n}u + n;\nlet total = {corrected};\n{store}(i, {value});\n}}\n",
+        "fn a_at(z: u32, m: u32, k: u32) -> u32 {{\n{}\n}}\nfn b_at(z: u32, k: u32, n: u32) -> u32 {{\n{}\n}}\nfn result(z: u32, m: u32, n: u32, sum: i32) -> {of} {{\nlet row = z * {m}u + m;\nlet i = row * {n}u + n;\nlet total = {corrected};\nreturn {value};\n}}\n",
         factors[0], factors[1]
+    );
+    let results = [0, 1, 2, 3].map(|j| format!("result(z, m, n + {j}u, s{j})"));
+    let stores = match (n.is_multiple_of(4), dtype) {
+        (true, DType::F32) => {
+            let store = text.store(b.output(output)?, "vec4<f32>");
+            format!("{store}(i / 4u, vec4<f32>({}));", results.join(", "))
+        }
+        (true, dtype) if code::is_byte(dtype) => {
+            let store = text.store(b.output_bytes(output), "u32");
+            let [x, y, z, w] = results.map(|result| code::byte(dtype, &result));
+            format!("{store}(i / 4u, {x} | ({y} << 8u) | ({z} << 16u) | ({w} << 24u));")
+        }
+        _ => {
+            let store = text.store(b.output_stored(output)?.0, of);
+            let one =
+                |(j, result): (usize, &String)| format!("if (n + {j}u < {n}u) {{ {store}(i + {j}u, {result}); }}");
+            results.iter().enumerate().map(one).collect::<Vec<_>>().join("\n")
+        }
+    };
+    kernel += &format!(
+        "fn finish(z: u32, m: u32, n: u32, s0: i32, s1: i32, s2: i32, s3: i32) {{\nlet i = (z * {m}u + m) * {n}u + n;\n{stores}\n}}\n"
     );
     let has_lanes = b.gpu.has_lanes;
     let lanes = has_lanes.then(|| Lanes::of([m, n, 4 * words, matrices], [LOAD_FOUR / 4, LOAD_FOUR / 4], 2));
-    let (template, group, rows, wide) = match &lanes {
-        Some(lanes) => (wgsl::PRODUCT_BYTES_LANES, lanes.group, 8 * lanes.octets, 4),
-        None => (wgsl::PRODUCT_BYTES, group_size(b, n), rows(m), 1),
+    let (template, group, rows) = match &lanes {
+        Some(lanes) => (wgsl::PRODUCT_BYTES_LANES, lanes.group, 8 * lanes.octets),
+        // As few blocks of rows as four each allow, of one size.
+        None => (wgsl::PRODUCT_BYTES, group_size(b, n.div_ceil(4)), m.div_ceil(m.div_ceil(4))),
     };
     let numbers = [
         ("N", n),
@@ -310,7 +335,7 @@ fn push(b: &mut Builder<'_>, mut text: Text, sums: &Sums<'_>) -> Result<(), Unab
     ];
     let parameters: Vec<(&str, String)> = numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect();
     kernel += &wgsl::expand(template, &parameters);
-    let groups = [n.div_ceil(group * wide), m.div_ceil(rows), matrices].map(|n| n as u32);
+    let groups = [n.div_ceil(group * 4), m.div_ceil(rows), matrices].map(|n| n as u32);
     let name = if b.kernel == "convolution" { "integer convolution" } else { b.kernel };
     let name = if name == "matrix product" { "integer product" } else { name };
     b.push(text, &kernel, groups, name, sums.work)
@@ -386,11 +411,10 @@ pub(super) fn multiply<'a>(
     text.define(&helpers);
     let matrices = batch.iter().product::<usize>();
     let finish = finish(b, &mut text)?;
-    let to = b.output(output)?;
     let bytes = (a.extents.outer + w.extents.outer * w.extents.inner) * k + 4 * b.count(output);
     let integer_operations = 2 * (matrices * m * n * k) as u64;
     let work = Work { integer_operations, bytes: bytes as u64, ..Work::default() };
-    let (sizes, dtype) = ([m, n, words], b.dtype(output));
+    let sizes = [m, n, words];
     let lines = match (&a.operand, &w.operand) {
         (&Operand::Buffer(a, _), &Operand::Buffer(w, _)) if has_lines => {
             let strides: Vec<usize> =
@@ -404,7 +428,7 @@ pub(super) fn multiply<'a>(
         _ => None,
     };
     let factors = [of_a, of_b];
-    let of = Sums { sizes, terms: k, matrices, factors, lines, zeros, sums: of_sums, finish, to, dtype, work };
+    let of = Sums { sizes, terms: k, matrices, factors, lines, zeros, sums: of_sums, finish, output, work };
     push(b, text, &of).map(|()| true)
 }
 
@@ -519,7 +543,6 @@ pub(super) fn convolve<'a>(
         }
     };
     let finish = finish(b, &mut text)?;
-    let to = b.output(output)?;
     let matrices = shape[0] * groups;
     let of = Sums {
         sizes: [per_group, pixels, words * taps],
@@ -530,8 +553,7 @@ pub(super) fn convolve<'a>(
         zeros,
         sums: [row_sums, None],
         finish,
-        to,
-        dtype: b.dtype(output),
+        output,
         work,
     };
     push(b, text, &of).map(|()| true)
@@ -555,6 +577,46 @@ pub(super) fn factor_text(
     Ok(format!("{} * {}", one(b, scales[0])?, one(b, scales[1])?))
 }
 
+/// A quantization to bytes of one scale and zero point, both known, which alone reads what is quantized.
+pub(super) struct Quantized {
+    pub node: NodeId,
+    pub output: ValueId,
+    /// Its scale and zero point, and the least and the largest byte.
+    numbers: [String; 4],
+}
+
+/// The quantization of `id`, where what gives `id` may give its bytes at once.
+pub(super) fn quantized(b: &Builder<'_>, id: ValueId) -> Result<Option<Quantized>, Unable> {
+    let Some((node_id, node)) = b.only_reader(id) else { return Ok(None) };
+    let Op::QuantizeLinear(op) = &node.op else { return Ok(None) };
+    let (x, scale, zero, output) = (given(node, 0), given(node, 1), given(node, 2), node.outputs[0]);
+    let one = |id: ValueId| b.known(id).filter(|tensor| tensor.element_count() == 1 && tensor.shape().rank() < 2);
+    let Some(scale) = scale.and_then(one).filter(|scale| scale.dtype() == DType::F32) else { return Ok(None) };
+    let zero = match zero.map(one) {
+        None => 0.0,
+        Some(Some(zero)) if zero.dtype() == b.dtype(output) && is_byte(zero.dtype()) => match zero.bytes()[0] {
+            byte if zero.dtype() == DType::I8 => f32::from(byte as i8),
+            byte => f32::from(byte),
+        },
+        Some(_) => return Ok(None),
+    };
+    if x != Some(id) || !is_byte(b.dtype(output)) || !matches!(op.precision, None | Some(DType::F32)) {
+        return Ok(None);
+    }
+    let scale = scale.to_vec::<f32>().map_err(|error| error.to_string())?[0];
+    let (low, high) = bounds(b.dtype(output))?;
+    Ok(Some(Quantized { node: node_id, output, numbers: [scale, zero, low as f32, high as f32].map(float) }))
+}
+
+impl Quantized {
+    /// What an epilogue of floats does, and the quantization after it.
+    pub fn after(&self, epilogue: &Epilogue) -> Epilogue {
+        let ([scale, zero, low, high], x) = (&self.numbers, &epilogue.function);
+        let function = format!("clamp(steps_of(quotient_of({x}, {scale})) + {zero}, {low}, {high})");
+        Epilogue { function, ..epilogue.clone() }
+    }
+}
+
 /// The product of two dequantized values, `node`'s first two inputs, if they are such; see [`multiply`].
 pub(super) fn lower_product(
     b: &mut Builder<'_>,
@@ -570,12 +632,38 @@ pub(super) fn lower_product(
     if !fits || b.dtype(output) != DType::F32 || epilogue.alpha != 1.0 {
         return Ok(false);
     }
-    let finish = |b: &mut Builder<'_>, text: &mut Text| {
-        let factor = factor_text(b, text, [left.scale, right.scale], "n")?;
-        Ok(Finish::Floats { factor, epilogue })
-    };
-    multiply(b, [&left.bytes, &right.bytes], [&shapes[0], &shapes[1]], is_transposed, output, finish)
+    let factors = [&left.bytes, &right.bytes];
+    let scales = [left.scale, right.scale];
+    finished(b, output, epilogue, scales, "n", |b, output, finish| {
+        multiply(b, factors, [&shapes[0], &shapes[1]], is_transposed, output, finish)
+    })
 }
+
+/// Runs `lower` for `output`, or for the bytes that it is quantized to where nobody else reads it.
+fn finished<'a>(
+    b: &mut Builder<'_>,
+    output: ValueId,
+    epilogue: &'a Epilogue,
+    scales: [ValueId; 2],
+    index: &'a str,
+    lower: impl FnOnce(&mut Builder<'_>, ValueId, FinishOf<'_>) -> Result<bool, Unable>,
+) -> Result<bool, Unable> {
+    let quantized = quantized(b, output)?;
+    let after = quantized.as_ref().map(|quantized| quantized.after(epilogue));
+    let epilogue = after.as_ref().unwrap_or(epilogue);
+    let finish = |b: &mut Builder<'_>, text: &mut Text| {
+        Ok(Finish::Floats { factor: factor_text(b, text, scales, index)?, epilogue })
+    };
+    let to = quantized.as_ref().map_or(output, |quantized| quantized.output);
+    let is_lowered = lower(b, to, &finish)?;
+    if let Some(quantized) = quantized.filter(|_| is_lowered) {
+        b.fuse([quantized.node]);
+    }
+    Ok(is_lowered)
+}
+
+/// What makes of sums what becomes of them.
+type FinishOf<'a> = &'a dyn Fn(&mut Builder<'_>, &mut Text) -> Result<Finish<'a>, Unable>;
 
 /// The convolution of a dequantized image with dequantized filters, if they are such; see [`convolve`].
 pub(super) fn lower_conv(
@@ -593,11 +681,15 @@ pub(super) fn lower_conv(
     }
     let (output, channels) = (node.outputs[0], b.shape(w)[0]);
     let index = format!("(row % {channels}u)");
-    let finish = |b: &mut Builder<'_>, text: &mut Text| {
-        let factor = factor_text(b, text, [image.scale, filters.scale], &index)?;
-        Ok(Finish::Floats { factor, epilogue })
-    };
-    convolve(b, [image.pair(), filters.pair()], window, groups, output, finish)
+    let scales = [image.scale, filters.scale];
+    finished(b, output, epilogue, scales, &index, |b, output, finish| {
+        convolve(b, [image.pair(), filters.pair()], window, groups, output, finish)
+    })
+}
+
+/// Whether `id` is a dequantization, by one scale, of what lies in memory.
+pub(super) fn is_dequantized(b: &Builder<'_>, id: ValueId) -> bool {
+    dequantized(b, id).is_some_and(|of| of.axis.is_none() && b.is_in_memory(of.id))
 }
 
 /// What the dequantization of constants gives, where `id` is one.

@@ -5,11 +5,11 @@ use super::{
         code::{Operand, Text},
         plan::{BufferId, Builder, Unable},
     },
-    bytes,
+    bytes, depthwise,
     elementwise::{activation_text, is_float},
     product::{
-        Added, Epilogue, Factor, LOAD_FOUR, LOAD_QUAD, Lanes, Product, element, finish, group_size, multiply_into,
-        rows, store_row,
+        Added, Epilogue, Factor, LOAD_FOUR, LOAD_QUAD, Lanes, Product, columns_in_blocks, element, finish, group_size,
+        multiply_into, multiply_into_columns, rows, rows_in_blocks, store_row,
     },
     tiles, written,
 };
@@ -42,6 +42,7 @@ pub(super) struct Problem {
     pub vertical: WindowAxis,
     pub horizontal: WindowAxis,
     pub to: BufferId,
+    /// Of the results in memory.
     pub dtype: DType,
     pub epilogue: Epilogue,
     pub work: Work,
@@ -99,6 +100,7 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if constant.is_none() && b.gpu.written.is_none() {
         return Ok(false);
     }
+    let (to, stored_as) = b.output_stored(output)?;
     let mut problem = Problem {
         x: b.operand(x)?,
         filters: w,
@@ -109,15 +111,19 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
         per_group,
         vertical,
         horizontal,
-        to: b.output(output)?,
-        dtype,
+        to,
+        dtype: stored_as,
         epilogue,
         work: Work { operations, bytes, ..Work::default() },
     };
     if written::convolution_by_channels(b, &problem, [x, output])? {
         return Ok(true);
     }
-    problem.x = b.reread(x)?;
+    // Of a few channels a group, as depthwise, a subgroup has nothing to share: there an element is read a few times, as the byte it is.
+    let is_few = b.gpu.has_lanes && per_group < 4;
+    if !(is_few && op.group > 1 && bytes::is_dequantized(b, x)) {
+        problem.x = b.reread(x)?;
+    }
     if written::convolution(b, &problem)? {
         return Ok(true);
     }
@@ -136,9 +142,18 @@ pub(super) fn lower(b: &mut Builder<'_>, node: &Node, op: &Conv) -> Result<bool,
     if shared(b, &problem, &filters)? {
         return Ok(true);
     }
+    if is_few
+        && problem.horizontal.output.is_multiple_of(4)
+        && let Some(quantized) = bytes::quantized(b, output)?
+    {
+        problem.epilogue = quantized.after(&problem.epilogue);
+        problem.dtype = b.dtype(quantized.output);
+        problem.to = b.output_bytes(quantized.output);
+        b.fuse([quantized.node]);
+    }
     match b.gpu.has_lanes {
-        // Of a few channels a group, as depthwise, a subgroup has nothing to share.
-        true if per_group < 4 => direct_few(b, &problem, &filters),
+        true if is_few && depthwise::fits(&problem) => depthwise::convolve(b, &problem, &filters),
+        true if is_few => direct_few(b, &problem, &filters),
         true => direct_lanes(b, &problem, &filters),
         false => direct(b, &problem, &filters),
     }?;
@@ -153,10 +168,15 @@ fn is_pointwise(p: &Problem) -> bool {
 
 /// `filters · x` of every sample.
 fn as_product(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(), Unable> {
-    let pixels = p.pixels();
-    let filters = b.upload(constant, "plain", super::super::executable::to_device)?;
-    let left = Factor { operand: filters, batch: vec![0], row: p.inner, column: 1 };
-    let right = Factor { operand: p.x.clone(), batch: vec![p.inner * pixels], row: pixels, column: 1 };
+    let (pixels, rows) = (p.pixels(), p.channels());
+    let in_blocks = b.gpu.has_lanes && constant.tensor.dtype() == DType::F32 && p.inner.is_multiple_of(4);
+    let filters = match in_blocks {
+        true => b.upload(constant, "rows by 8", |filters| rows_in_blocks(&floats(filters), rows))?,
+        false => b.upload(constant, "plain", super::super::executable::to_device)?,
+    };
+    let left = Factor { operand: filters, batch: vec![0], row: p.inner, column: 1, in_blocks };
+    let batch = vec![p.inner * pixels];
+    let right = Factor { operand: p.x.clone(), batch, row: pixels, column: 1, in_blocks: false };
     multiply_into(b, &p.product([p.channels(), pixels, p.inner], &[p.samples], &left, &right))
 }
 
@@ -191,7 +211,7 @@ fn tile_for(b: &Builder<'_>, p: &Problem) -> Option<WinogradTile> {
     };
     let tile = winograd::choose(&shape, Operands::F32, WinogradTile::Four)?;
     // The coefficients have to fit in, as a whole.
-    let floats = coefficients(tile) * tiles(p, tile) * p.inner.max(p.per_group);
+    let floats = coefficients(tile) * tiles(p, tile).next_multiple_of(8) * p.inner.max(p.per_group);
     (4 * floats as u64 <= b.gpu.binding_bytes).then_some(tile)
 }
 
@@ -207,6 +227,8 @@ fn tiles(p: &Problem, tile: WinogradTile) -> usize {
 fn by_tiles(b: &mut Builder<'_>, p: &Problem, constant: &Constant, tile: WinogradTile) -> Result<(), Unable> {
     b.kernel = "Winograd products";
     let (side, count, coefficients) = (tile.outputs(), tiles(p, tile), coefficients(tile));
+    // Neighbouring invocations have neighbouring tiles, and both factors lie in blocks.
+    let (rows, columns) = (count.next_multiple_of(8), p.per_group.next_multiple_of(32));
     let of_row = p.horizontal.output.div_ceil(side);
     let group = 64;
     let common = [
@@ -223,14 +245,15 @@ fn by_tiles(b: &mut Builder<'_>, p: &Problem, constant: &Constant, tile: Winogra
         wgsl::expand(template, &parameters)
     };
     let transforms = if side == 2 { wgsl::WINOGRAD_TWO } else { wgsl::WINOGRAD_FOUR };
-    let groups = |quads: usize| [(count * quads).div_ceil(group) as u32, 1, 1];
-    let spread = b.scratch(coefficients * count * p.inner);
+    let groups = |tiles: usize, quads: usize| [(tiles * quads).div_ceil(group) as u32, 1, 1];
+    let spread = b.scratch(coefficients * rows * p.inner);
     let mut text = Text::default();
     let load = text.function(&p.x);
     let array = text.bind(spread, "vec4<f32>", true);
     let numbers = [
         ("CHANNELS", p.inner),
         ("QUADS", p.inner / 4),
+        ("ROWS", rows),
         ("IN_H", p.vertical.input),
         ("IN_W", p.horizontal.input),
         ("PAD_Y", p.vertical.pad_begin),
@@ -238,21 +261,22 @@ fn by_tiles(b: &mut Builder<'_>, p: &Problem, constant: &Constant, tile: Winogra
     ];
     let main = expand(wgsl::WINOGRAD_INPUT, &numbers).replace("coefficients[", &format!("{array}["));
     let kernel = format!("fn x_at(i: u32) -> f32 {{ return {load}(i); }}\n{transforms}{main}");
-    b.push(text, &kernel, groups(p.inner / 4), "Winograd tiles", Work::default())?;
+    b.push(text, &kernel, groups(rows, p.inner / 4), "Winograd tiles", Work::default())?;
 
     let sizes = [p.per_group, p.inner];
     let recipe = if side == 2 { "winograd two" } else { "winograd four" };
     let filters = b.upload(constant, recipe, |filters| {
-        bytemuck::cast_slice(&winograd::filter_coefficients(tile, sizes, &floats(filters))).to_vec()
+        columns_in_blocks(&winograd::filter_coefficients(tile, sizes, &floats(filters)), p.inner, p.per_group)
     })?;
     let products = b.scratch(coefficients * count * p.per_group);
     let spread = Operand::Buffer(spread, DType::F32);
-    let left = Factor { operand: spread, batch: vec![count * p.inner], row: p.inner, column: 1 };
-    let right = Factor { operand: filters, batch: vec![p.inner * p.per_group], row: p.per_group, column: 1 };
+    let factor = |operand, floats: usize, row| Factor { operand, batch: vec![floats], row, column: 1, in_blocks: true };
+    let left = factor(spread, rows * p.inner, p.inner);
+    let right = factor(filters, p.inner * columns, p.per_group);
     let plain = Epilogue { alpha: 1.0, bias: None, added: Vec::new(), function: "x".to_string() };
     let (sizes, batch) = ([count, p.per_group, p.inner], &[coefficients]);
     let (to, dtype) = (products, DType::F32);
-    multiply_into(b, &Product { to, dtype, sizes, batch, left: &left, right: &right, epilogue: &plain })?;
+    multiply_into_columns(b, &Product { to, dtype, sizes, batch, left: &left, right: &right, epilogue: &plain })?;
 
     let mut text = Text::default();
     let quad = text.quads(&Operand::Buffer(products, DType::F32)).ok_or("products in memory")?;
@@ -266,7 +290,7 @@ fn by_tiles(b: &mut Builder<'_>, p: &Problem, constant: &Constant, tile: Winogra
     );
     kernel +=
         &expand(wgsl::WINOGRAD_OUTPUT, &[("CHANNELS", p.per_group), ("QUADS", p.per_group / 4), ("OUT_H", height)]);
-    b.push(text, &kernel, groups(p.per_group / 4), "Winograd convolution", p.work)
+    b.push(text, &kernel, groups(count, p.per_group / 4), "Winograd convolution", p.work)
 }
 
 /// Output channels for which an input that is written once more, as what each tap meets, is read so much faster that it pays. Estimated from
@@ -274,7 +298,7 @@ fn by_tiles(b: &mut Builder<'_>, p: &Problem, constant: &Constant, tile: Winogra
 const UNFOLDED_CHANNELS: usize = 32;
 
 fn is_worth_unfolding(b: &Builder<'_>, p: &Problem) -> bool {
-    let floats = p.samples * unfolded_depth(p) * p.pixels().next_multiple_of(4);
+    let floats = p.samples * unfolded_depth(p) * p.pixels().next_multiple_of(32);
     p.groups == 1 && p.per_group >= UNFOLDED_CHANNELS && 4 * floats as u64 <= b.gpu.binding_bytes
 }
 
@@ -285,25 +309,28 @@ fn unfolded_depth(p: &Problem) -> usize {
 /// What each tap meets, written out, as the second factor of a product with the filters.
 fn unfolded(b: &mut Builder<'_>, p: &Problem, constant: &Constant) -> Result<(), Unable> {
     let (depth, pixels, taps) = (unfolded_depth(p), p.pixels(), p.vertical.kernel * p.horizontal.kernel);
-    let width = pixels.next_multiple_of(4);
+    let width = pixels.next_multiple_of(32);
     let group = group_size(b, width / 4);
     let patches = b.scratch(p.samples * depth * width);
     let mut text = Text::default();
     let load = text.function(&p.x);
     let array = text.bind(patches, "vec4<f32>", true);
     let mut parameters = numbers(p, group, 1);
-    parameters.extend([("QUADS", width / 4), ("TAPS", taps), ("DEPTH", depth)].map(|(name, n)| (name, n.to_string())));
+    let sizes = [("QUADS", width / 4), ("TAPS", taps), ("DEPTH", depth), ("REST", depth - p.inner * taps)];
+    parameters.extend(sizes.map(|(name, n)| (name, n.to_string())));
     let main = wgsl::expand(wgsl::UNFOLD, &parameters).replace("patches[", &format!("{array}["));
     let kernel = format!("fn x_at(i: u32) -> f32 {{ return {load}(i); }}\n{main}");
-    let groups = [(width / 4).div_ceil(group), depth, p.samples].map(|n| n as u32);
+    let groups = [(width / 4).div_ceil(group), p.inner, p.samples].map(|n| n as u32);
     b.push(text, &kernel, groups, "unfolding", Work::default())?;
 
     let rows = p.per_group;
-    let filters = b.upload(constant, "rows by fours", |filters| rows_by_fours(filters, rows))?;
+    let filters = b.upload(constant, "rows by 8", |filters| rows_in_blocks(&floats(filters), rows))?;
     let Operand::Buffer(filters, _) = filters else { return Err("filters in memory".into()) };
-    let left = Factor { operand: Operand::Buffer(filters, DType::F32), batch: vec![0], row: depth, column: 1 };
-    let patches = Operand::Buffer(patches, DType::F32);
-    let right = Factor { operand: patches, batch: vec![depth * width], row: width, column: 1 };
+    let factor = |buffer, floats: usize, row| {
+        let operand = Operand::Buffer(buffer, DType::F32);
+        Factor { operand, batch: vec![floats], row, column: 1, in_blocks: true }
+    };
+    let (left, right) = (factor(filters, 0, depth), factor(patches, depth * width, width));
     multiply_into(b, &p.product([rows, pixels, depth], &[p.samples], &left, &right))
 }
 
@@ -460,7 +487,7 @@ fn by_fours(filters: &Tensor, shape: &Shape) -> Vec<u8> {
 }
 
 /// Filters `[rows, …]` as f32, rows filled up to fours with zeros.
-fn rows_by_fours(filters: &Tensor, rows: usize) -> Vec<u8> {
+pub(super) fn rows_by_fours(filters: &Tensor, rows: usize) -> Vec<u8> {
     let values = floats(filters);
     let depth = values.len() / rows;
     let mut packed = vec![0.0f32; rows * depth.next_multiple_of(4)];

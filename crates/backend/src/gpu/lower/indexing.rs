@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        code::{self, Text, coordinates, float, position, strides},
+        code::{self, Operand, Text, coordinates, float, position, strides},
         plan::{Builder, Unable},
     },
     elementwise::is_float,
@@ -24,21 +24,17 @@ pub(super) fn lower_scatter(b: &mut Builder<'_>, node: &Node, op: &Scatter) -> R
         return Err(format!("indices of {of_index}").into());
     }
     let operand = b.operand(x)?;
-    let count = b.count(x);
     if b.count(updates) == 0 {
         return b.alias(output, x);
     }
-    let to = b.materialise(&operand, count)?;
+    let to = b.copied(x, operand)?;
     let (load_index, load_update) = (b.operand(indices)?, b.operand(updates)?);
     let mut text = Text::default();
     text.fault();
     let (index_at, update_at) = (text.function(&load_index), text.function(&load_update));
-    let array = text.bind(to, code::storage_type(dtype), true);
-    let (old, new) = match dtype {
-        DType::F16 => (format!("f32({array}[at])"), "update".to_string()),
-        DType::Bool => (format!("({array}[at] != 0u)"), "update".to_string()),
-        _ => (format!("{array}[at]"), "update".to_string()),
-    };
+    let old = format!("{}(at)", text.function(&Operand::Buffer(to, dtype)));
+    let store = text.store(to, code::storage_type(dtype));
+    let new = "update".to_string();
     use ScatterReduction::*;
     let combined = match (op.reduction, dtype) {
         (Replace, _) => new,
@@ -72,7 +68,7 @@ pub(super) fn lower_scatter(b: &mut Builder<'_>, node: &Node, op: &Scatter) -> R
             let extent = std::mem::replace(&mut line_shape[axis], 1);
             let from = strides(&of_updates);
             let walk = format!(
-                "{}let first = {};\nlet base = {};\nfor (var r = 0u; r < {extent}u; r = r + 1u) {{\nlet u = first + r * {}u;\n{}let at = base + u32(index) * {}u;\nlet update = {update_at}(u);\n{array}[at] = {element};\n}}\n",
+                "{}let first = {};\nlet base = {};\nfor (var r = 0u; r < {extent}u; r = r + 1u) {{\nlet u = first + r * {}u;\n{}let at = base + u32(index) * {}u;\nlet update = {update_at}(u);\n{store}(at, {element});\n}}\n",
                 coordinates(&line_shape, "i", "c"),
                 position(&from, 0, "c"),
                 position(&own, 0, "c"),
@@ -95,7 +91,7 @@ pub(super) fn lower_scatter(b: &mut Builder<'_>, node: &Node, op: &Scatter) -> R
                 walk += &resolve(&name, &format!("{index_at}(n * {tuple}u + {axis}u)"), shape[axis]);
                 walk += &format!("at = at + u32({name}) * {}u;\n", own[axis]);
             }
-            walk += &format!("let update = {update_at}(n * {slice}u + i);\n{array}[at] = {element};\n}}\n");
+            walk += &format!("let update = {update_at}(n * {slice}u + i);\n{store}(at, {element});\n}}\n");
             (slice, walk)
         }
     };
@@ -170,5 +166,5 @@ pub(super) fn lower_resize(b: &mut Builder<'_>, node: &Node, op: &Resize) -> Res
         code::wrapped(dtype, "total")
     );
     b.define(output, text, operands)?;
-    b.buffer(output).map(drop)
+    b.in_memory(output).map(drop)
 }

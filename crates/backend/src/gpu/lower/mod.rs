@@ -4,6 +4,7 @@ pub(super) mod attention;
 mod blocks;
 mod bytes;
 mod conv;
+mod depthwise;
 mod elementwise;
 mod indexing;
 mod movement;

@@ -97,13 +97,13 @@ pub(super) fn lower_concat(b: &mut Builder<'_>, node: &Node, op: &Concat) -> Res
         let operand = b.operand(id)?;
         let mut text = code::Text::default();
         let function = text.function(&operand);
-        let array = text.bind(to, code::storage_type(dtype), true);
+        let store = text.store(to, code::storage_type(dtype));
         let (count, size) = (b.count(id), extent * inner);
         let (groups, index) = code::grid(count, code::GROUP);
         let (whole, begin) = (shape[axis] * inner, before * inner);
         let element = code::stored(dtype, &format!("{function}(i)"));
         let kernel = format!(
-            "@compute @workgroup_size({})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\n{array}[i / {size}u * {whole}u + {begin}u + i % {size}u] = {element};\n}}\n",
+            "@compute @workgroup_size({})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\n{store}(i / {size}u * {whole}u + {begin}u + i % {size}u, {element});\n}}\n",
             code::GROUP
         );
         b.push(text, &kernel, groups, "copy", Default::default())?;

@@ -75,13 +75,19 @@ pub(super) struct Factor {
     pub batch: Vec<usize>,
     pub row: usize,
     pub column: usize,
+    /// Whether it lies in the blocks that a subgroup reads, one behind the other, whatever `row` and `column` say: of a first factor
+    /// `[m / 8][k / 4][8][4]`, of a second `[n / 32][k][32]`, and terms come by fours.
+    pub in_blocks: bool,
 }
 
 impl Factor {
     /// Whether four neighbours of a row lie as one of the fours that its memory can be read in.
     fn has_quads(&self) -> bool {
         let strides = self.batch.iter().chain([&self.row]);
-        self.column == 1 && strides.copied().all(|stride| stride.is_multiple_of(4)) && is_read_by_quads(&self.operand)
+        self.in_blocks
+            || self.column == 1
+                && strides.copied().all(|stride| stride.is_multiple_of(4))
+                && is_read_by_quads(&self.operand)
     }
 }
 
@@ -116,6 +122,7 @@ impl Product<'_> {
 }
 
 /// What is done to a sum before it is stored.
+#[derive(Clone)]
 pub(super) struct Epilogue {
     pub alpha: f32,
     /// Added to a whole row, after that: an element for each, over and over; and how many there are.
@@ -126,6 +133,7 @@ pub(super) struct Epilogue {
 }
 
 /// An operand times `factor`, at an index of its own that follows from the result's, `i`, by statements.
+#[derive(Clone)]
 pub(super) struct Added {
     pub statements: String,
     pub index: String,
@@ -215,16 +223,16 @@ fn multiply(
     let none = || Operand::Literal(String::new(), dtype);
     // The rows of the first factor may lie anyhow; of the second, what neighbours read lies together.
     let (row, column) = if transposed[0] { (1, m) } else { (k, 1) };
-    let mut a = Factor { operand: none(), batch: batch_left, row, column };
+    let mut a = Factor { operand: none(), batch: batch_left, row, column, in_blocks: false };
     let (row, column) = if transposed[1] { (1, k) } else { (n, 1) };
-    let mut second = Factor { operand: none(), batch: batch_right, row, column };
+    let mut second = Factor { operand: none(), batch: batch_right, row, column, in_blocks: false };
     // Several matrices against one second factor are one of more rows.
     let is_one = second.batch.iter().all(|&stride| stride == 0) && !transposed[0];
     let is_dense = of_left == &batch[..];
     let (m, batch) = if is_one && is_dense { (m * batch.iter().product::<usize>(), Vec::new()) } else { (m, batch) };
-    let to = b.output(output)?;
+    let (to, stored_as) = b.output_stored(output)?;
     let sizes = [m, n, k];
-    let product = Product { to, dtype, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue };
+    let product = Product { to, dtype: stored_as, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue };
     if written::product_of_weights(b, &product, ids)? {
         return Ok(());
     }
@@ -238,9 +246,15 @@ fn multiply(
         Some(constant) if b.precision == Precision::F16 => {
             b.upload(&b.weights(constant), "plain", super::super::executable::to_device)?
         }
+        Some(constant) if b.gpu.has_lanes && of_right.is_empty() && dtype == DType::F32 && k.is_multiple_of(4) => {
+            second.in_blocks = true;
+            let recipe = "columns by 32";
+            b.upload(&constant, recipe, |tensor| columns_in_blocks(&super::conv::floats(tensor), k, n))?
+        }
         _ => b.reread(ids[1])?,
     };
-    multiply_by_any(b, &Product { to, dtype, sizes, batch: &batch, left: &a, right: &second, epilogue: &epilogue })
+    let (left, right) = (&a, &second);
+    multiply_by_any(b, &Product { to, dtype: stored_as, sizes, batch: &batch, left, right, epilogue: &epilogue })
 }
 
 /// The product by a kernel written by hand, or else a generated one.
@@ -272,8 +286,43 @@ fn transposed_bytes(tensor: &Tensor) -> Vec<u8> {
     moved
 }
 
+/// Matrices of f32, `[.., k, n]`, with their columns by 32, what a block lacks filled with zeros: `[..][n / 32][k][32]`.
+pub(super) fn columns_in_blocks(values: &[f32], k: usize, n: usize) -> Vec<u8> {
+    let blocks = n.div_ceil(32);
+    let mut moved = vec![0.0f32; values.len() / n * blocks * 32];
+    for (line, row) in values.chunks_exact(n).enumerate() {
+        let (matrix, k_at) = (line / k, line % k);
+        for (block, from) in row.chunks(32).enumerate() {
+            moved[((matrix * blocks + block) * k + k_at) * 32..][..from.len()].copy_from_slice(from);
+        }
+    }
+    bytemuck::cast_slice(&moved).to_vec()
+}
+
+/// A matrix of f32, `[rows, k]`, with its rows by eights and its columns by fours, what these lack filled with zeros: `[rows / 8][k / 4][8][4]`.
+pub(super) fn rows_in_blocks(values: &[f32], rows: usize) -> Vec<u8> {
+    let depth = values.len() / rows;
+    let quads = depth.div_ceil(4);
+    let mut moved = vec![0.0f32; rows.div_ceil(8) * quads * 32];
+    for (row, line) in values.chunks_exact(depth).enumerate() {
+        for (quad, from) in line.chunks(4).enumerate() {
+            moved[((row / 8 * quads + quad) * 8 + row % 8) * 4..][..from.len()].copy_from_slice(from);
+        }
+    }
+    bytemuck::cast_slice(&moved).to_vec()
+}
+
 /// The product of two factors in the buffer `to`.
 pub(super) fn multiply_into(b: &mut Builder<'_>, product: &Product<'_>) -> Result<(), Unable> {
+    multiply_to(b, product, false)
+}
+
+/// As [`multiply_into`], with columns by fours one behind the other, and the sums as they are: `[matrix][n / 4][m][4]`.
+pub(super) fn multiply_into_columns(b: &mut Builder<'_>, product: &Product<'_>) -> Result<(), Unable> {
+    multiply_to(b, product, true)
+}
+
+fn multiply_to(b: &mut Builder<'_>, product: &Product<'_>, in_columns: bool) -> Result<(), Unable> {
     let &Product { to, dtype, sizes: [m, n, k], batch, left, right, epilogue } = product;
     let count = product.count();
     let mut text = Text::default();
@@ -282,7 +331,14 @@ pub(super) fn multiply_into(b: &mut Builder<'_>, product: &Product<'_>) -> Resul
     for (name, factor, row, column) in [("a_at", left, "m", "k"), ("b_at", right, "k", "n")] {
         let statements = if batch.is_empty() { String::new() } else { coordinates(batch, "z", "z") };
         let begin = if batch.is_empty() { "0u".to_string() } else { position(&factor.batch, 0, "z") };
-        let at = format!("{begin} + {row} * {}u + {column} * {}u", factor.row, factor.column);
+        let at = match (factor.in_blocks, name) {
+            (false, _) => format!("{begin} + {row} * {}u + {column} * {}u", factor.row, factor.column),
+            (true, "a_at") => {
+                let within = if has_lanes { "k * 8u" } else { "k / 4u * 32u + k % 4u" };
+                format!("{begin} + m / 8u * {}u + {within} + m % 8u * 4u", 8 * k)
+            }
+            (true, _) => format!("{begin} + n / 32u * {}u + k * 32u + n % 32u", 32 * k),
+        };
         let (of, value) = match has_lanes {
             false => ("f32", format!("{}({at})", text.function(&factor.operand))),
             true => {
@@ -298,7 +354,10 @@ pub(super) fn multiply_into(b: &mut Builder<'_>, product: &Product<'_>) -> Resul
         let value = if has_lanes { format!("let i = {at};\nreturn {value}") } else { format!("return {value}") };
         let _ = writeln!(kernel, "fn {name}(z: u32, {row}: u32, {column}: u32) -> {of} {{\n{statements}{value};\n}}");
     }
-    kernel += &finish(&mut text, to, dtype, n, epilogue, has_lanes);
+    kernel += &match in_columns {
+        false => finish(&mut text, to, dtype, n, epilogue, has_lanes),
+        true => finish_in_columns(&mut text, to, [m, n], has_lanes),
+    };
     let cost = |factor: &Factor| if factor.has_quads() { LOAD_QUAD } else { LOAD_FOUR };
     let lanes = has_lanes.then(|| Lanes::of([m, n, k, count], [cost(left), cost(right)], 2));
     let (template, group, rows, wide) = match &lanes {
@@ -315,7 +374,7 @@ pub(super) fn multiply_into(b: &mut Builder<'_>, product: &Product<'_>) -> Resul
     b.push_fastest(text, &kernel, ways, name, product.work())
 }
 
-/// `element(i, bias, x)`: the result's element `i`, of the sum `x` and what its row adds; and `bias_of(row)`.
+/// `element(i, bias, x)`: the result's element `i`, a float, of the sum `x` and what its row adds; and `bias_of(row)`.
 pub(super) fn element(text: &mut Text, dtype: DType, epilogue: &Epilogue) -> String {
     let mut body = match epilogue.alpha {
         1.0 => "var x = sum + bias;\n".to_string(),
@@ -330,7 +389,7 @@ pub(super) fn element(text: &mut Text, dtype: DType, epilogue: &Epilogue) -> Str
         Some((operand, count)) => format!("{}(row % {count}u)", text.function(operand)),
         None => "0.0".to_string(),
     };
-    let value = wrapped(dtype, &epilogue.function);
+    let value = if code::is_byte(dtype) { epilogue.function.clone() } else { wrapped(dtype, &epilogue.function) };
     format!(
         "fn bias_of(row: u32) -> f32 {{ return {bias}; }}\nfn element(i: u32, bias: f32, sum: f32) -> f32 {{\n{body}return {value};\n}}\n"
     )
@@ -356,7 +415,30 @@ pub(super) fn finish(
     format!("{element}fn finish(row: u32, n: u32, x: vec4<f32>) {{\nlet i = row * {columns}u + n;\n{store}}}\n")
 }
 
+/// As [`finish`], of a sum as it is, into `[matrix][n / 4][m][4]`.
+fn finish_in_columns(text: &mut Text, to: BufferId, [m, n]: [usize; 2], has_lanes: bool) -> String {
+    let quad = format!("(row / {m}u * {}u + n / 4u) * {m}u + row % {m}u", n / 4);
+    if has_lanes {
+        let store = text.store(to, "vec4<f32>");
+        return format!("fn finish(row: u32, n: u32, x: vec4<f32>) {{ {store}({quad}, x); }}\n");
+    }
+    let store = text.store(to, "f32");
+    format!(
+        "fn finish(i: u32, x: f32) {{\nlet row = i / {n}u;\nlet n = i % {n}u;\n{store}(({quad}) * 4u + n % 4u, x);\n}}\n"
+    )
+}
+
+/// `value`, a float, as an element of `dtype` in memory, of a float's type or a byte's.
+pub(super) fn stored_float(dtype: DType, value: &str) -> String {
+    match dtype {
+        DType::U8 => format!("u32({value})"),
+        DType::I8 => format!("i32({value})"),
+        _ => stored(dtype, value),
+    }
+}
+
 /// Statements that store `count` neighbours of row `row`, of `columns`, from column `{at}` on, element `i` of the result, of the sums `{sums}`.
+/// Bytes come by fours, and so do their columns.
 pub(super) fn store_row(
     text: &mut Text,
     to: BufferId,
@@ -365,14 +447,21 @@ pub(super) fn store_row(
     count: usize,
     [at, sums]: [&str; 2],
 ) -> String {
+    let element = |j: usize| format!("element(i + {j}u, bias, {sums}[{j}])");
     if dtype == DType::F32 && columns.is_multiple_of(4) && count == 4 {
         let store = text.store(to, "vec4<f32>");
-        let each = (0..4).map(|j| format!("element(i + {j}u, bias, {sums}[{j}])")).collect::<Vec<_>>().join(", ");
+        let each = (0..4).map(element).collect::<Vec<_>>().join(", ");
         return format!("let bias = bias_of(row);\n{store}(i / 4u, vec4<f32>({each}));\n");
+    }
+    if code::is_byte(dtype) {
+        let store = text.store(to, "u32");
+        let byte = |j: usize| format!("({} << {}u)", code::byte(dtype, &stored_float(dtype, &element(j))), 8 * j);
+        let word = (0..4).map(byte).collect::<Vec<_>>().join(" | ");
+        return format!("let bias = bias_of(row);\n{store}(i / 4u, {word});\n");
     }
     let store = text.store(to, code::storage_type(dtype));
     let one = |j: usize| {
-        let value = stored(dtype, &format!("element(i + {j}u, bias, {sums}[{j}])"));
+        let value = stored(dtype, &element(j));
         format!("if ({at} + {j}u < {columns}u) {{ {store}(i + {j}u, {value}); }}\n")
     };
     "let bias = bias_of(row);\n".to_string() + &(0..count).map(one).collect::<String>()
@@ -394,8 +483,8 @@ pub(super) fn inputs_of_gates(
         }
         None => (b.reread(w)?, 1, features),
     };
-    let left = Factor { operand: x, batch: vec![0], row: features, column: 1 };
-    let right = Factor { operand, batch: vec![rows * features], row, column };
+    let left = Factor { operand: x, batch: vec![0], row: features, column: 1, in_blocks: false };
+    let right = Factor { operand, batch: vec![rows * features], row, column, in_blocks: false };
     let mut added = Vec::new();
     if let Some(bias) = bias {
         let index = format!("i / {}u * {}u + i % {rows}u", count * rows, 2 * rows);

@@ -169,13 +169,12 @@ pub(super) fn lower_reduce(b: &mut Builder<'_>, node: &Node, op: &Reduce) -> Res
 /// `id` is `function`, computed now: nobody should go through its loop twice.
 pub(super) fn finish(b: &mut Builder<'_>, id: ValueId, function: Function) -> Result<(), Unable> {
     b.define(id, function.body, function.operands)?;
-    b.buffer(id).map(drop)
+    b.in_memory(id).map(drop)
 }
 
 /// `function` of `count` results, computed now.
 pub(super) fn computed(b: &mut Builder<'_>, function: Function, count: usize) -> Result<Operand, Unable> {
-    let dtype = function.dtype;
-    Ok(Operand::Buffer(b.materialise(&Operand::Function(Rc::new(function)), count)?, dtype))
+    b.placed(&Operand::Function(Rc::new(function)), count)
 }
 
 /// Outer elements, the extent of an axis, and the elements behind it.
@@ -226,14 +225,14 @@ pub(super) fn lower_cumulate(b: &mut Builder<'_>, node: &Node, op: &Cumulate) ->
     let to = b.output(output)?;
     let mut text = Text::default();
     let load = text.function(&operand);
-    let array = text.bind(to, code::storage_type(dtype), true);
+    let store = text.store(to, code::storage_type(dtype));
     let (groups, index) = code::grid(outer * inner, GROUP);
     let (of, identity) = (code::value_type(dtype).unwrap_or("f32"), integer(dtype, i128::from(op.product)));
     let step = if op.reverse { format!("{}u - step", extent - 1) } else { "step".to_string() };
     let next = code::wrapped(dtype, &format!("total {} {load}(at)", if op.product { "*" } else { "+" }));
     let kept = code::stored(dtype, if op.exclusive { "total" } else { "next" });
     let kernel = format!(
-        "@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\nline(i);\n}}\nfn line(i: u32) {{\nlet start = i / {inner}u * {}u + i % {inner}u;\nvar total: {of} = {identity};\nfor (var step = 0u; step < {extent}u; step = step + 1u) {{\nlet at = start + ({step}) * {inner}u;\nlet next = {next};\n{array}[at] = {kept};\ntotal = next;\n}}\n}}\n",
+        "@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\nline(i);\n}}\nfn line(i: u32) {{\nlet start = i / {inner}u * {}u + i % {inner}u;\nvar total: {of} = {identity};\nfor (var step = 0u; step < {extent}u; step = step + 1u) {{\nlet at = start + ({step}) * {inner}u;\nlet next = {next};\n{store}(at, {kept});\ntotal = next;\n}}\n}}\n",
         extent * inner
     );
     b.push(text, &kernel, groups, "running total", Work::default())
@@ -254,7 +253,7 @@ pub(super) fn lower_top_k(b: &mut Builder<'_>, node: &Node, op: &TopK) -> Result
     let (values, indices) = (b.output(node.outputs[0])?, b.output(node.outputs[1])?);
     let mut text = Text::default();
     let load = text.function(&operand);
-    let (to, at_array) = (text.bind(values, code::storage_type(dtype), true), text.bind(indices, "i64", true));
+    let (put, put_at) = (text.store(values, code::storage_type(dtype)), text.store(indices, "i64"));
     let (groups, index) = code::grid(count, GROUP);
     let sign = if op.largest { ">" } else { "<" };
     // NaN is larger than every number.
@@ -265,7 +264,7 @@ pub(super) fn lower_top_k(b: &mut Builder<'_>, node: &Node, op: &TopK) -> Result
     };
     let equal = if is_float(dtype) { "(x == own || (is_nan(x) && is_nan(own)))" } else { "(x == own)" };
     let kernel = format!(
-        "@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\nlet place = i / {inner}u % {extent}u;\nlet start = i / {block}u * {block}u + i % {inner}u;\nlet own = {load}(i);\nvar rank = 0u;\nfor (var r = 0u; r < {extent}u; r = r + 1u) {{\nlet x = {load}(start + r * {inner}u);\nif ({before} || ({equal} && r < place)) {{ rank = rank + 1u; }}\n}}\nif (rank < {k}u) {{\nlet slot = (i / {block}u * {k}u + rank) * {inner}u + i % {inner}u;\n{to}[slot] = {element};\n{at_array}[slot] = i64(place);\n}}\n}}\n",
+        "@compute @workgroup_size({GROUP})\nfn main(@builtin(global_invocation_id) at: vec3<u32>) {{\n{index}\nlet place = i / {inner}u % {extent}u;\nlet start = i / {block}u * {block}u + i % {inner}u;\nlet own = {load}(i);\nvar rank = 0u;\nfor (var r = 0u; r < {extent}u; r = r + 1u) {{\nlet x = {load}(start + r * {inner}u);\nif ({before} || ({equal} && r < place)) {{ rank = rank + 1u; }}\n}}\nif (rank < {k}u) {{\nlet slot = (i / {block}u * {k}u + rank) * {inner}u + i % {inner}u;\n{put}(slot, {element});\n{put_at}(slot, i64(place));\n}}\n}}\n",
         block = extent * inner,
         element = code::stored(dtype, "own"),
     );
