@@ -1,3 +1,5 @@
+//! The kernels of a plan on the GPU that is there, against plain computations: forms, limits, precisions, clocks and losses of the device.
+
 use super::*;
 use crate::{
     CompileOptions, Input, Numerics, OpTiming, Output, Phase, PhaseObserver, Precision, Profiler, RunContext, RunError,

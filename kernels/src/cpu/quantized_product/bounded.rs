@@ -235,7 +235,7 @@ impl Measures<'_> {
     }
 }
 
-/// As [`super::tile::multiply`] of bytes, by steps that the values allow. Of the centred ones the panel's bytes are unsigned and A's signed.
+/// As `multiply` in `tile.rs` of bytes, by steps that the values allow. Of the centred ones the panel's bytes are unsigned and A's signed.
 ///
 /// # Safety
 /// `ROWS` rows of `words` words are readable at `a`, `words` of as many as a panel's columns at `b`, the steps are of as many words; `[row][2][LANES]` are writable at `sums`.
