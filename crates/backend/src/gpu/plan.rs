@@ -476,8 +476,9 @@ impl Builder<'_> {
         })
     }
 
+    /// A buffer of so many bytes, the last word whole: kernels read words.
     fn add(&mut self, bytes: usize) -> BufferId {
-        self.buffers.push(Building { bytes, weight: None });
+        self.buffers.push(Building { bytes: bytes.next_multiple_of(4), weight: None });
         BufferId(self.buffers.len() as u32 - 1)
     }
 
@@ -801,7 +802,7 @@ impl Builder<'_> {
 
     /// As [`Builder::scratch`], of numbers of 16 bits.
     pub fn scratch_halves(&mut self, count: usize) -> BufferId {
-        self.add((2 * count).next_multiple_of(4))
+        self.add(2 * count)
     }
 
     /// `id` is in `buffer`, which kernels that were pushed have filled.
