@@ -55,6 +55,11 @@ struct Bytes {
     signed: bool,
 }
 
+/// Multiplications and additions of a product or convolution.
+fn operations(shape: &ProductShape) -> u64 {
+    2 * (shape.rows() * shape.channels_out * shape.depth()) as u64
+}
+
 fn input(node: &Node, index: usize) -> Option<ValueId> {
     node.inputs.get(index).copied().flatten()
 }

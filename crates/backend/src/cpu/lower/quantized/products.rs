@@ -21,7 +21,7 @@ pub(in crate::cpu) struct ProductStep {
 
 impl ProductStep {
     pub fn operations(&self) -> u64 {
-        2 * (self.shape.rows() * self.shape.channels_out * self.shape.depth()) as u64
+        operations(&self.shape)
     }
 }
 

@@ -14,10 +14,7 @@ impl WindowStep {
     /// Of products; pools have none.
     pub fn operations(&self) -> u64 {
         match self.op {
-            WindowKind::Depthwise { .. } => {
-                2 * (self.shape.rows() * self.shape.channels_out * self.shape.height.kernel * self.shape.width.kernel)
-                    as u64
-            }
+            WindowKind::Depthwise { .. } => operations(&self.shape),
             _ => 0,
         }
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{Work, attention::Known};
 use cutover_graph::{Constant, NodeId, Op, ValueId, ops::WindowAxis};
-use cutover_kernels::cuda::{Conv, Element, Functions, Layout, Precision};
+use cutover_kernels::cuda::{Conv, Element, Layout};
 use cutover_tensor::{DType, Tensor};
 
 /// A convolution's sizes.
@@ -68,27 +68,10 @@ impl Windows {
         })
     }
 
-    fn conv(&self, result: Element, has_zero_point: bool, functions: Functions) -> Conv {
-        let both = |of: fn(&WindowAxis) -> usize| [of(&self.down), of(&self.right)];
-        Conv {
-            images: self.samples,
-            channels: self.padded(),
-            out_channels: self.out(),
-            groups: self.groups,
-            input: both(|axis| axis.input),
-            output: both(|axis| axis.output),
-            kernel: both(|axis| axis.kernel),
-            stride: both(|axis| axis.stride),
-            dilation: both(|axis| axis.dilation),
-            pad_begin: both(|axis| axis.pad_begin),
-            layout: Layout::Channels,
-            element: Element::I8,
-            result,
-            has_zero_point,
-            precision: Precision::Full,
-            x_is_function: false,
-            functions,
-        }
+    fn conv(&self, result: Element, has_zero_point: bool) -> Conv {
+        let counts = [self.samples, self.padded(), self.out(), self.groups];
+        let of = written::of_windows(counts, [&self.down, &self.right], Element::I8);
+        Conv { layout: Layout::Channels, result, has_zero_point, ..of }
     }
 }
 
@@ -96,7 +79,7 @@ impl Windows {
 pub(super) fn is_there(b: &Builder<'_>, of: &Windows, dtype: DType) -> bool {
     // Channels of a group are whole words.
     let fits = of.groups == 1 || of.inner.is_multiple_of(4) || of.is_depthwise() && of.groups.is_multiple_of(4);
-    let conv = of.conv(Element::I32, false, Functions::default());
+    let conv = of.conv(Element::I32, false);
     let is_word = code::storage_bytes(dtype) == 4;
     is_word && fits && b.gpu.written.is_some_and(|device| written::has_convolution_of_bytes(&conv, device))
 }
@@ -177,7 +160,7 @@ return value_of(row * {pixels}u + pixel % {pixels}u, row, channel, sum);
     );
     let count = of.samples * pixels * out;
     let to = b.scratch(if is_bytes { count / 4 } else { count });
-    let conv = of.conv(if is_bytes { Element::I8 } else { Element::I32 }, has_zero_point, Functions::default());
+    let conv = of.conv(if is_bytes { Element::I8 } else { Element::I32 }, has_zero_point);
     written::convolution_of_bytes(b, text, &functions, conv, (&inputs, to, work))?;
     hold(b, result, to, [of.samples, out, pixels], is_bytes)?;
     Ok(true)

@@ -16,8 +16,8 @@ use super::{
     half_of, narrowed, only, precision, stored, upload_half, worth_trying,
 };
 use crate::Numerics;
-use cutover_graph::ValueId;
-use cutover_kernels::cuda::{self, Conv, Element, Functions, Layout, Refused, Winograd};
+use cutover_graph::{ValueId, ops::WindowAxis};
+use cutover_kernels::cuda::{self, Conv, Element, Functions, Layout, Precision, Refused, Winograd};
 use cutover_tensor::DType;
 
 const CONVOLUTION: Names = Names {
@@ -29,13 +29,22 @@ const CONVOLUTION: Names = Names {
 
 /// The geometry of `p`, by planes, in the elements that the model has.
 fn geometry(b: &Builder<'_>, p: &Problem, element: Element) -> Conv {
-    let (vertical, horizontal) = (&p.vertical, &p.horizontal);
-    let both = |of: fn(&cutover_graph::ops::WindowAxis) -> usize| [of(vertical), of(horizontal)];
+    let counts = [p.samples, p.inner * p.groups, p.channels(), p.groups];
+    Conv { precision: precision(b), ..of_windows(counts, [&p.vertical, &p.horizontal], element) }
+}
+
+/// By planes: samples, channels in and out, groups; the windows down and across; what all of it is held in.
+pub(in super::super) fn of_windows(
+    [images, channels, out_channels, groups]: [usize; 4],
+    windows: [&WindowAxis; 2],
+    element: Element,
+) -> Conv {
+    let both = |of: fn(&WindowAxis) -> usize| windows.map(of);
     Conv {
-        images: p.samples,
-        channels: p.inner * p.groups,
-        out_channels: p.channels(),
-        groups: p.groups,
+        images,
+        channels,
+        out_channels,
+        groups,
         input: both(|axis| axis.input),
         output: both(|axis| axis.output),
         kernel: both(|axis| axis.kernel),
@@ -46,7 +55,7 @@ fn geometry(b: &Builder<'_>, p: &Problem, element: Element) -> Conv {
         element,
         result: element,
         has_zero_point: false,
-        precision: precision(b),
+        precision: Precision::Full,
         x_is_function: false,
         functions: Functions::default(),
     }

@@ -31,7 +31,7 @@ use std::rc::Rc;
 pub(super) use attention::{Attention, Rows as AttentionRows, attention};
 pub(super) use blocks::blocked_product;
 pub(super) use bytes::{convolution_of_bytes, has_convolution_of_bytes, has_product_of_bytes, product_of_bytes};
-pub(super) use conv::{convolution, convolution_by_channels};
+pub(super) use conv::{convolution, convolution_by_channels, of_windows};
 pub(super) use recurrent::{Recurrence, recurrence};
 pub(in super::super) use rows::transposed;
 pub(super) use rows::{Rows, rows};
